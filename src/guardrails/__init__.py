@@ -1,0 +1,31 @@
+"""guardrails: WSGI middleware that refuses what the server cannot afford.
+
+app.wsgi_app = guardrails.throttle(app.wsgi_app, guardrails.SpeedLimit("120/minute"))
+"""
+
+from guardrails.decision import Decision
+from guardrails.errors import ConfigurationError, GuardrailsError, StoreError
+from guardrails.guards.agents import BlockAgents
+from guardrails.guards.concurrency import MaxConcurrentReqs
+from guardrails.guards.cpu import CPUThrottle
+from guardrails.guards.speed import SpeedLimit
+from guardrails.middleware import Throttle, throttle
+from guardrails.store.urls import open_store
+from guardrails.worker.rlimits import rlimits
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockAgents",
+    "CPUThrottle",
+    "ConfigurationError",
+    "Decision",
+    "GuardrailsError",
+    "MaxConcurrentReqs",
+    "SpeedLimit",
+    "StoreError",
+    "Throttle",
+    "open_store",
+    "rlimits",
+    "throttle",
+]

@@ -1,0 +1,21 @@
+"""What guardrails raises: at build time for a wrong configuration, and inside for a failing store."""
+
+
+class GuardrailsError(Exception):
+    """The parent of everything that guardrails raises."""
+
+
+class ConfigurationError(GuardrailsError, ValueError):
+    """An argument is wrong: the message says which, its value, the rule and the remedy."""
+
+
+class StoreError(GuardrailsError):
+    """A store could not do its work. It never reaches a client: see `on_store_error`."""
+
+
+class StoreBusyError(StoreError):
+    """The store could not be entered now, and the same call may succeed later."""
+
+
+class InsideError(StoreBusyError):
+    """This thread is in the store already: a destructor or a signal handler came in between."""

@@ -1,0 +1,414 @@
+"""What a guard is: a frozen value that says which requests it covers and what it demands for them.
+
+All guards share the options below; `StatefulGuard` adds whom it counts by. A `Post` is a guard on
+duty in one throttle, with its final name, and everything computed that can be computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from http import HTTPMethod
+from typing import Any, ClassVar
+
+from guardrails.address import Networks
+from guardrails.errors import ConfigurationError
+from guardrails.request import Request, falls_under, normal_host
+from guardrails.store.contract import Demand, Meter
+from guardrails.units import parse_duration
+
+log = logging.getLogger("guardrails")
+
+By = str | Callable[[dict[str, Any]], str | None]
+_WORDS_OF_BY = ("client", "client+agent", "all", "host", "path", "user")
+_DISPLAY_SECRET = secrets.token_bytes(16)
+LONGEST_AGENT = 512
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The options of every guard.
+
+    name: what logs, counters and the state call it; made of kind, path and `by` if not given.
+    path: one or several prefixes on segment borders, or a compiled pattern tried with `match`.
+    methods: which methods it covers; GET implies HEAD. None is all.
+    host: one or several hosts; case, port and a last dot do not count. None is all.
+    exempt: networks that it leaves alone.   exempt_paths: prefixes that it leaves alone.
+    status: the HTTP status of a refusal.   dry_run: only say what it would do.
+    ban: bans the client of a refused request from everything for so long, such as "20m".
+    on_error: "allow" or "deny" when a callable of yours raises.
+    """
+
+    _: KW_ONLY
+    name: str | None = None
+    path: str | tuple[str, ...] | re.Pattern[str] | None = None
+    methods: tuple[str, ...] | None = None
+    host: str | tuple[str, ...] | None = None
+    exempt: tuple[str, ...] = ()
+    exempt_paths: tuple[str, ...] = ()
+    status: int = 0
+    dry_run: bool = False
+    ban: str | float | None = None
+    on_error: str = "allow"
+
+    kind: ClassVar[str] = "guard"
+    default_status: ClassVar[int] = 429
+
+    def __post_init__(self) -> None:
+        self._set("path", _paths(self.path, "path"))
+        self._set("methods", _methods(self.methods))
+        self._set("host", None if self.host is None else _texts(self.host, "host"))
+        self._set("exempt", _texts(self.exempt, "exempt"))
+        Networks(self.exempt, "exempt")
+        self._set("exempt_paths", _paths(self.exempt_paths, "exempt_paths") or ())
+        self._set("status", check_status(self.status or self.default_status))
+        if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
+            raise ConfigurationError(
+                f"name: {self.name!r} is not a name: give a text that is not empty, or leave it out"
+            )
+        if self.ban is not None and parse_duration(self.ban, "ban") == 0:
+            raise ConfigurationError(
+                f'ban: {self.ban!r} bans for no time: write how long, such as "20m", or leave it out'
+            )
+        if self.on_error not in ("allow", "deny"):
+            raise ConfigurationError(
+                f'on_error: {self.on_error!r} is neither "allow" nor "deny": write one of them'
+            )
+
+    def _set(self, attribute: str, value: object) -> None:
+        object.__setattr__(self, attribute, value)
+
+    def default_name(self) -> str:
+        """Kind, path and by: never the figures, so that tuning keeps the state."""
+        path = self.path
+        if isinstance(path, re.Pattern):
+            path = (path.pattern,)
+        return " ".join((self.kind, *(path or ()), *self._name_parts()))
+
+    def _name_parts(self) -> tuple[str, ...]:
+        return ()
+
+    def fixed_demand(self, post: Post) -> Demand | None:
+        """The demand where it is the same for all requests; None where `demand` says it."""
+        raise NotImplementedError
+
+    def demand(self, post: Post, request: Request) -> Demand | None:
+        """The demand for one request; None when the guard does not apply to it."""
+        raise NotImplementedError
+
+    def fixed_key(self) -> bytes | None:
+        """The key where it is the same for all requests."""
+        return None
+
+    def counts_by_client(self) -> bool:
+        """Whether the client's address is the key, or part of it."""
+        return True
+
+    def key(self, request: Request) -> bytes | None:
+        """Whom the demand is for; None when the guard does not apply."""
+        return request.client.key if request.client is not None else None
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{item.name}={getattr(self, item.name)!r}"
+            for item in fields(self)
+            if item.repr and getattr(self, item.name) != item.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, repr=False)
+class StatefulGuard(Guard):
+    """The options of guards that count.
+
+    by: whom it counts by: "client", "client+agent", "all", "host", "path", "user" (REMOTE_USER),
+    "header:NAME", "cookie:NAME", or a callable environ -> str | None, None meaning that the guard
+    does not apply. A missing header or cookie falls back to the client.
+    wait: for how long a request may be held back before it is refused.
+    """
+
+    _: KW_ONLY
+    by: By = "client"
+    wait: str | float = 0
+    _key: Callable[[Request], bytes | None] = field(
+        default=lambda _request: None, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_duration(self.wait, "wait")
+        self._set("_key", _key_function(self.by))
+
+    def _name_parts(self) -> tuple[str, ...]:
+        by = self.by
+        return (by if isinstance(by, str) else getattr(by, "__name__", "callable"),)
+
+    def fixed_key(self) -> bytes | None:
+        return b"" if self.by == "all" else None
+
+    def counts_by_client(self) -> bool:
+        return isinstance(self.by, str) and self.by.startswith(("client", "header:", "cookie:"))
+
+    def key(self, request: Request) -> bytes | None:
+        return self._key(request)
+
+
+class Post:
+    """A guard on duty: its final name, which requests it covers, what it demands."""
+
+    __slots__ = (
+        "ban",
+        "ban_for",
+        "ban_only",
+        "by_client",
+        "dry_run",
+        "exempt_paths",
+        "fixed_demand",
+        "fixed_key",
+        "guard",
+        "hosts",
+        "methods",
+        "name",
+        "nothing",
+        "number",
+        "path",
+        "refusal",
+        "shadow_ban",
+        "wait",
+    )
+
+    def __init__(self, guard: Guard, name: str, number: int) -> None:
+        self.guard = guard
+        self.name = name
+        self.number = number
+        self.dry_run = guard.dry_run
+        self.path = guard.path
+        self.methods = guard.methods
+        self.hosts = guard.host and tuple(map(normal_host, guard.host))
+        self.exempt_paths = guard.exempt_paths
+        self.wait = parse_duration(getattr(guard, "wait", 0), "wait")
+        self.ban_for = parse_duration(guard.ban, "ban") if guard.ban is not None else 0
+        self.ban = self.shadow_ban = None
+        if self.ban_for:
+            self.ban = _ban_meter(f"{name} ban", self.ban_for)
+            self.shadow_ban = _ban_meter(f"{name} ban dry-run", self.ban_for)
+        self.ban_only = self.make_demand(ban_only=True)
+        self.nothing = self.make_demand()
+        self.refusal = self.make_demand(refused=True)
+        self.by_client = type(guard).key is Guard.key or getattr(guard, "by", None) == "client"
+        self.fixed_key = guard.fixed_key()
+        self.fixed_demand = guard.fixed_demand(self)
+
+    def make_demand(self, **parts: Any) -> Demand:
+        """A demand in this post's name, with its ban."""
+        return Demand(
+            guard=self.name,
+            ban=self.ban,
+            shadow_ban=self.shadow_ban,
+            ban_for=self.ban_for,
+            wait=self.wait,
+            **parts,
+        )
+
+    def covers(self, method: str, host: str, readings: tuple[str, ...]) -> bool:
+        """Whether the guard is about such a request, by any reading of its path."""
+        if self.methods is not None and method not in self.methods:
+            return False
+        if self.hosts is not None and normal_host(host) not in self.hosts:
+            return False
+        if all(falls_under(reading, self.exempt_paths) for reading in readings):
+            return False
+        path = self.path
+        if path is None:
+            return True
+        if isinstance(path, re.Pattern):
+            return any(path.match(reading) for reading in readings)
+        return any(falls_under(reading, path) for reading in readings)
+
+
+def display_key(guard: Guard, key: bytes, client: str) -> str:
+    """How a key is shown: a client as its address, a header's or cookie's value as a keyed hash."""
+    by = getattr(guard, "by", "client")
+    if by == "client":
+        return client
+    if by == "all":
+        return "all"
+    if by in ("host", "path"):
+        return key.decode("latin-1")
+    return hashlib.blake2b(key, key=_DISPLAY_SECRET, digest_size=6).hexdigest()
+
+
+def check_wsgi_app(app: Any, guard: str) -> Any:
+    """Refuse what is not a WSGI app: most often a guard was put on a view function."""
+    remedy = (
+        f"{guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes (environ, "
+        f"start_response): wrap the app and name the view by its path, as in "
+        f'app.wsgi_app = guardrails.throttle(app.wsgi_app, {guard}(..., path="/that/view"))'
+    )
+    if not callable(app):
+        raise ConfigurationError(remedy)
+    if inspect.isfunction(app):
+        try:
+            bound = inspect.signature(app).bind(None, None)
+        except TypeError:
+            raise ConfigurationError(remedy) from None
+        if next(iter(bound.arguments), "") == "request":
+            raise ConfigurationError(remedy)
+    return app
+
+
+def check_status(status: object) -> int:
+    """Refuse a status that is no refusal."""
+    if isinstance(status, bool) or not isinstance(status, int) or not 400 <= status <= 599:
+        raise ConfigurationError(
+            f"status: {status!r} is not an HTTP status of a refusal: write one from 400 to 599, "
+            "such as 429 or 503"
+        )
+    return status
+
+
+def unique_names(guards: Iterable[Guard]) -> list[str]:
+    """A name for each guard: given ones must differ, made ones get a number when alike."""
+    guards = list(guards)
+    given = [guard.name for guard in guards if guard.name is not None]
+    for name in given:
+        if given.count(name) > 1:
+            raise ConfigurationError(
+                f"name: {name!r} is given to {given.count(name)} guards, and each keeps its state "
+                "under its name: give each its own, or leave the names out"
+            )
+    taken, names = set(given), []
+    for guard in guards:
+        if guard.name is not None:
+            names.append(guard.name)
+            continue
+        name = base = guard.default_name()
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{base} {number}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _ban_meter(name: str, ban_for: int) -> Meter:
+    return Meter(name, need=0, cost=0, limit=0, resume=0, horizon=ban_for)
+
+
+def _key_function(by: By) -> Callable[[Request], bytes | None]:
+    if callable(by):
+        return lambda request: _text_key(by(request.environ))
+    if not isinstance(by, str):
+        raise ConfigurationError(f"by: {by!r} is neither a text nor a callable: write one of them")
+    kind, _, name = by.partition(":")
+    if kind == "header" and name:
+        variable = "HTTP_" + name.upper().replace("-", "_")
+        return lambda request: _or_client(request, request.environ.get(variable))
+    if kind == "cookie" and name:
+        return lambda request: _or_client(request, _cookie(request.environ, name))
+    keys: Mapping[str, Callable[[Request], bytes | None]] = {
+        "client": lambda request: request.client.key if request.client else None,
+        "client+agent": _client_and_agent,
+        "all": lambda _request: b"",
+        "host": lambda request: normal_host(request.host).encode("latin-1", "replace"),
+        "path": lambda request: request.path.encode("latin-1", "replace"),
+        "user": lambda request: _text_key(request.environ.get("REMOTE_USER") or None),
+    }
+    if by not in keys:
+        raise ConfigurationError(
+            f"by: {by!r} is unknown: use "
+            + ", ".join(f'"{word}"' for word in _WORDS_OF_BY)
+            + ', "header:NAME", "cookie:NAME" or a callable'
+        )
+    return keys[by]
+
+
+def _client_and_agent(request: Request) -> bytes | None:
+    if request.client is None:
+        return None
+    agent = request.environ.get("HTTP_USER_AGENT", "")[:LONGEST_AGENT]
+    # The address's length makes the join unambiguous.
+    return bytes((len(request.client.key),)) + request.client.key + agent.encode("latin-1", "replace")
+
+
+def _or_client(request: Request, value: str | None) -> bytes | None:
+    if value:
+        # Marked, so that nobody can send another client's key as a header.
+        return b"\0value\0" + value.encode("latin-1", "replace")
+    return request.client.key if request.client is not None else None
+
+
+def _text_key(value: str | None) -> bytes | None:
+    return None if value is None else str(value).encode("utf-8", "surrogateescape")
+
+
+def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
+    for part in environ.get("HTTP_COOKIE", "").split(";"):
+        name, _, value = part.partition("=")
+        if name.strip() == wanted:
+            return value.strip()
+    return None
+
+
+def _texts(value: Any, argument: str) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigurationError(f"{argument}: {text!r} is not a text: give texts")
+    return texts
+
+
+def _paths(value: Any, argument: str) -> tuple[str, ...] | re.Pattern[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, re.Pattern):
+        return value
+    prefixes = []
+    for prefix in _texts(value, argument):
+        if not prefix.startswith("/"):
+            raise ConfigurationError(
+                f"{argument}: {prefix!r} does not start with a slash: write the path as the client "
+                f'asks for it, such as "/{prefix}"'
+            )
+        prefixes.append(prefix.rstrip("/") or "/")
+    return tuple(prefixes)
+
+
+def exempt_path_prefixes(value: Any) -> tuple[str, ...]:
+    """The prefixes of `exempt_paths`."""
+    paths = _paths(value, "exempt_paths")
+    if isinstance(paths, re.Pattern):
+        raise ConfigurationError(
+            f"exempt_paths: {paths.pattern!r} is a pattern: give prefixes, such as "
+            '["/static/", "/healthz"]'
+        )
+    return paths or ()
+
+
+def _methods(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    methods = []
+    for method in (value,) if isinstance(value, str) else tuple(value):
+        known = method.upper() if isinstance(method, str) else method
+        if known not in HTTPMethod.__members__ and known not in _WEBDAV:
+            raise ConfigurationError(
+                f"methods: {method!r} is not an HTTP method: use "
+                + ", ".join(HTTPMethod.__members__)
+                + " or a WebDAV method"
+            )
+        methods.append(known)
+    if "GET" in methods and "HEAD" not in methods:
+        methods.append("HEAD")
+    return tuple(methods)
+
+
+_WEBDAV = frozenset(
+    ["PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH", "MKCALENDAR", "PURGE"]
+)

@@ -1,0 +1,66 @@
+"""MaxConcurrentReqs: so many requests at once. Successor of mod_throttle_access."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from guardrails.errors import ConfigurationError
+from guardrails.guard import By, Post, StatefulGuard
+from guardrails.guards.alone import StandsAlone
+from guardrails.request import Request
+from guardrails.store.contract import Demand, Slot
+from guardrails.units import parse_count, parse_duration
+
+
+@dataclass(frozen=True, repr=False)
+class MaxConcurrentReqs(StandsAlone, StatefulGuard):
+    """Refuses with 503 while `limit` requests that it covers are open, over all workers.
+
+    limit: how many at once, or a callable environ -> int or None (does not apply).
+    by: "all" by default: one cap for everybody. "client" caps each client.
+    hold: "response" counts a request until its response is closed; "call" only until the app has
+    returned, so that slow readers of a stream hold nothing.
+    max_hold: after so long a slot that nobody released is free again.
+
+    Slots of a worker that died come back. Retry-After is estimated from how long slots are held.
+    """
+
+    limit: int | Callable[[dict[str, Any]], int | None]
+    _: KW_ONLY
+    by: By = "all"
+    hold: str = "response"
+    max_hold: str | float = "10m"
+
+    kind: ClassVar[str] = "max-concurrent"
+    default_status: ClassVar[int] = 503
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.limit):
+            parse_count(self.limit, "limit")
+        if self.hold not in ("response", "call"):
+            raise ConfigurationError(
+                f'hold: {self.hold!r} is neither "response" nor "call": write one of them'
+            )
+        if parse_duration(self.max_hold, "max_hold") == 0:
+            raise ConfigurationError(
+                f'max_hold: {self.max_hold!r} would free every slot at once: write e.g. "10m"'
+            )
+
+    def fixed_demand(self, post: Post) -> Demand | None:
+        return None if callable(self.limit) else self._demand(post, self.limit)
+
+    def demand(self, post: Post, request: Request) -> Demand | None:
+        limit = self.limit(request.environ) if callable(self.limit) else self.limit
+        return None if limit is None else self._demand(post, parse_count(limit, "limit"))
+
+    def _demand(self, post: Post, limit: int) -> Demand:
+        slot = Slot(
+            post.name,
+            limit,
+            parse_duration(self.max_hold, "max_hold"),
+            until_return=self.hold == "call",
+        )
+        return post.make_demand(slots=(slot,))

@@ -1,0 +1,543 @@
+"""throttle() and Throttle.__call__: the one place where a request flows.
+
+    server -> facts of the request -> what the guards demand -> store.enter
+           -> refused: answer, count, one log line
+           -> admitted: app -> response -> close: store.leave
+
+Two rules hold here above all. No error of guardrails' own becomes a failed request: it is logged,
+counted, and the request goes on. And whatever was entered is left, on every path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import sys
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+from wsgiref.types import StartResponse, WSGIApplication
+
+from cachetools import TTLCache
+
+from guardrails.address import Client, ClientReader, Networks
+from guardrails.answers import refuse
+from guardrails.decision import (
+    DELAYED,
+    DELAYED_DRY_RUN,
+    PASSED,
+    REJECTED,
+    REJECTED_DRY_RUN,
+    Decision,
+)
+from guardrails.errors import ConfigurationError, InsideError
+from guardrails.guard import (
+    Guard,
+    Post,
+    check_wsgi_app,
+    display_key,
+    exempt_path_prefixes,
+    unique_names,
+)
+from guardrails.request import Request, falls_under, path_readings
+from guardrails.store.contract import (
+    DRY_RUN,
+    MOST_SLOTS,
+    OFF,
+    SWITCH_WORDS,
+    Ask,
+    Refusal,
+    Store,
+    Verdict,
+    Visit,
+)
+from guardrails.store.memory import MemoryStore
+from guardrails.store.urls import store_from_url, unnamed_store
+from guardrails.stream import CPUCharge, Flight, Unreleased
+from guardrails.waiting import WaitingRoom
+
+log = logging.getLogger("guardrails")
+
+NEVER_REFUSED = "/robots.txt"
+"""A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
+
+_ON_STORE_ERROR = ("fallback", "allow", "deny")
+_PLANS = 4096
+_LONGEST_PLANNED_PATH = 512
+_FLIGHT = "guardrails.flight"
+_SILENCE_SECONDS = 60
+_POLL = (0.005, 0.020)
+_RANDOM = random.Random()  # noqa: S311 - jitter
+
+Duty = tuple[Post, bool]
+"""A guard to ask about a request, and whether only its ban counts for it."""
+
+
+def throttle(
+    app: WSGIApplication,
+    *guards: Guard,
+    store: str | Store | None = None,
+    trusted_proxies: Iterable[str] | None = None,
+    exempt: Iterable[str] = (),
+    exempt_paths: Iterable[str] = (),
+    enabled: bool = True,
+    dry_run: bool = False,
+    on_decision: Callable[[Decision, dict[str, Any]], object] | None = None,
+    on_store_error: str = "fallback",
+) -> Throttle:
+    """Put guards in front of a WSGI app.
+
+    store: where the state is: a URL ("memory:", "shm:", "shm:NAME?clients=50000"), a store, or None
+    for a file in shared memory that belongs to the place that calls; the environment variable
+    GUARDRAILS_STORE stands in for None.
+    trusted_proxies: networks of the proxies whose X-Forwarded-For is believed. () says that peers
+    are clients. With None, per-client guards only watch behind a proxy that nobody declared.
+    exempt: networks that are never throttled.   exempt_paths: prefixes that never are.
+    enabled, dry_run: the switch. GUARDRAILS=off, dry-run or on in the environment overrides both.
+    on_decision: called with (decision, environ) for refusals and dry-run refusals.
+    on_store_error: when the store fails: "fallback" counts in this process's memory, "allow" lets
+    the request pass, "deny" refuses it with 503.
+
+    Raises ConfigurationError for whatever is wrong. Starts nothing and opens nothing: that is done
+    at the first request.
+    """
+    if store is None:
+        caller = sys._getframe(1)  # noqa: SLF001 - where it is called names the store
+        if caller.f_globals.get("__name__") == "guardrails.guards.alone":
+            caller = caller.f_back or caller
+        store = unnamed_store(caller.f_code.co_filename, caller.f_lineno)
+        own_store = False
+    else:
+        store = store_from_url(store) if isinstance(store, str) else store
+        own_store = True
+    return Throttle(
+        app,
+        guards,
+        store,
+        own_store=own_store,
+        trusted_proxies=trusted_proxies,
+        exempt=exempt,
+        exempt_paths=exempt_paths,
+        position=_switch_position(enabled, dry_run),
+        on_decision=on_decision,
+        on_store_error=on_store_error,
+    )
+
+
+class Throttle:
+    """A WSGI app behind guards. `app` is what it wraps."""
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        guards: Sequence[Guard],
+        store: Store,
+        *,
+        own_store: bool,
+        trusted_proxies: Iterable[str] | None,
+        exempt: Iterable[str],
+        exempt_paths: Iterable[str],
+        position: str,
+        on_decision: Callable[[Decision, dict[str, Any]], object] | None,
+        on_store_error: str,
+    ) -> None:
+        self.app = check_wsgi_app(app, "throttle")
+        self.guards = tuple(_check_guards(guards))
+        self.store = store
+        self._own_store = own_store
+        self._off = position == OFF
+        self._dry_run = position == DRY_RUN
+        self._posts = [
+            Post(guard, name, number)
+            for number, (guard, name) in enumerate(
+                zip(self.guards, unique_names(self.guards), strict=True), 1
+            )
+        ]
+        _check_slots(self._posts)
+        self._posts_by_name = {post.name: post for post in self._posts}
+        own_exempt = Networks(exempt, "exempt")
+        self._exempt_paths = (NEVER_REFUSED, *exempt_path_prefixes(tuple(exempt_paths)))
+        self._own_exemptions = bool(own_exempt) or len(self._exempt_paths) > 1
+        self._own_client = trusted_proxies is not None
+        self._clients = ClientReader(
+            trusted_proxies,
+            [own_exempt, *(Networks(post.guard.exempt, "exempt") for post in self._posts)],
+        )
+        self._looks_at_host = any(post.hosts for post in self._posts)
+        self._waits = any(post.wait for post in self._posts)
+        self._waiting = WaitingRoom()
+        self._plans: OrderedDict[tuple[str, str, str], tuple[Duty, ...] | None] = OrderedDict()
+        self._unreleased = Unreleased()
+        self._fallback: MemoryStore | None = None
+        if on_decision is not None and not callable(on_decision):
+            raise ConfigurationError(
+                f"on_decision: {on_decision!r} is not callable: give a function of (decision, environ)"
+            )
+        self._on_decision = on_decision
+        if on_store_error not in _ON_STORE_ERROR:
+            raise ConfigurationError(
+                f'on_store_error: {on_store_error!r} is unknown: write "fallback", "allow" or "deny"'
+            )
+        self._on_store_error = on_store_error
+        self._said: TTLCache[str, bool] = TTLCache(maxsize=256, ttl=_SILENCE_SECONDS)
+        self._saying = threading.Lock()
+        self.errors: Counter[str] = Counter()
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        if self._off:
+            return cast("Iterable[bytes]", self.app(environ, start_response))
+        flight: Flight | None = None
+        outer: Flight | None = environ.get(_FLIGHT)
+        response: Iterable[bytes]
+        try:
+            flight, decision = self._decide(environ, outer)
+            if not decision.admitted:
+                return self._refuse(decision, environ, start_response)
+            if flight is None:
+                response = self.app(environ, start_response)
+            elif flight is outer:
+                response = flight.measure(self.app, environ, start_response)
+            else:
+                response = flight.call(self.app, environ, start_response)
+            return response
+        except BaseException:
+            if flight is not None and flight is not outer:
+                flight.settle()
+            raise
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r}: it stands in for the WSGI app that it "
+            "wraps, which is at .app; to keep your framework's object write "
+            "app.wsgi_app = guardrails.throttle(app.wsgi_app, ...)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Throttle {', '.join(map(repr, self._posts_by_name))} before {self.app!r}>"
+
+    def _decide(self, environ: dict[str, Any], outer: Flight | None) -> tuple[Flight | None, Decision]:
+        """Ask the guards and the store. Errors of guardrails' own let the request pass."""
+        if self._unreleased:
+            self._unreleased.release()
+        flight = None
+        try:
+            flight = self._board(environ, outer)
+            visit = flight.visit
+            verdict = self._enter(flight, nested=flight is outer)
+            decision = self._conclude(verdict, visit, environ)
+            environ["guardrails.decision"] = decision
+            environ[_FLIGHT] = flight
+            if decision.admitted:
+                _note_charges(flight)
+        except Exception as error:
+            self._report(error, "guardrails failed on a request, which goes on unguarded")
+            return flight, Decision()
+        except BaseException:
+            if flight is not None and flight is not outer:
+                flight.settle()
+            raise
+        return flight, decision
+
+    def _board(self, environ: dict[str, Any], outer: Flight | None) -> Flight:
+        """The flight of this request: a new one, or the outer throttle's with our demands."""
+        nested = (
+            outer is not None
+            and not self._own_store
+            and not outer.settled
+            and outer.visit.pid == os.getpid()
+        )
+        client = self._client(environ, outer)
+        method = environ.get("REQUEST_METHOD", "GET")
+        host = environ.get("HTTP_HOST") or environ.get("SERVER_NAME", "")
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        duties = self._duties(method, host, path)
+        exempt = duties is None or (client is not None and 0 in client.exempt)
+        if outer is not None and not self._own_exemptions:
+            exempt = exempt or outer.exempt
+        asks: list[Ask] = []
+        if duties and not exempt:
+            met = outer.guards if nested and outer is not None else ()
+            asks = self._asks(Request(environ, client, method, host, path), duties, met)
+        if nested and outer is not None:
+            outer.visit.asks = asks
+            outer.guards += self.guards
+            return outer
+        known = client is not None and not client.undeclared_proxy
+        visit = Visit(
+            asks,
+            client.key if client is not None and known else b"",
+            client.text if client is not None else "",
+            method,
+            host,
+            path,
+            pid=os.getpid(),
+            thread=threading.get_ident(),
+        )
+        flight = Flight(self.store, visit, self._unreleased, self._store_failed)
+        flight.client, flight.exempt, flight.guards = client, exempt, self.guards
+        environ["guardrails.client"] = client.text if client is not None else None
+        return flight
+
+    def _client(self, environ: dict[str, Any], outer: Flight | None) -> Client | None:
+        if outer is not None and not self._own_client:
+            return None if outer.client is None else self._clients.same(outer.client)
+        return self._clients.read(environ)
+
+    def _duties(self, method: str, host: str, path: str) -> tuple[Duty, ...] | None:
+        """Which guards are about such a request; None when nothing may refuse it."""
+        plan = (method, host if self._looks_at_host else "", path)
+        try:
+            return self._plans[plan]
+        except KeyError:
+            pass
+        readings = path_readings(path)
+        duties: tuple[Duty, ...] | None = None
+        if not all(falls_under(reading, self._exempt_paths) for reading in readings):
+            found = []
+            for post in self._posts:
+                if post.covers(method, host, readings):
+                    found.append((post, False))
+                elif post.ban_for:
+                    found.append((post, True))
+            duties = tuple(found)
+        if len(path) <= _LONGEST_PLANNED_PATH:
+            if len(self._plans) >= _PLANS:
+                self._plans.popitem(last=False)
+            self._plans[plan] = duties
+        return duties
+
+    def _asks(self, request: Request, duties: tuple[Duty, ...], met: tuple[Guard, ...]) -> list[Ask]:
+        """What the guards demand for this request, and for whom."""
+        client = request.client
+        only_watched = client is not None and client.undeclared_proxy
+        asks = []
+        for post, ban_only in duties:
+            if client is not None and post.number in client.exempt:
+                continue
+            if met and post.guard in met:
+                continue
+            dry_run = self._dry_run or post.dry_run or (only_watched and post.by_client)
+            if ban_only:
+                asks.append(Ask(post.ban_only, b"", dry_run))
+                continue
+            key = post.fixed_key
+            demand = post.fixed_demand
+            try:
+                if key is None:
+                    key = post.guard.key(request)
+                if key is not None and demand is None:
+                    demand = post.guard.demand(post, request)
+            except Exception as error:
+                key, demand = self._callable_failed(post, error)
+            if key is not None and demand is not None:
+                asks.append(Ask(demand, key, dry_run))
+        return asks
+
+    def _enter(self, flight: Flight, *, nested: bool) -> Verdict | None:
+        """Ask the store, or what stands in for it when it fails. None: all may pass."""
+        visit = flight.visit
+        try:
+            return self._enter_store(flight.store, visit)
+        except Exception as error:
+            self._store_failed(error)
+            if visit.generation and not nested:
+                # It may have got as far as a row before it failed.
+                self._unreleased.add(Flight(flight.store, visit, self._unreleased, self._store_failed))
+        asks = visit.asks
+        if self._on_store_error == "fallback" and not nested:
+            if self._fallback is None:
+                self._fallback = MemoryStore()
+            flight.store = self._fallback
+            flight.visit = visit = dataclasses.replace(visit, generation=0, row=-1, entered=False)
+            return self._enter_store(self._fallback, visit)
+        refusals = tuple(Refusal(ask, None) for ask in asks if ask.demand.refused and not ask.dry_run)
+        if self._on_store_error == "deny" or refusals:
+            return Verdict(False, 0, refusals, (), 0, 0, 0)
+        return None
+
+    def _enter_store(self, store: Store, visit: Visit) -> Verdict | None:
+        if not self._waits or not self._waiting.may_wait():
+            return store.enter(visit)
+        visit.may_wait = True
+        verdict = store.enter(visit, final=False)
+        if verdict is None or (verdict.admitted and not verdict.delay):
+            return verdict
+        if not self._waiting.enter():
+            visit.may_wait = False
+            return verdict if verdict.admitted else store.enter(visit)
+        try:
+            if verdict.admitted:
+                store.sleep(verdict.delay)
+                return verdict
+            return self._wait_for_slot(store, visit, verdict)
+        finally:
+            self._waiting.leave()
+
+    def _wait_for_slot(self, store: Store, visit: Visit, verdict: Verdict) -> Verdict | None:
+        """Ask again every 5 to 20 ms until a slot is free or the guards' patience ends."""
+        waited = 0
+        answer: Verdict | None = verdict
+        while answer is not None and not answer.admitted:
+            patience = min(
+                refusal.ask.demand.wait if refusal.by_slot and not refusal.never else 0
+                for refusal in answer.refusals
+            )
+            if waited >= patience:
+                return store.enter(visit)
+            pause = int(_RANDOM.uniform(*_POLL) * 1_000_000)
+            store.sleep(pause)
+            waited += pause
+            answer = store.enter(visit, final=False)
+        return answer if answer is None else answer._replace(delay=max(answer.delay, waited))
+
+    def _conclude(self, verdict: Verdict | None, visit: Visit, environ: dict[str, Any]) -> Decision:
+        """Put the store's answer into words, and tell those who want to know."""
+        if verdict is None:
+            return Decision()
+        if verdict.admitted and not verdict.dry_run_refusals:
+            outcome = PASSED
+            if verdict.delay:
+                outcome = DELAYED
+            elif verdict.dry_run_delay:
+                outcome = DELAYED_DRY_RUN
+            return Decision(True, outcome, None, None, None, verdict.remaining, None, verdict.number)
+        decision = self._refusal(verdict, visit)
+        self._log(decision, visit)
+        if self._on_decision is not None:
+            try:
+                self._on_decision(decision, environ)
+            except Exception as error:
+                self._report(error, "on_decision raised")
+        return decision
+
+    def _refusal(self, verdict: Verdict, visit: Visit) -> Decision:
+        """The decision of a refusal, or of what would have been one."""
+        refusals = verdict.refusals or verdict.dry_run_refusals
+        if not refusals:
+            return Decision(False, REJECTED, retry_after=1, status=503)
+        first = refusals[0]
+        post = self._posts_by_name[first.ask.demand.guard]
+        if any(refusal.never for refusal in refusals):
+            self._say_once(
+                f"never {post.name}",
+                f"{post.name}: a request costs more than could ever be admitted, so it is refused "
+                "for good: lower its cost, or raise the burst",
+            )
+        retries = [refusal.retry for refusal in refusals]
+        retry_after = None
+        if None not in retries:
+            # The latest of all, rounded up: nobody is told to come back too early.
+            latest = max(retry for retry in retries if retry is not None)
+            retry_after = max(1, -(-latest // 1_000_000))
+        return Decision(
+            admitted=verdict.admitted,
+            outcome=REJECTED_DRY_RUN if verdict.admitted else REJECTED,
+            guard=post.name,
+            key=visit.client if first.banned else display_key(post.guard, first.ask.key, visit.client),
+            retry_after=retry_after,
+            remaining=verdict.remaining,
+            status=None if verdict.admitted else post.guard.status,
+            id=verdict.number,
+        )
+
+    def _refuse(
+        self, decision: Decision, environ: dict[str, Any], start_response: StartResponse
+    ) -> Iterable[bytes]:
+        return refuse(decision, environ, start_response, drain=decision.status != 403)
+
+    def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
+        """A user's callable raised: the guard does not apply, or refuses."""
+        deny = post.guard.on_error == "deny"
+        self._report(
+            error,
+            f"{post.name}: a callable raised, so the guard "
+            + ("refuses the request" if deny else "does not apply"),
+        )
+        return (b"", post.refusal) if deny else (None, None)
+
+    def _store_failed(self, error: Exception) -> None:
+        if isinstance(error, InsideError):
+            return
+        if self._on_store_error == "fallback":
+            what = "counting in this process alone"
+        else:
+            what = f'on_store_error="{self._on_store_error}" is obeyed'
+        self._report(error, f"the store failed; until it is back, {what}")
+
+    def _report(self, error: Exception, what: str) -> None:
+        """Count an error, and log it once a minute with its trace."""
+        self.errors[type(error).__name__] += 1
+        if self._first_in_a_while(f"{what} {type(error).__name__}"):
+            log.error("%s", what, exc_info=error)
+
+    def _say_once(self, about: str, message: str) -> None:
+        if self._first_in_a_while(about):
+            log.warning("%s", message)
+
+    def _first_in_a_while(self, about: str) -> bool:
+        with self._saying:
+            if about in self._said:
+                return False
+            self._said[about] = True
+            return True
+
+    def _log(self, decision: Decision, visit: Visit) -> None:
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "%s by %s: %s from %s, %a %.200a, retry after %s s, reference %x",
+                decision.outcome,
+                decision.guard,
+                decision.key,
+                visit.client or "an unknown client",
+                visit.method,
+                visit.path,
+                decision.retry_after,
+                decision.id,
+            )
+
+
+def _note_charges(flight: Flight) -> None:
+    """What the response will be charged with, and which slots go when the app returns."""
+    for demand, key, _dry_run in flight.visit.asks:
+        if demand.cpu:
+            flight.cpu_charges += [CPUCharge(meter, key, demand.cpu) for meter in demand.meters]
+        for slot in demand.slots:
+            if slot.until_return:
+                flight.slots_until_return.append(slot)
+
+
+def _check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
+    for guard in guards:
+        if not isinstance(guard, Guard):
+            raise ConfigurationError(
+                f"guards: {guard!r} is not a guard: build one first, as in "
+                'throttle(app, SpeedLimit("120/minute"))'
+            )
+    return guards
+
+
+def _check_slots(posts: Sequence[Post]) -> None:
+    slots = sum(len(demand.slots) for post in posts if (demand := post.fixed_demand))
+    if slots > MOST_SLOTS:
+        raise ConfigurationError(
+            f"guards: {slots} of them cap concurrent requests, and a request can hold {MOST_SLOTS} "
+            "slots: use one guard for several paths, as in path=[...], or nest two throttles"
+        )
+
+
+def _switch_position(enabled: bool, dry_run: bool) -> str:
+    """Where the switch stands: GUARDRAILS in the environment, else the arguments."""
+    word = os.environ.get("GUARDRAILS")
+    if word is None:
+        if not enabled:
+            return OFF
+        return DRY_RUN if dry_run else "on"
+    if word not in SWITCH_WORDS:
+        raise ConfigurationError(
+            f"GUARDRAILS: {word!r} in the environment is not a position of the switch: write "
+            "on, dry-run or off, or unset it"
+        )
+    return word

@@ -1,0 +1,74 @@
+"""What a guard may know of a request, and the readings of its path.
+
+The same resource can be spelled in many ways, and servers and frameworks disagree about which of
+them mean the same. So a path has up to three readings, and a guard covers a request if *any* of
+them falls under it, while an exemption holds only if *every* one does:
+
+    as delivered     SCRIPT_NAME + PATH_INFO
+    cleaned          scheme and host dropped, cut at ? and #, repeated slashes and ;params removed
+    resolved         cleaned, with . and .. resolved too
+
+A path in normal form, which is nearly every one, has just one reading.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from guardrails.address import Client
+
+_ABNORMAL = re.compile(r"//|;|\?|#|/\.{1,2}(?:/|\Z)|\A(?!/)|\0")
+_SCHEME_AND_HOST = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+_PARAMETERS = re.compile(r";[^/]*")
+_SLASHES = re.compile(r"//+")
+
+
+class Request:
+    """One request as the guards see it. `client` is None when it has no usable address."""
+
+    __slots__ = ("client", "environ", "host", "method", "path")
+
+    def __init__(
+        self, environ: dict[str, Any], client: Client | None, method: str, host: str, path: str
+    ) -> None:
+        self.environ = environ
+        self.client = client
+        self.method = method
+        self.host = host
+        self.path = path
+
+
+def path_readings(path: str) -> tuple[str, ...]:
+    """Every way to read a path, the delivered one first, without repetition."""
+    if _ABNORMAL.search(path) is None:
+        return (path,)
+    cleaned = _SCHEME_AND_HOST.sub("", path, count=1)
+    cleaned = re.split("[?#\0]", cleaned, maxsplit=1)[0]
+    cleaned = _SLASHES.sub("/", "/" + _PARAMETERS.sub("", cleaned))
+    return tuple(dict.fromkeys((path, cleaned, _resolve_dots(cleaned))))
+
+
+def falls_under(path: str, prefixes: Iterable[str]) -> bool:
+    """Whether one of the prefixes covers the path, on segment borders: /foo, /foo/ and /foo/x."""
+    return any(prefix == "/" or path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def normal_host(host: str) -> str:
+    """A host without port and last dot, in lower case."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].rstrip(".").lower()
+
+
+def _resolve_dots(path: str) -> str:
+    resolved: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            if resolved:
+                resolved.pop()
+        elif segment != ".":
+            resolved.append(segment)
+    if path.endswith(("/.", "/..")):
+        resolved.append("")
+    text = "/".join(resolved)
+    return text if text.startswith("/") else "/" + text

@@ -1,0 +1,258 @@
+"""What a store is: three primitives, three verbs, and the rules that every store keeps.
+
+The primitives
+    A *meter* is an instant per key (gcra.py). A *tally* counts within a window. A *slot* is held
+    while a response is open. A guard asks for any of them with a `Demand`.
+
+The verbs
+    `enter` decides about one request, `leave` ends it, `update` charges or releases in between.
+    Each is atomic: all workers that share the store see it happen at once.
+
+The rules
+    1. `enter` looks at everything first. Admitted: all is charged. Refused: nothing is, and the
+       refusing demands' bans are raised in the same step.
+    2. A demand that runs dry decides alone after that: it charges itself only if the request goes
+       on and it would have admitted it, and what it would raise is raised on a shadow.
+    3. The visit is filled in before anything is committed, so whoever made it can always leave.
+    4. `leave` may be called any number of times, from any thread; in another process (after a
+       fork) it does nothing.
+    5. The store owns the clock: monotonic, integer microseconds.
+    6. StoreBusyError means "not now, ask again"; any other StoreError means that it cannot.
+    7. Nothing here knows HTTP.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from guardrails.errors import ConfigurationError
+
+ON, DRY_RUN, OFF = "on", "dry-run", "off"
+"""The words of the switch, for a whole store or for one guard."""
+
+MOST_SLOTS = 8
+"""How many slots one request can hold."""
+
+SWITCH_WORDS = (ON, DRY_RUN, OFF)
+
+REAP_INTERVAL = 250_000
+"""Microseconds between two looks for slots that nobody will release."""
+
+SHORTEST_RETRY = 1_000_000
+"""Microseconds that a client refused for want of a slot is told to wait, at the least."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Meter:
+    """A leaky bucket, all figures in microseconds. gcra.py says what each of them does.
+
+    need: room that the request must find.   cost: what an admission charges.
+    limit: how far ahead of now the instant may be.   slack: how far beyond it a delay may reach.
+    resume: once refused, a key is admitted again at this excess (equal to limit: at once).
+    horizon: an instant further ahead than this is garbage and read as now.
+    """
+
+    name: str
+    need: int
+    cost: int
+    limit: int
+    resume: int
+    horizon: int
+    slack: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tally:
+    """At most `limit` events in a window of `window` microseconds that starts at the first."""
+
+    name: str
+    limit: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """At most `limit` holders at once; `max_hold` microseconds free what nobody released.
+
+    until_return: it is given back when the app returns, not when the response is closed.
+    """
+
+    name: str
+    limit: int
+    max_hold: int
+    until_return: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """What one guard asks of a store. Built once per guard, and asked with a key per request.
+
+    refused: the guard has refused by itself; the store counts it and raises its ban.
+    ban_only: asked only because of its ban, for a request that the guard is not about.
+    ban: the meter that says "banned", by `Visit.ban_key`; a refusal raises it to `ban_for` ahead.
+    shadow_ban: stands in for `ban` where the demand runs dry.
+    wait: microseconds that a request may be held back for a slot.
+    cpu: how much the meters are charged, when it is known, for each unit of CPU that was used.
+    """
+
+    guard: str
+    meters: tuple[Meter, ...] = ()
+    tallies: tuple[Tally, ...] = ()
+    slots: tuple[Slot, ...] = ()
+    ban: Meter | None = None
+    shadow_ban: Meter | None = None
+    ban_for: int = 0
+    wait: int = 0
+    refused: bool = False
+    ban_only: bool = False
+    cpu: float = 0.0
+
+
+class Debit(NamedTuple):
+    """A charge after the fact: `amount` microseconds on a meter, clamped to its horizon."""
+
+    meter: Meter
+    key: bytes
+    amount: int
+
+
+class Ask(NamedTuple):
+    """A demand, the key it is asked for, and whether it runs dry for this request."""
+
+    demand: Demand
+    key: bytes
+    dry_run: bool
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """One request's stay: what it asks, and once entered what it holds.
+
+    (row, generation, pid) is the admission. The caller makes the visit, so that whatever happens
+    after, it can be left. `ban_key` is who is banned by a refusal; nobody, when it is empty.
+    """
+
+    asks: Sequence[Ask]
+    ban_key: bytes = b""
+    client: str = ""
+    method: str = ""
+    host: str = ""
+    path: str = ""
+    may_wait: bool = False
+    pid: int = 0
+    thread: int = 0
+    row: int = -1
+    generation: int = 0
+    entered: bool = False
+
+
+class Refusal(NamedTuple):
+    """A demand that refuses, or would.
+
+    retry: microseconds until it would admit, None when waiting cannot help; for a slot an estimate
+    by Little's law, the mean time that it is held over how many there are.
+    never: the cost is beyond what could ever be admitted.
+    """
+
+    ask: Ask
+    retry: int | None
+    banned: bool = False
+    by_slot: bool = False
+    never: bool = False
+
+
+class Verdict(NamedTuple):
+    """The answer of `enter`. Times in microseconds.
+
+    delay: hold an admitted request back for so long.
+    refusals: who refuses, in the order asked. dry_run_refusals: who would have.
+    dry_run_delay: for how long demands that run dry would have held it back.
+    remaining: how many more such requests the tightest demand would admit now, or None.
+    number: identifies the decision within its store.
+    """
+
+    admitted: bool
+    delay: int
+    refusals: tuple[Refusal, ...]
+    dry_run_refusals: tuple[Refusal, ...]
+    dry_run_delay: int
+    remaining: int | None
+    number: int
+
+
+class InFlight(NamedTuple):
+    """A request that is being served, as the scoreboard shows it."""
+
+    pid: int
+    generation: int
+    age_seconds: float
+    client: str
+    method: str
+    host: str
+    path: str
+    slots: int
+
+
+class GuardCounters(NamedTuple):
+    """What a guard has done since the store was made, over all workers."""
+
+    admitted: int = 0
+    refused: int = 0
+    delayed: int = 0
+    dry_run_refused: int = 0
+
+
+def monotonic_microseconds() -> int:
+    """The clock of a store: the same for all processes of one boot."""
+    return time.monotonic_ns() // 1000
+
+
+def check_switch_word(word: str) -> str:
+    """Refuse a word that the switch does not know."""
+    if word not in SWITCH_WORDS:
+        raise ConfigurationError(
+            f"switch: {word!r} is not a position of the switch: use "
+            + ", ".join(map(repr, SWITCH_WORDS))
+        )
+    return word
+
+
+class Store(Protocol):
+    """State behind the guards. The module's docstring has the rules."""
+
+    def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
+        """Decide about a request. None when the store is switched off.
+
+        final: False while the caller would still wait: a refusal then leaves no trace.
+        """
+
+    def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
+        """Charge `debits`, and give back the slots in `release`, of a request that goes on."""
+
+    def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
+        """Charge `debits` and give back the row with every slot it still holds."""
+
+    def sleep(self, microseconds: int) -> None:
+        """Let so much of the store's time pass."""
+
+    def requests(self) -> list[InFlight]:
+        """Everything in flight, over all workers."""
+
+    def slots_held(self) -> Mapping[str, int]:
+        """How many slots are held, over all keys, by the name of the guard."""
+
+    def counters(self) -> Mapping[str, GuardCounters]:
+        """What each guard has done, over all workers."""
+
+    def alarms(self) -> Mapping[str, int]:
+        """What the store had to mend or give up, by name."""
+
+    def switch(self, word: str | None = None, guard: str | None = None) -> str:
+        """Set, or with no word read, the switch of the store or of one guard."""
+
+    def reset(self) -> None:
+        """Forget every meter, tally and counter. What is held stays held."""
+
+    def close(self) -> None:
+        """Let go of what the process holds of the store."""

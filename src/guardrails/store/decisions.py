@@ -1,0 +1,328 @@
+"""The verbs of the shared store, as they run inside the critical section of one file.
+
+They answer exactly as the memory store does, which is easier to read; here everything is looked at
+through numbers computed beforehand (`Bound`), and charged in one go at the end.
+"""
+
+from collections.abc import Sequence
+
+from guardrails.store.contract import (
+    MOST_SLOTS,
+    SHORTEST_RETRY,
+    Ask,
+    Debit,
+    Refusal,
+    Slot,
+    Verdict,
+    Visit,
+)
+from guardrails.store.file import Bound, StoreFile
+from guardrails.store.gcra import MARK, SMALL_BITS, SMALL_MASK
+from guardrails.store.layout import (
+    A_EVICTED,
+    A_GARBAGE,
+    G_ADMITTED,
+    G_DELAYED,
+    G_DRY_RUN_REFUSED,
+    G_REFUSED,
+    G_SWITCH,
+    H_GUARD_SWITCHES,
+    H_SWITCH,
+    L_MEAN,
+    R_FIRST_SLOT,
+    R_GENERATION,
+    R_SLOTS,
+    ROW_FACTS,
+    ROW_TEXT,
+    ROW_TEXT_OFFSET,
+    S_DEADLINE,
+    S_KEY,
+    S_RECORD,
+    S_SINCE,
+    SLOT_WORDS,
+)
+
+SWITCHED_DRY, SWITCHED_OFF = 1, 2
+
+REAP_FIRST = "reap first"
+"""A slot refuses, and it is time to look whether its holders are still there."""
+
+_UNBOUNDED = 2**62
+
+
+class Charges:
+    """What an admission will write: nothing of it is written before all have been looked at."""
+
+    __slots__ = ("cells", "counters", "delay", "dry_delay", "remaining", "slots")
+
+    def __init__(self) -> None:
+        self.cells: list[tuple[int, int, int]] = []
+        self.slots: list[tuple[int, Slot, int]] = []
+        self.counters: list[int] = []
+        self.delay = self.dry_delay = 0
+        self.remaining = _UNBOUNDED
+
+
+def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
+    """Decide about a request: the verdict (None: switched off), or in words why there is none."""
+    words = file.words
+    switch = words[H_SWITCH]
+    if switch == SWITCHED_OFF:
+        return None
+    now = file.now = file.clock()
+    by_guard = words[H_GUARD_SWITCHES]
+    bounds = file.bounds
+    refusals: list[Refusal] = []
+    dry_refusals: list[Refusal] = []
+    charges = Charges()
+    for ask in visit.asks:
+        demand, _key, dry = ask
+        bound = bounds.get(demand) or file.bind(demand)
+        position = words[bound.counter + G_SWITCH] if by_guard else 0
+        if position == SWITCHED_OFF:
+            continue
+        dry = dry or switch == SWITCHED_DRY or position == SWITCHED_DRY
+        refusal = _look(file, ask, bound, visit, charges, now, dry)
+        if refusal is not None:
+            (dry_refusals if dry else refusals).append(refusal)
+    if not refusals:
+        problem = _commit(file, visit, charges, now, number)
+        if problem is not None:
+            return problem
+    elif now >= file.reap_at and any(refusal.by_slot for refusal in refusals):
+        return REAP_FIRST
+    elif final:
+        for refusal in refusals:
+            _refuse(file, refusal, visit, now, dry=False)
+    if dry_refusals and (final or not refusals):
+        for refusal in dry_refusals:
+            _refuse(file, refusal, visit, now, dry=True)
+    if refusals:
+        return Verdict(False, 0, tuple(refusals), tuple(dry_refusals), charges.dry_delay, 0, number)
+    remaining = charges.remaining if charges.remaining != _UNBOUNDED else None
+    return Verdict(True, charges.delay, (), tuple(dry_refusals), charges.dry_delay, remaining, number)
+
+
+def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) -> None:
+    """Charge what the request cost, and drop its row with all it holds."""
+    words = file.words
+    row = visit.row
+    now = file.clock()
+    if visit.generation and words[row + R_GENERATION] == visit.generation:
+        if words[row + R_SLOTS]:
+            lasted = [
+                (words[slot + S_RECORD], now - words[slot + S_SINCE]) for slot in file.held_slots(row)
+            ]
+            file.free_row(row)
+            for record, microseconds in lasted:
+                _note_service_time(words, record, microseconds)
+        else:
+            words[row + R_GENERATION] = 0
+        file.free_rows.append(row)
+    if debits:
+        debit(file, debits, now)
+
+
+def update(
+    file: StoreFile, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot], _number: int
+) -> None:
+    """Charge what a request has cost so far, and give some of its slots back."""
+    words = file.words
+    now = file.clock()
+    if debits:
+        debit(file, debits, now)
+    if release and visit.entered and words[visit.row + R_GENERATION] == visit.generation:
+        records = {file.record("slots", slot.name) for slot in release}
+        for slot in file.held_slots(visit.row):
+            if words[slot + S_RECORD] in records:
+                key = words[slot + S_KEY]
+                words[slot + S_KEY] = 0
+                file.totals.add(key, -1)
+                _note_service_time(words, words[slot + S_RECORD], now - words[slot + S_SINCE])
+
+
+def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
+    """Charge after the fact; a debit never refuses and never passes the meter's horizon."""
+    words, cells = file.words, file.cells
+    for meter, key, amount in debits:
+        cell = file.key_hash(key) ^ file.name_hash(meter.name)
+        place = cells.find(cell)
+        word = words[place + 1] if place >= 0 else 0
+        tat = word >> SMALL_BITS
+        if not now < tat <= now + meter.horizon:
+            tat, word = now, 0
+        tat = min(tat + amount, now + meter.horizon)
+        if tat > now:
+            _write(file, place, cell, tat << SMALL_BITS | word & MARK, now)
+
+
+def _look(
+    file: StoreFile,
+    ask: Ask,
+    bound: Bound,
+    visit: Visit,
+    charges: Charges,
+    now: int,
+    dry: bool,
+) -> Refusal | None:
+    """Look at one ask: who refuses, or None with its charges noted."""
+    demand = ask.demand
+    words, cells = file.words, file.cells
+    ban = bound.shadow_ban if dry else bound.ban
+    if ban is not None and visit.ban_key:
+        place = cells.find(file.key_hash(visit.ban_key) ^ ban[0])
+        if place >= 0:
+            until = words[place + 1] >> SMALL_BITS
+            if now < until <= now + ban[1]:
+                return Refusal(ask, until - now, banned=True)
+    if demand.refused:
+        return Refusal(ask, demand.ban_for or None)
+    if demand.ban_only:
+        return None
+    hashed = file.hashes.get(ask.key) or file.key_hash(ask.key)
+    refused = never = by_slot = False
+    retry, delay, remaining = demand.ban_for, 0, _UNBOUNDED
+    written: list[tuple[int, int, int]] = []
+    for const, need, cost, limit, resume, slack, horizon in bound.meters:
+        cell = hashed ^ const
+        place = cells.first + ((cell & cells.mask) << 1)
+        if words[place] != cell:
+            place = cells.find(cell)
+        word = words[place + 1] if place >= 0 else 0
+        base = word >> SMALL_BITS
+        if base <= now:
+            base, word = now, 0
+        elif base > now + horizon:
+            base, word = now, 0
+            words[A_GARBAGE] += 1
+        excess = base + need - now
+        allowed = resume if word & MARK else limit
+        if excess > allowed:
+            if not visit.may_wait or excess > allowed + slack:
+                refused = True
+                never = never or need > limit + slack
+                retry = max(retry, excess - resume)
+            delay = max(delay, excess - allowed)
+        if cost or word & MARK:
+            written.append((place, cell, (base + cost) << SMALL_BITS))
+        if need:
+            remaining = min(remaining, (allowed - excess) // need)
+    for const, tally in bound.tallies:
+        cell = hashed ^ const
+        place = cells.find(cell)
+        word = words[place + 1] if place >= 0 else 0
+        if word >> SMALL_BITS <= now:
+            word = (now + tally.window) << SMALL_BITS
+        count = word & SMALL_MASK
+        if count >= tally.limit:
+            refused = True
+            retry = max(retry, (word >> SMALL_BITS) - now)
+        written.append((place, cell, word + 1 if count < SMALL_MASK else word))
+        remaining = min(remaining, tally.limit - count - 1)
+    for const, slot, record in bound.slots:
+        held = file.totals.total(hashed ^ const)
+        if held >= slot.limit:
+            refused = by_slot = True
+            retry = max(retry, SHORTEST_RETRY, words[record + L_MEAN] // slot.limit)
+        remaining = min(remaining, slot.limit - held - 1)
+    if refused:
+        return Refusal(ask, None if never else retry, by_slot=by_slot, never=never)
+    charges.cells += written
+    charges.slots += [(hashed ^ const, slot, record) for const, slot, record in bound.slots]
+    charges.counters.append(bound.counter + G_ADMITTED)
+    if delay:
+        charges.counters.append(bound.counter + G_DELAYED)
+    if dry:
+        charges.dry_delay = max(charges.dry_delay, delay)
+    else:
+        charges.delay = max(charges.delay, delay)
+        charges.remaining = min(charges.remaining, max(0, remaining))
+    return None
+
+
+def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: int) -> str | None:
+    """Take the row, then charge. What can fail is checked first, and said in words."""
+    words = file.words
+    row = visit.row if visit.entered else file.take_row()
+    if row < 0:
+        return f"shared store: all {file.rows.records} rows are taken by requests in flight"
+    slots = words[row + R_SLOTS] if visit.entered else 0
+    if slots + len(charges.slots) > MOST_SLOTS:
+        return f"a request can hold {MOST_SLOTS} slots, and this one asks for more"
+    if not visit.entered:
+        visit.row, visit.generation = row, number
+        owner = file.owner
+        ROW_FACTS.pack_into(
+            file.buffer,
+            (row + 1) * 8,
+            owner.pid,
+            owner.start,
+            owner.namespace,
+            now,
+            visit.thread,
+            0,
+        )
+        ROW_TEXT.pack_into(
+            file.buffer,
+            row * 8 + ROW_TEXT_OFFSET,
+            visit.method.encode("latin-1", "replace"),
+            visit.client.encode("latin-1", "replace"),
+            visit.host.encode("latin-1", "replace"),
+            visit.path.encode("latin-1", "replace"),
+        )
+    at = row + R_FIRST_SLOT + slots * SLOT_WORDS
+    for cell, slot, record in charges.slots:
+        words[at + S_KEY] = cell
+        words[at + S_SINCE] = now
+        words[at + S_DEADLINE] = now + slot.max_hold
+        words[at + S_RECORD] = record
+        at += SLOT_WORDS
+    words[row + R_SLOTS] = slots + len(charges.slots)
+    words[row + R_GENERATION] = visit.generation
+    visit.entered = True
+    for cell, _slot, _record in charges.slots:
+        file.totals.add(cell, 1)
+    for place, cell, word in charges.cells:
+        if place >= 0 and words[place] == cell:
+            words[place + 1] = word
+        else:
+            _write(file, -1, cell, word, now)
+    for counter in charges.counters:
+        words[counter] += 1
+    return None
+
+
+def _refuse(file: StoreFile, refusal: Refusal, visit: Visit, now: int, *, dry: bool) -> None:
+    """Count a refusal, mark the meters that refused, and raise the ban unless it stands."""
+    words = file.words
+    demand, key, _ = refusal.ask
+    bound = file.bounds[demand]
+    words[bound.counter + (G_DRY_RUN_REFUSED if dry else G_REFUSED)] += 1
+    if refusal.banned:
+        return
+    for const, need, _cost, limit, resume, slack, horizon in bound.meters:
+        if resume < limit:
+            place = file.cells.find(file.key_hash(key) ^ const)
+            word = words[place + 1] if place >= 0 else 0
+            excess = (word >> SMALL_BITS) + need - now
+            if limit < excess - (slack if visit.may_wait else 0) and excess - need <= horizon:
+                words[place + 1] = word | MARK
+    ban = bound.shadow_ban if dry else bound.ban
+    if ban is not None and visit.ban_key:
+        cell = file.key_hash(visit.ban_key) ^ ban[0]
+        place = file.cells.find(cell)
+        _write(file, place, cell, (now + demand.ban_for) << SMALL_BITS, now)
+
+
+def _write(file: StoreFile, place: int, cell: int, word: int, now: int) -> None:
+    if place < 0:
+        place, evicted = file.cells.take(cell, now)
+        if evicted:
+            file.words[A_EVICTED] += 1
+    file.words[place + 1] = word
+
+
+def _note_service_time(words: memoryview, record: int, lasted: int) -> None:
+    """A moving mean over about eight requests."""
+    mean = words[record + L_MEAN]
+    words[record + L_MEAN] = mean + (lasted - mean) // 8 if mean else lasted

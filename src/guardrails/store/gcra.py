@@ -1,0 +1,54 @@
+"""The arithmetic of meters and tallies: pure functions of (state, now, figures).
+
+A meter follows the generic cell rate algorithm (ITU-T I.371, annex A) in its virtual scheduling
+form, which is a leaky bucket that stores one number: the theoretical arrival time, `tat`, the
+instant at which the bucket will have run empty.
+
+    base   = max(tat, now)             an instant that has passed says nothing
+    excess = base + need - now         how full the bucket would be, in microseconds
+    admitted if excess <= limit (+ slack, with a delay of excess - limit)
+    charged: tat = base + cost
+
+State is one word. Its upper 52 bits are an instant, its lower 12 a meter's mark ("was refused, and
+has to sink to `resume` first") or a tally's count. A word whose instant has passed is free.
+"""
+
+from guardrails.store.contract import Meter, Tally
+
+SMALL_BITS = 12
+SMALL_MASK = (1 << SMALL_BITS) - 1
+MARK = 1
+
+
+def meter_base(word: int, now: int, horizon: int) -> int:
+    """The instant that counts: now, unless the stored one is ahead and sound."""
+    tat = word >> SMALL_BITS
+    return tat if now < tat <= now + horizon else now
+
+
+def meter_excess(word: int, now: int, meter: Meter) -> int:
+    """How full the bucket would be, were the request admitted without a charge yet."""
+    return meter_base(word, now, meter.horizon) + meter.need - now
+
+
+def meter_limit(word: int, now: int, meter: Meter) -> int:
+    """What the excess is held against: `resume` for a marked key, `limit` otherwise."""
+    ahead = now < word >> SMALL_BITS <= now + meter.horizon
+    return meter.resume if ahead and word & MARK else meter.limit
+
+
+def meter_word(tat: int, *, marked: bool = False) -> int:
+    """The word that stores an instant."""
+    return tat << SMALL_BITS | (MARK if marked else 0)
+
+
+def tally_count(word: int, now: int) -> int:
+    """Events in the window that is open now; 0 when none is."""
+    return word & SMALL_MASK if word >> SMALL_BITS > now else 0
+
+
+def tally_word(word: int, now: int, tally: Tally) -> int:
+    """The word after one more event; the window starts at the first."""
+    if word >> SMALL_BITS > now:
+        return word + 1 if word & SMALL_MASK < SMALL_MASK else word
+    return (now + tally.window) << SMALL_BITS | 1

@@ -1,0 +1,152 @@
+"""The shared store's file: what each byte is for.
+
+    0      header: 64-bit words, native byte order; see the word numbers below
+    256    directory: one entry of six words per section: name, offset, stride, count, two spare
+    2048   the mutex (64 bytes reserved; a robust pthread mutex takes 40)
+    4096   the sections, each on a 64-byte border
+
+Sections of layout 1
+    cells     16 bytes: a keyed hash, and a word of gcra.py. Fifteen more than a power of two, so
+              that a probe never wraps.
+    totals    16 bytes: a keyed hash, and how many rows hold that slot. The rows are the truth.
+    rows      576 bytes: what is in flight. Words: generation (0: free), pid, start time, pid
+              namespace, started, thread, slots held, spare; then eight slots of four words (hash,
+              since, deadline, slot record); then method, client, host, path as padded text.
+    guards    256 bytes: name hash, switch, admitted, refused, delayed, refused dry; text of name
+    slots     256 bytes: name hash, mean service time; text of name
+    workers, bans, accounts: reserved; who does not know a section skips it.
+
+Nobody may change the meaning of a byte without raising `LAYOUT`. Files of another layout have
+another name, so they never meet.
+"""
+
+import struct
+from typing import NamedTuple
+
+MAGIC = int.from_bytes(b"guardrls", "little")
+LAYOUT = 1
+HEADER_BYTES = 4096
+MUTEX_OFFSET = 2048
+MUTEX_BYTES = 64
+PROBE = 16
+
+# Header words.
+(
+    H_MAGIC,
+    H_LAYOUT,
+    H_BYTES,
+    H_LOCK_KIND,
+    H_PLATFORM,
+    H_BOOT,
+    H_TIME_NAMESPACE,
+    H_SECRET,
+    _H_SECRET_2,
+    H_SWITCH,
+    H_GUARD_SWITCHES,
+    H_RETIRED,
+    H_NUMBER,
+    H_UNDER_WAY,
+    H_OWNER,
+    H_CONDEMNED,
+) = range(16)
+H_ALARMS = 16
+ALARMS = ("evicted", "garbage", "repaired", "reclaimed", "held_too_long")
+A_EVICTED, A_GARBAGE, A_REPAIRED, A_RECLAIMED, A_HELD_TOO_LONG = range(H_ALARMS, H_ALARMS + 5)
+SECRET_BYTES = 16
+
+LOCK_MUTEX, LOCK_FLOCK = 1, 2
+RETIRED_MOVED, RETIRED_CONDEMNED = 1, 2
+"""Why a file is not used any more: copied under its lock, or taken from a holder that stands."""
+
+# Row words.
+(R_GENERATION, R_PID, R_START, R_NAMESPACE, R_STARTED, R_THREAD, R_SLOTS, _R_SPARE) = range(8)
+R_FIRST_SLOT = 8
+SLOT_WORDS = 4
+S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
+ROW_WORDS = 72
+ROW_FACTS = struct.Struct("=6Q")
+ROW_TEXT = struct.Struct("=16s48s64s128s")
+ROW_TEXT_OFFSET = (R_FIRST_SLOT + 8 * SLOT_WORDS) * 8
+
+# Guard and slot record words.
+G_HASH, G_SWITCH, G_ADMITTED, G_REFUSED, G_DELAYED, G_DRY_RUN_REFUSED = range(6)
+L_HASH, L_MEAN = range(2)
+RECORD_WORDS = 32
+RECORD_NAME_OFFSET = 64
+RECORD_NAME_BYTES = 192
+
+_DIRECTORY_OFFSET = 256
+_ENTRY = struct.Struct("=8s5Q")
+
+
+class Section(NamedTuple):
+    """Where a section lies: bytes from the file's start, bytes of one record, how many records."""
+
+    offset: int
+    stride: int
+    records: int
+
+    @property
+    def word(self) -> int:
+        """The section's first 64-bit word."""
+        return self.offset // 8
+
+
+class Layout(NamedTuple):
+    """A file's size and sections."""
+
+    clients: int
+    size: int
+    sections: dict[str, Section]
+
+
+def plan(clients: int, rows: int) -> Layout:
+    """Lay out a file for so many clients: four cells for each, in a power of two."""
+    cells = 1 << (4 * clients - 1).bit_length()
+    totals = 1 << (4 * rows - 1).bit_length()
+    sizes = {
+        "cells": (16, cells + PROBE - 1),
+        "totals": (16, totals + PROBE - 1),
+        "rows": (ROW_WORDS * 8, rows),
+        "guards": (RECORD_WORDS * 8, 128),
+        "slots": (RECORD_WORDS * 8, 128),
+        "workers": (128, 256),
+        "bans": (128, 4096),
+        "accounts": (64, 8192),
+    }
+    offset, sections = HEADER_BYTES, {}
+    for name, (stride, count) in sizes.items():
+        sections[name] = Section(offset, stride, count)
+        offset += -(-stride * count // 64) * 64
+    return Layout(clients, offset, sections)
+
+
+def write_directory(buffer: memoryview, sections: dict[str, Section]) -> None:
+    """Write the directory into a new file."""
+    for index, (name, section) in enumerate(sections.items()):
+        at = _DIRECTORY_OFFSET + index * _ENTRY.size
+        _ENTRY.pack_into(buffer, at, name.encode(), *section, 0, 0)
+
+
+def read_directory(buffer: memoryview) -> dict[str, Section]:
+    """Read the directory of a file whose magic and layout are known to be right."""
+    sections = {}
+    for at in range(_DIRECTORY_OFFSET, MUTEX_OFFSET - _ENTRY.size, _ENTRY.size):
+        name, offset, stride, count, _, _ = _ENTRY.unpack_from(buffer, at)
+        if not name.strip(b"\0"):
+            break
+        sections[name.rstrip(b"\0").decode("ascii")] = Section(offset, stride, count)
+    return sections
+
+
+def fits(sections: dict[str, Section], size: int) -> bool:
+    """Whether the sections that this version uses are there and lie within the file."""
+    strides = {"cells": 16, "totals": 16, "rows": ROW_WORDS * 8}
+    strides |= dict.fromkeys(("guards", "slots"), RECORD_WORDS * 8)
+    for name, stride in strides.items():
+        section = sections.get(name)
+        if section is None or section.stride != stride or section.offset % 64:
+            return False
+        if section.offset + section.stride * section.records > size:
+            return False
+    return all((sections[name].records - PROBE + 1).bit_count() == 1 for name in ("cells", "totals"))

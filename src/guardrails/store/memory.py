@@ -1,0 +1,366 @@
+"""The memory store: dicts and a lock. It is the readable specification of every other store.
+
+It is shared by the threads of one process only, so with several workers each counts for itself.
+"""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from guardrails.errors import InsideError, StoreError
+from guardrails.store import gcra
+from guardrails.store.contract import (
+    DRY_RUN,
+    MOST_SLOTS,
+    OFF,
+    ON,
+    REAP_INTERVAL,
+    SHORTEST_RETRY,
+    Ask,
+    Debit,
+    GuardCounters,
+    InFlight,
+    Meter,
+    Refusal,
+    Slot,
+    Verdict,
+    Visit,
+    check_switch_word,
+    monotonic_microseconds,
+)
+
+
+class _Exclusive:
+    """A lock that says "busy" to the thread that already holds it (a destructor, a signal)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = 0
+
+    def __enter__(self) -> Self:
+        me = threading.get_ident()
+        if self._owner == me:
+            raise InsideError("memory store: called from within itself; ask again")
+        self._lock.acquire()
+        self._owner = me
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._owner = 0
+        self._lock.release()
+
+
+class _Held(NamedTuple):
+    slot: Slot
+    key: bytes
+    since: int
+
+
+class _Row(NamedTuple):
+    visit: Visit
+    started: int
+    held: list[_Held]
+
+
+class _Look(NamedTuple):
+    """What one ask found: a refusal, or how long to delay and how much is left."""
+
+    refusal: Refusal | None
+    delay: int = 0
+    remaining: int | None = None
+
+
+class MemoryStore:
+    """State in the memory of one process. See contract.py for its verbs.
+
+    clock: a callable that returns monotonic microseconds. Where it has a method `sleep(seconds)`,
+    as `guardrails.testing.Clock` does, delays pass on it and nobody really sleeps.
+    """
+
+    def __init__(self, clock: Callable[[], int] = monotonic_microseconds) -> None:
+        self._clock = clock
+        self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
+        self._exclusive = _Exclusive()
+        self._pid = os.getpid()
+        self._cells: dict[tuple[str, bytes], int] = {}
+        self._rows: dict[int, _Row] = {}
+        self._held: Counter[tuple[str, bytes]] = Counter()
+        self._service_times: dict[str, int] = {}
+        self._counters: dict[str, Counter[str]] = {}
+        self._alarms: Counter[str] = Counter()
+        self._switch = {"": ON}
+        self._number = 0
+        self._reaped = -REAP_INTERVAL
+
+    def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
+        with self._exclusive:
+            self._forget_parent(visit.pid)
+            if self._switch[""] == OFF:
+                return None
+            now = self._clock()
+            verdict = self._decide(visit, now)
+            if any(refusal.by_slot for refusal in verdict.refusals) and self._reap(now):
+                verdict = self._decide(visit, now)
+            if verdict.admitted:
+                self._take_row(visit, now)
+                self._admit(visit, now)
+            if verdict.admitted or final:
+                for refusal in verdict.refusals:
+                    self._refuse(refusal, refusal.ask.demand.ban, "refused", visit, now)
+                for refusal in verdict.dry_run_refusals:
+                    shadow = refusal.ask.demand.shadow_ban
+                    self._refuse(refusal, shadow, "dry_run_refused", visit, now)
+            return verdict
+
+    def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
+        with self._exclusive:
+            if visit.pid != os.getpid():
+                return
+            now = self._clock()
+            self._debit(debits, now)
+            row = self._rows.get(visit.generation)
+            if row is not None:
+                for held in [held for held in row.held if held.slot in release]:
+                    self._give_back(row, held, now)
+
+    def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
+        with self._exclusive:
+            if visit.pid != os.getpid():
+                return
+            now = self._clock()
+            self._debit(debits, now)
+            row = self._rows.pop(visit.generation, None)
+            if row is not None:
+                for held in list(row.held):
+                    self._give_back(row, held, now)
+
+    def sleep(self, microseconds: int) -> None:
+        self._sleep(microseconds / 1_000_000)
+
+    def requests(self) -> list[InFlight]:
+        with self._exclusive:
+            now = self._clock()
+            return [
+                InFlight(
+                    pid=row.visit.pid,
+                    generation=generation,
+                    age_seconds=(now - row.started) / 1_000_000,
+                    client=row.visit.client,
+                    method=row.visit.method,
+                    host=row.visit.host,
+                    path=row.visit.path,
+                    slots=len(row.held),
+                )
+                for generation, row in self._rows.items()
+            ]
+
+    def slots_held(self) -> Mapping[str, int]:
+        with self._exclusive:
+            held: Counter[str] = Counter()
+            for (name, _key), count in self._held.items():
+                held[name] += count
+            return dict(held)
+
+    def counters(self) -> Mapping[str, GuardCounters]:
+        with self._exclusive:
+            return {name: GuardCounters(**counter) for name, counter in self._counters.items()}
+
+    def alarms(self) -> Mapping[str, int]:
+        with self._exclusive:
+            return dict(self._alarms)
+
+    def switch(self, word: str | None = None, guard: str | None = None) -> str:
+        with self._exclusive:
+            if word is not None:
+                self._switch[guard or ""] = check_switch_word(word)
+            return self._switch.get(guard or "", ON)
+
+    def reset(self) -> None:
+        with self._exclusive:
+            self._cells.clear()
+            self._counters.clear()
+            self._service_times.clear()
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _decide(self, visit: Visit, now: int) -> Verdict:
+        """Look at everything, change nothing."""
+        self._number += 1
+        enforced: list[Refusal] = []
+        dry: list[Refusal] = []
+        delay, dry_delay, remaining = 0, 0, None
+        for ask in visit.asks:
+            position = self._position(ask)
+            if position == OFF:
+                continue
+            look = self._look(ask, visit, now, dry_run=position == DRY_RUN)
+            if look.refusal is not None:
+                (dry if position == DRY_RUN else enforced).append(look.refusal)
+            elif position == ON:
+                delay = max(delay, look.delay)
+                if look.remaining is not None:
+                    remaining = min(look.remaining, look.remaining if remaining is None else remaining)
+            else:
+                dry_delay = max(dry_delay, look.delay)
+        return Verdict(
+            admitted=not enforced,
+            delay=0 if enforced else delay,
+            refusals=tuple(enforced),
+            dry_run_refusals=tuple(dry),
+            dry_run_delay=dry_delay,
+            remaining=0 if enforced else remaining,
+            number=self._number,
+        )
+
+    def _position(self, ask: Ask) -> str:
+        """Where the switch stands for one ask: the strictest word of store, guard and request."""
+        words = (self._switch[""], self._switch.get(ask.demand.guard, ON))
+        if OFF in words:
+            return OFF
+        return DRY_RUN if ask.dry_run or DRY_RUN in words else ON
+
+    def _look(self, ask: Ask, visit: Visit, now: int, *, dry_run: bool) -> _Look:
+        demand = ask.demand
+        ban = demand.shadow_ban if dry_run else demand.ban
+        if ban is not None and visit.ban_key:
+            word = self._cells.get((ban.name, visit.ban_key), 0)
+            base = gcra.meter_base(word, now, ban.horizon)
+            if base > now:
+                return _Look(Refusal(ask, base - now, banned=True))
+        if demand.refused:
+            return _Look(Refusal(ask, demand.ban_for or None))
+        refused = never = by_slot = False
+        retry, delay, remaining = demand.ban_for, 0, []
+        for meter in demand.meters:
+            word = self._cells.get((meter.name, ask.key), 0)
+            excess = gcra.meter_excess(word, now, meter)
+            limit = gcra.meter_limit(word, now, meter)
+            if excess > limit + (meter.slack if visit.may_wait else 0):
+                refused = True
+                never = never or meter.need > meter.limit + meter.slack
+                retry = max(retry, excess - meter.resume)
+            delay = max(delay, excess - limit)
+            if meter.need:
+                remaining.append((limit - excess) // meter.need)
+        for tally in demand.tallies:
+            word = self._cells.get((tally.name, ask.key), 0)
+            count = gcra.tally_count(word, now)
+            if count >= tally.limit:
+                refused = True
+                retry = max(retry, (word >> gcra.SMALL_BITS) - now)
+            remaining.append(tally.limit - count - 1)
+        for slot in demand.slots:
+            held = self._held[slot.name, ask.key]
+            if held >= slot.limit:
+                refused = by_slot = True
+                mean = self._service_times.get(slot.name, 0)
+                retry = max(retry, SHORTEST_RETRY, mean // slot.limit)
+            remaining.append(slot.limit - held - 1)
+        if refused:
+            return _Look(Refusal(ask, None if never else retry, by_slot=by_slot, never=never))
+        return _Look(None, max(delay, 0), max(0, min(remaining)) if remaining else None)
+
+    def _take_row(self, visit: Visit, now: int) -> None:
+        """The one step that can fail, so it comes before anything is charged."""
+        held = self._rows[visit.generation].held if visit.entered else ()
+        if len(held) + sum(len(ask.demand.slots) for ask in visit.asks) > MOST_SLOTS:
+            raise StoreError(f"a request can hold {MOST_SLOTS} slots, and this one asks for more")
+        if not visit.entered:
+            visit.generation = self._number
+            visit.entered = True
+            self._rows[visit.generation] = _Row(visit, now, [])
+
+    def _admit(self, visit: Visit, now: int) -> None:
+        """Charge every ask that admits: the enforced ones all do, a dry one decides alone."""
+        for ask in visit.asks:
+            position = self._position(ask)
+            if position == OFF:
+                continue
+            look = self._look(ask, visit, now, dry_run=position == DRY_RUN)
+            if look.refusal is None:
+                self._charge(ask, visit, now)
+                if ask.demand.ban_only:
+                    continue
+                self._count(ask, "admitted")
+                if look.delay:
+                    self._count(ask, "delayed")
+
+    def _charge(self, ask: Ask, visit: Visit, now: int) -> None:
+        for meter in ask.demand.meters:
+            word = self._cells.get((meter.name, ask.key), 0)
+            tat = gcra.meter_base(word, now, meter.horizon) + meter.cost
+            if tat > now:
+                self._cells[meter.name, ask.key] = gcra.meter_word(tat)
+        for tally in ask.demand.tallies:
+            word = self._cells.get((tally.name, ask.key), 0)
+            self._cells[tally.name, ask.key] = gcra.tally_word(word, now, tally)
+        for slot in ask.demand.slots:
+            self._rows[visit.generation].held.append(_Held(slot, ask.key, now))
+            self._held[slot.name, ask.key] += 1
+
+    def _refuse(self, refusal: Refusal, ban: Meter | None, count: str, visit: Visit, now: int) -> None:
+        """Mark the meters that refused, and raise the ban: never while it stands already."""
+        demand, key, _ = refusal.ask
+        self._count(refusal.ask, count)
+        if refusal.banned:
+            return
+        for meter in demand.meters:
+            word = self._cells.get((meter.name, key), 0)
+            slack = meter.slack if visit.may_wait else 0
+            if meter.resume < meter.limit < gcra.meter_excess(word, now, meter) - slack:
+                self._cells[meter.name, key] = word | gcra.MARK
+        if ban is not None and visit.ban_key:
+            self._cells[ban.name, visit.ban_key] = gcra.meter_word(now + demand.ban_for)
+
+    def _debit(self, debits: Sequence[Debit], now: int) -> None:
+        for meter, key, amount in debits:
+            word = self._cells.get((meter.name, key), 0)
+            base = gcra.meter_base(word, now, meter.horizon)
+            tat = min(base + amount, now + meter.horizon)
+            marked = bool(word & gcra.MARK) and base > now
+            if tat > now:
+                self._cells[meter.name, key] = gcra.meter_word(tat, marked=marked)
+
+    def _give_back(self, row: _Row, held: _Held, now: int) -> None:
+        row.held.remove(held)
+        self._held[held.slot.name, held.key] -= 1
+        if not self._held[held.slot.name, held.key]:
+            del self._held[held.slot.name, held.key]
+        mean = self._service_times.get(held.slot.name, 0)
+        lasted = now - held.since
+        self._service_times[held.slot.name] = mean + (lasted - mean) // 8 if mean else lasted
+
+    def _reap(self, now: int) -> bool:
+        """Free the slots that were held beyond their `max_hold`; True when there were any."""
+        if now < self._reaped + REAP_INTERVAL:
+            return False
+        self._reaped = now
+        freed = 0
+        for row in self._rows.values():
+            for held in [held for held in row.held if now > held.since + held.slot.max_hold]:
+                row.held.remove(held)
+                self._held[held.slot.name, held.key] -= 1
+                freed += 1
+        self._alarms["held_too_long"] += freed
+        return bool(freed)
+
+    def _count(self, ask: Ask, what: str) -> None:
+        counter = self._counters.setdefault(ask.demand.guard, Counter())
+        counter[what] += 1
+
+    def _forget_parent(self, pid: int) -> None:
+        """After a fork nobody here will leave for the parent's requests."""
+        if pid != self._pid:
+            self._pid = pid
+            self._rows.clear()
+            self._held.clear()

@@ -1,0 +1,307 @@
+"""The shared store: one file that every worker of a host finds by its name.
+
+Nothing that is inherited through fork is shared under every server, so nothing here is: the file
+is found by name, opened at the first request of each process under the uid of that moment, and
+opened anew after a fork. layout.py has the bytes, file.py the lock and the repair, decisions.py
+what the verbs do, opening.py how a file comes and goes.
+
+Moving over: a file is given up when it was retired (made larger, or taken from a holder of its
+lock that stands still), or when its name has come to mean another file. The next call then opens
+what is there now. Requests in flight keep their rows, since these are copied.
+"""
+
+import atexit
+import logging
+import os
+import random
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from guardrails.errors import InsideError, StoreBusyError, StoreError
+from guardrails.store import decisions, layout, opening
+from guardrails.store.contract import (
+    REAP_INTERVAL,
+    SWITCH_WORDS,
+    Debit,
+    GuardCounters,
+    InFlight,
+    Slot,
+    Verdict,
+    Visit,
+    check_switch_word,
+    monotonic_microseconds,
+)
+from guardrails.store.file import LostError, StoreFile
+from guardrails.store.layout import (
+    G_ADMITTED,
+    G_SWITCH,
+    H_GUARD_SWITCHES,
+    H_NUMBER,
+    H_RETIRED,
+    H_SWITCH,
+)
+from guardrails.store.processes import is_dead
+
+log = logging.getLogger("guardrails")
+
+LONGEST_WAIT = 0.025
+"""Seconds that a request waits for the lock, at the most."""
+
+STANDING_STILL = 2.0
+"""Seconds after which one acquisition that still stands condemns its file."""
+
+_SPINS = 30
+_LONGEST_PAUSE = 0.0002
+_NAME_CHECK_INTERVAL = 1_000_000
+_PAUSES = random.SystemRandom()
+
+
+class SharedStore:
+    """State shared by all processes of one user on one host. See contract.py for its verbs.
+
+    name: what the file is called.   clients, rows: for how many clients, and how many requests in
+    flight, it has room; None takes what an existing file has, else 50,000 and 4,096.   private: the
+    file goes away with the last process that has it open.   lock: "flock" takes flock(2) in place
+    of the mutex.   clock: a callable that returns monotonic microseconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        clients: int | None = None,
+        rows: int | None = None,
+        private: bool = False,
+        lock: str = "mutex",
+        clock: Callable[[], int] = monotonic_microseconds,
+        create: bool = True,
+    ) -> None:
+        self.name = name
+        self._spec = opening.FileSpec(name, clients, rows, private, lock, clock)
+        self.create = create
+        self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
+        self._file: StoreFile | None = None
+        self._name_check_at = 0
+        self._standing: tuple[int, float] | None = None
+
+    def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
+        entered = visit.entered
+        while True:
+            outcome = self._call(decisions.enter, visit, final)
+            file = self._file
+            assert file is not None  # noqa: S101 - _call has just used it
+            if file.words[H_RETIRED] and file.was_condemned():
+                visit.entered = entered
+                continue
+            if outcome is decisions.REAP_FIRST:
+                self._reap(file)
+                continue
+            break
+        if file.now >= self._name_check_at:
+            self._check_name(file)
+        if isinstance(outcome, str):
+            raise StoreError(outcome)
+        verdict: Verdict | None = outcome
+        return verdict
+
+    def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
+        if visit.pid == os.getpid():
+            self._call(decisions.update, visit, debits, release)
+
+    def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
+        if visit.pid != os.getpid():
+            return
+        self._call(decisions.leave, visit, debits)
+        file = self._file
+        if file is not None and file.words[H_RETIRED] and file.was_condemned():
+            self._call(decisions.leave, visit, ())
+
+    def sleep(self, microseconds: int) -> None:
+        self._sleep(microseconds / 1_000_000)
+
+    def requests(self) -> list[InFlight]:
+        found: list[InFlight] = self._call(_in_flight)
+        return found
+
+    def slots_held(self) -> Mapping[str, int]:
+        found: dict[str, int] = self._call(_slots_held)
+        return found
+
+    def counters(self) -> Mapping[str, GuardCounters]:
+        found: dict[str, GuardCounters] = self._call(_counters)
+        return found
+
+    def alarms(self) -> Mapping[str, int]:
+        words = self._usable().words
+        counts = words[layout.H_ALARMS : layout.H_ALARMS + len(layout.ALARMS)].tolist()
+        return {name: count for name, count in zip(layout.ALARMS, counts, strict=True) if count}
+
+    def switch(self, word: str | None = None, guard: str | None = None) -> str:
+        position = None if word is None else SWITCH_WORDS.index(check_switch_word(word))
+        found: int = self._call(_switch, position, guard)
+        return SWITCH_WORDS[found]
+
+    def reset(self) -> None:
+        self._call(_reset)
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None and file.owner.pid == os.getpid():
+            opening.release(file)
+
+    def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run one verb's work in the file that is current, waiting a bounded time for its lock."""
+        deadline = 0.0
+        tries = 0
+        while True:
+            file = self._usable()
+            try:
+                result = file.attempt(work, *arguments)
+            except InsideError:
+                raise
+            except LostError:
+                opening.condemn(file)
+            except StoreBusyError:
+                tries += 1
+                if tries <= _SPINS or file.words[H_RETIRED]:
+                    if tries > 2 * _SPINS:
+                        raise
+                    continue
+                now = time.monotonic()
+                deadline = deadline or now + LONGEST_WAIT
+                if now >= deadline:
+                    self._give_up(file, now)
+                    deadline = 0.0
+                time.sleep(_PAUSES.uniform(0, _LONGEST_PAUSE))
+            else:
+                self._standing = None
+                return result
+
+    def _usable(self) -> StoreFile:
+        file = self._file
+        if file is None or file.words[H_RETIRED] or file.owner.pid != os.getpid():
+            file = self._open()
+        return file
+
+    def _open(self) -> StoreFile:
+        """Open the current file. Two threads may do so at once, which harms nobody."""
+        file = opening.open_file(self._spec, create=self.create)
+        # A size is a wish at the start, not a demand on whatever file comes later.
+        self._spec = self._spec._replace(clients=None, rows=None)
+        self._file = file
+        _close_at_exit(self)
+        self._reap(file)
+        return file
+
+    def _give_up(self, file: StoreFile, now: float) -> None:
+        """The lock was not to be had in time: condemn a file whose holder stands, or raise."""
+        number = file.words[H_NUMBER]
+        standing = self._standing
+        if standing is None or standing[0] != number:
+            self._standing = standing = (number, now)
+        if now - standing[1] < STANDING_STILL:
+            raise StoreBusyError(
+                f"store {file.path}: its lock was not to be had in {LONGEST_WAIT * 1000:g} ms"
+            )
+        self._standing = None
+        opening.condemn(file)
+
+    def _check_name(self, file: StoreFile) -> None:
+        """Once a second: an operator, or a cleaner of /dev/shm, may have removed the file."""
+        self._name_check_at = file.now + _NAME_CHECK_INTERVAL
+        if not opening.is_current(file) and self._file is file:
+            self._file = None
+
+    def _reap(self, file: StoreFile) -> None:
+        """Give back what dead processes held. They are looked at outside the lock."""
+        now = file.clock()
+        file.reap_at = now + REAP_INTERVAL
+        namespace = file.owner.namespace
+        dead = [
+            row
+            for owner, rows in file.owners().items()
+            if owner != file.owner and is_dead(owner, namespace)
+            for row in rows
+        ]
+        with suppress(StoreBusyError):
+            self._call(StoreFile.drop_rows, dead, now)
+
+
+def _in_flight(file: StoreFile, _number: int) -> list[InFlight]:
+    now = file.clock()
+    found = []
+    for row in file.live_rows():
+        method, client, host, path = layout.ROW_TEXT.unpack_from(
+            file.buffer, row * 8 + layout.ROW_TEXT_OFFSET
+        )
+        found.append(
+            InFlight(
+                pid=file.words[row + layout.R_PID],
+                generation=file.words[row],
+                age_seconds=(now - file.words[row + layout.R_STARTED]) / 1_000_000,
+                client=_text(client),
+                method=_text(method),
+                host=_text(host),
+                path=_text(path),
+                slots=len(file.held_slots(row)),
+            )
+        )
+    return found
+
+
+def _text(padded: bytes) -> str:
+    return padded.rstrip(b"\0").decode("latin-1")
+
+
+def _slots_held(file: StoreFile, _number: int) -> dict[str, int]:
+    names = file.names("slots")
+    held: Counter[str] = Counter()
+    for row in file.live_rows():
+        for slot in file.held_slots(row):
+            held[names.get(file.words[slot + layout.S_RECORD], "others")] += 1
+    return dict(held)
+
+
+def _counters(file: StoreFile, _number: int) -> dict[str, GuardCounters]:
+    return {
+        name: GuardCounters(*file.words[word + G_ADMITTED : word + G_ADMITTED + 4].tolist())
+        for word, name in file.names("guards").items()
+    }
+
+
+def _switch(file: StoreFile, position: int | None, guard: str | None, _number: int) -> int:
+    word = H_SWITCH if guard is None else file.record("guards", guard) + G_SWITCH
+    if position is not None:
+        file.words[word] = position
+        file.words[H_GUARD_SWITCHES] = any(
+            file.words[record + G_SWITCH] for record in file.names("guards")
+        )
+    return file.words[word]
+
+
+def _reset(file: StoreFile, _number: int) -> None:
+    file.cells.clear()
+    for record in file.names("guards"):
+        for word in range(record + G_ADMITTED, record + G_ADMITTED + 4):
+            file.words[word] = 0
+    for record in file.names("slots"):
+        file.words[record + layout.L_MEAN] = 0
+
+
+_open_stores: "weakref.WeakSet[SharedStore]" = weakref.WeakSet()
+
+
+def _close_at_exit(store: SharedStore) -> None:
+    if not _open_stores:
+        atexit.register(_close_all)
+    _open_stores.add(store)
+
+
+def _close_all() -> None:
+    for store in list(_open_stores):
+        with suppress(Exception):
+            store.close()

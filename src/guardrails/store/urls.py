@@ -1,0 +1,130 @@
+"""Stores by URL: "memory:", "shm:" and "shm:NAME?clients=50000&private"."""
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from guardrails.errors import ConfigurationError
+from guardrails.store.contract import Store
+from guardrails.store.memory import MemoryStore
+from guardrails.units import parse_count
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_FLAGS = {"", "1", "yes", "true"}
+_MOST_CLIENTS = 50_000_000
+_MOST_ROWS = 65_536
+_HANDLED = '"memory:", "shm:" or "shm:NAME?clients=50000"'
+
+
+def store_from_url(url: str) -> Store:
+    """The store that a URL names. Opens nothing. Raises ConfigurationError."""
+    scheme, colon, rest = url.partition(":")
+    if scheme == "memory" and colon and not rest:
+        return MemoryStore()
+    if scheme == "shm" and colon:
+        return _shared_store(url, rest)
+    remedy = f"use {_HANDLED}"
+    if scheme in ("redis", "rediss", "valkey", "valkeys", "unix"):
+        remedy = (
+            f"this version has no store for Redis or Valkey yet, which comes as the extra [redis]: "
+            f"{remedy}"
+        )
+    raise ConfigurationError(f"store: nothing handles {url!r}: {remedy}")
+
+
+def unnamed_store(file: str, line: int) -> Store:
+    """The store of the place that calls `throttle()`: the same for every worker that runs it.
+
+    Its name is made of the user, the file and the how-manieth place in that file it is, so that it
+    stays when lines are added above. GUARDRAILS_STORE in the environment overrides it.
+    """
+    url = os.environ.get("GUARDRAILS_STORE")
+    if url:
+        return store_from_url(url)
+    if not _has_shared_memory():
+        return MemoryStore()
+    from guardrails.store.shared import SharedStore  # noqa: PLC0415 - needs POSIX
+
+    places = _places.setdefault(file, [])
+    if line not in places:
+        places.append(line)
+    place = f"{Path(file).resolve()}\0{places.index(line)}"
+    return SharedStore("app-" + hashlib.blake2b(place.encode(), digest_size=8).hexdigest())
+
+
+def open_store(url: str | None = None) -> Store:
+    """Open a store to look at it or to switch it: `guardrails.open_store("shm:NAME")`.
+
+    url: None takes GUARDRAILS_STORE from the environment, else the only store of this user here.
+    Raises ConfigurationError when that leaves a choice, and StoreError when there is no such store.
+    """
+    url = url or os.environ.get("GUARDRAILS_STORE")
+    if url is not None:
+        return _only_existing(store_from_url(url))
+    from guardrails.store import opening, place  # noqa: PLC0415 - needs POSIX
+    from guardrails.store.shared import SharedStore  # noqa: PLC0415 - as above
+
+    names = sorted({name for folder in place.folders() for name in opening.store_names(folder)})
+    if len(names) != 1:
+        found = "there is none" if not names else "there are " + ", ".join(names)
+        raise ConfigurationError(
+            f"store: None does not say which of this user's stores is meant, and {found}: write "
+            'guardrails.open_store("shm:NAME")'
+        )
+    return SharedStore(names[0], create=False)
+
+
+_places: dict[str, list[int]] = {}
+
+
+def _only_existing(store: Store) -> Store:
+    """Looking must not make a store."""
+    if not isinstance(store, MemoryStore):
+        store.create = False  # type: ignore[attr-defined]
+    return store
+
+
+def _has_shared_memory() -> bool:
+    return sys.platform != "win32"
+
+
+def _shared_store(url: str, rest: str) -> Store:
+    if not _has_shared_memory():
+        raise ConfigurationError(
+            f"store: {url!r} needs POSIX shared memory, which this system does not have: use "
+            '"memory:", which counts in each process alone'
+        )
+    from guardrails.store.shared import SharedStore  # noqa: PLC0415 - needs POSIX
+
+    name, _, query = rest.partition("?")
+    if not name:
+        name = "default"
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"store: {name!r} in {url!r} is not a name: use up to 64 letters, digits, '_', '.' and "
+            "'-', not starting with '.' or '-'"
+        )
+    clients = rows = None
+    private, lock = False, "mutex"
+    for option, value in parse_qsl(query, keep_blank_values=True):
+        if option == "clients":
+            clients = parse_count(_number(value), "store clients", least=16, most=_MOST_CLIENTS)
+        elif option == "rows":
+            rows = parse_count(_number(value), "store rows", least=16, most=_MOST_ROWS)
+        elif option == "private" and value in _FLAGS:
+            private = True
+        elif option == "lock" and value in ("mutex", "flock"):
+            lock = value
+        else:
+            raise ConfigurationError(
+                f"store: {option}={value} in {url!r} is unknown: the options are clients=NUMBER, "
+                "rows=NUMBER, private and lock=flock"
+            )
+    return SharedStore(name, clients=clients, rows=rows, private=private, lock=lock)
+
+
+def _number(text: str) -> object:
+    return int(text) if text.isdecimal() else text

@@ -1,0 +1,288 @@
+"""The open response: it holds what the request was admitted with until it is closed.
+
+Everything is given back on every path: the app raises, the iterable ends, `close` (which may come
+twice), the client is gone, a generator is never started, the object is dropped, the app's own
+`close` raises. Giving back is idempotent, so every path simply does it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from guardrails.address import Client
+from guardrails.guard import Guard
+from guardrails.store.contract import Debit, Meter, Slot, Store, Visit
+
+log = logging.getLogger("guardrails")
+
+DEBIT_INTERVAL = 1.0
+"""Seconds between two debits while a response streams."""
+
+_MOST_UNRELEASED = 65536
+
+
+class CPUCharge(NamedTuple):
+    """A meter that this request's CPU is charged to, by how much per microsecond."""
+
+    meter: Meter
+    key: bytes
+    per_microsecond: float
+
+
+class Unreleased:
+    """Visits whose leaving failed; each is tried again with the next request."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Flight] = deque(maxlen=_MOST_UNRELEASED)
+        self.failed = False
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def add(self, flight: Flight) -> None:
+        """Keep it for later."""
+        self._queue.append(flight)
+
+    def release(self) -> None:
+        """Try each once."""
+        for _ in range(len(self._queue)):
+            try:
+                flight = self._queue.popleft()
+            except IndexError:
+                return
+            flight.settle()
+
+
+class Flight:
+    """A request between its admission and the end of its response."""
+
+    __slots__ = (
+        "__weakref__",
+        "_debit_at",
+        "_server_file_wrapper",
+        "client",
+        "cpu_charges",
+        "cpu_nanoseconds",
+        "exempt",
+        "file_response",
+        "file_returned",
+        "guards",
+        "measuring",
+        "on_store_error",
+        "settled",
+        "slots_until_return",
+        "store",
+        "unreleased",
+        "visit",
+    )
+
+    def __init__(
+        self,
+        store: Store,
+        visit: Visit,
+        unreleased: Unreleased,
+        on_store_error: Callable[[Exception], None],
+    ) -> None:
+        self.store = store
+        self.visit = visit
+        self.unreleased = unreleased
+        self.on_store_error = on_store_error
+        self.settled = False
+        self.cpu_charges: list[CPUCharge] = []
+        self.cpu_nanoseconds = 0
+        self.slots_until_return: list[Slot] = []
+        self.file_response: object = None
+        self.file_returned = False
+        self.guards: tuple[Guard, ...] = ()
+        self.client: Client | None = None
+        self.exempt = False
+        self.measuring = False
+        self._debit_at = 0.0
+        self._server_file_wrapper: Callable[..., Any] | None = None
+
+    def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
+        """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
+        self._server_file_wrapper = environ.get("wsgi.file_wrapper")
+        if self._server_file_wrapper is not None:
+            environ["wsgi.file_wrapper"] = self._wrap_file
+        try:
+            response = self.measure(app, environ, start_response)
+        finally:
+            if self._server_file_wrapper is not None:
+                # The server may ask whether the response is an instance of what it put there.
+                environ["wsgi.file_wrapper"] = self._server_file_wrapper
+        if self.slots_until_return:
+            self._update(self.slots_until_return)
+        if type(response) is list or type(response) is tuple:
+            return ClosingList(response, self)
+        file_response, self.file_response = self.file_response, None
+        if response is not None and response is file_response:
+            self.file_returned = True
+            return response
+        if hasattr(response, "__len__"):
+            return SizedResponse(response, self)
+        return StreamedResponse(response, self)
+
+    def measure(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
+        """Call the app, and note its CPU if anybody is charged for it."""
+        if self.measuring or not self.cpu_charges:
+            return app(environ, start_response)
+        self.measuring = True
+        started = time.thread_time_ns()
+        try:
+            return app(environ, start_response)
+        finally:
+            self.cpu_nanoseconds += time.thread_time_ns() - started
+
+    def settle(self) -> None:
+        """Charge what is left to charge and give everything back. Any number of times."""
+        if self.settled or not self.visit.generation:
+            return
+        try:
+            self.store.leave(self.visit, self._debits())
+            self.settled = True
+        except Exception as error:
+            self.unreleased.add(self)
+            self.on_store_error(error)
+        except BaseException:
+            self.unreleased.add(self)
+            raise
+
+    def __del__(self) -> None:
+        # An exception may have come between its making and its first attribute.
+        if not getattr(self, "settled", True):
+            self.settle()
+
+    def step(self, advance: Callable[[], Any]) -> Any:
+        """Do one step of the response, and charge its CPU."""
+        if not self.cpu_charges:
+            return advance()
+        started = time.thread_time_ns()
+        try:
+            return advance()
+        finally:
+            self.cpu_nanoseconds += time.thread_time_ns() - started
+            now = time.monotonic()
+            if now >= self._debit_at:
+                if self._debit_at:
+                    self._update(())
+                self._debit_at = now + DEBIT_INTERVAL
+
+    def _debits(self) -> list[Debit]:
+        microseconds, self.cpu_nanoseconds = self.cpu_nanoseconds / 1000, 0
+        if not microseconds:
+            return []
+        return [
+            # Rounded up: what is charged is never less than what was used.
+            Debit(meter, key, int(microseconds * factor) + 1)
+            for meter, key, factor in self.cpu_charges
+        ]
+
+    def _update(self, release: Iterable[Slot]) -> None:
+        try:
+            self.store.update(self.visit, self._debits(), tuple(release))
+        except Exception as error:
+            self.on_store_error(error)
+
+    def _wrap_file(self, file: Any, *block_size: int) -> Any:
+        """Stands in for the server's wsgi.file_wrapper: its answer is the server's own object."""
+        assert self._server_file_wrapper is not None  # noqa: S101 - set before the app runs
+        self.file_response = self._server_file_wrapper(HookedFile(file, self), *block_size)
+        return self.file_response
+
+
+class ClosingList(list[bytes]):
+    """A list response that gives back when it is closed. It keeps its length, which servers use."""
+
+    __slots__ = ("_flight",)
+
+    def __init__(self, chunks: Iterable[bytes], flight: Flight) -> None:
+        list.__init__(self, chunks)
+        self._flight = flight
+
+    def close(self) -> None:
+        """The response is done."""
+        self._flight.settle()
+
+    def __del__(self) -> None:
+        flight = getattr(self, "_flight", None)
+        if flight is not None:
+            flight.settle()
+
+
+class StreamedResponse:
+    """An iterable response, passed on chunk by chunk."""
+
+    __slots__ = ("_flight", "_iterator", "_response")
+
+    def __init__(self, response: Iterable[bytes], flight: Flight) -> None:
+        self._response = response
+        self._flight = flight
+        self._iterator: Iterator[bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        iterator = self._iterator
+        if iterator is None:
+            iterator = self._iterator = self._flight.step(self._response.__iter__)
+        return self._flight.step(iterator.__next__)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the app's response first: its CPU is the request's too."""
+        try:
+            close = getattr(self._response, "close", None)
+            if close is not None:
+                self._flight.step(close)
+        finally:
+            self._flight.settle()
+
+    def __del__(self) -> None:
+        flight = getattr(self, "_flight", None)
+        if flight is not None:
+            flight.settle()
+
+
+class SizedResponse(StreamedResponse):
+    """A response with a length, which a server may make a Content-Length of."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._response)  # type: ignore[arg-type]
+
+
+class HookedFile:
+    """The file of a `wsgi.file_wrapper` response: itself in everything, but heard when closed."""
+
+    def __init__(self, file: Any, flight: Flight) -> None:
+        self._file = file
+        self._flight = flight
+
+    def close(self) -> None:
+        """Close the file and give back."""
+        try:
+            close = getattr(self._file, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._settle()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __del__(self) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        # An app may wrap a file and then answer with something else.
+        if self._flight.file_returned:
+            self._flight.settle()

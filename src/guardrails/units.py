@@ -1,0 +1,188 @@
+"""Rates, durations, sizes and percents: how they are written, and what is said when they are wrong.
+
+Time is in integer microseconds everywhere behind this module, and no figure exceeds
+`LARGEST_FIGURE`, so that every store can compute exactly (Lua numbers are exact up to 2**53).
+"""
+
+import re
+from dataclasses import dataclass
+
+from guardrails.errors import ConfigurationError
+
+MICROSECONDS = 1_000_000
+LARGEST_FIGURE = 2**51
+
+_UNIT_MICROSECONDS = {
+    "millisecond": 1_000,
+    "second": MICROSECONDS,
+    "minute": 60 * MICROSECONDS,
+    "hour": 3_600 * MICROSECONDS,
+    "day": 86_400 * MICROSECONDS,
+    "week": 7 * 86_400 * MICROSECONDS,
+    "month": 30 * 86_400 * MICROSECONDS,
+    "year": 365 * 86_400 * MICROSECONDS,
+}
+_UNIT_ALIASES = {
+    "ms": "millisecond",
+    "s": "second",
+    "sec": "second",
+    "m": "minute",
+    "min": "minute",
+    "h": "hour",
+    "hr": "hour",
+    "d": "day",
+    "w": "week",
+}
+_RATE = re.compile(
+    r"(?P<count>\d+)\s*(?:/|per\b)\s*(?P<multiple>\d+)?\s*(?P<unit>[a-z]+)"
+    r"(?:\s+burst\s+(?P<burst>\d+))?",
+    re.IGNORECASE,
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%?")
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many requests in so long: `count` per `period` microseconds, `burst` of them at once."""
+
+    count: int
+    period: int
+    burst: int
+
+    @property
+    def interval(self) -> int:
+        """Microseconds that one request costs, rounded up so that a rate is never exceeded."""
+        return -(-self.period // self.count)
+
+    def __str__(self) -> str:
+        return f"{self.count}/{format_duration(self.period)} burst {self.burst}"
+
+
+def parse_rates(value: object, argument: str = "rate") -> tuple[Rate, ...]:
+    """Read one or several rates, such as "10/second", "100 per 2 hours" or "5/s burst 20; 500/h".
+
+    `burst` is how many may come at once; it defaults to the rate's count. A month is 30 days and a
+    year 365. Raises ConfigurationError for anything else.
+    """
+    if isinstance(value, Rate):
+        return (value,)
+    if not isinstance(value, str):
+        raise ConfigurationError(
+            f'{argument}: {value!r} is not a rate: a rate is a text such as "10/second" '
+            'or "100 per 2 hours"'
+        )
+    return tuple(_parse_rate(part, argument) for part in re.split("[;,|]", value))
+
+
+def _parse_rate(text: str, argument: str) -> Rate:
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigurationError(
+            f'{argument}: {text!r} is not a rate: write COUNT/UNIT, such as "10/second", '
+            '"100 per 2 hours" or "5/second burst 20"'
+        )
+    period = int(match["multiple"] or 1) * _unit(match["unit"], argument, text)
+    count = int(match["count"])
+    burst = int(match["burst"] or count)
+    if count == 0 or period == 0 or burst == 0:
+        raise ConfigurationError(
+            f"{argument}: {text!r} can never admit a request: count, period and burst are at least "
+            "1; to refuse everybody stop the route, to switch the guard off leave it out"
+        )
+    rate = Rate(count, period, burst)
+    check_figure(rate.interval * rate.burst, argument, text)
+    return rate
+
+
+def parse_duration(value: object, argument: str) -> int:
+    """Microseconds of a duration: a number of seconds, or a text such as "15s", "20m" or "250ms"."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        microseconds = round(value * MICROSECONDS)
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        unit = _unit(match[2] or "second", argument, value)
+        microseconds = round(float(match[1]) * unit)
+    else:
+        raise ConfigurationError(
+            f"{argument}: {value!r} is not a duration: write seconds, or a text such as "
+            '"15s", "20m" or "2h"'
+        )
+    if microseconds < 0:
+        raise ConfigurationError(
+            f'{argument}: {value!r} is negative: a duration is 0 or more, such as 15 or "15s"'
+        )
+    return check_figure(microseconds, argument, value)
+
+
+def parse_size(value: object, argument: str) -> int:
+    """Bytes of a size: a whole number of bytes, or a text such as "512M" or "1G" (powers of 1024)."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        return round(float(match[1]) * _SIZE_BYTES[match[2].lower()])
+    raise ConfigurationError(
+        f'{argument}: {value!r} is not a size: write bytes, or a text such as "512M" or "1G"'
+    )
+
+
+def parse_percent(value: object, argument: str) -> float:
+    """The share of one CPU that a percent means: "20%" or 20 is 0.2, "200%" is two CPUs."""
+    number = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+    elif isinstance(value, str) and (match := _PERCENT.fullmatch(value.strip())):
+        number = float(match[1])
+    if number is None:
+        raise ConfigurationError(
+            f'{argument}: {value!r} is not a percent: write "20%" or 20 for a fifth of one CPU'
+        )
+    if not 1 <= number <= 100_000:
+        raise ConfigurationError(
+            f"{argument}: {value!r} is outside 1 to 100000 percent of one CPU: a fifth of a CPU "
+            'is "20%" or 20, not 0.2'
+        )
+    return number / 100
+
+
+def parse_count(value: object, argument: str, *, least: int = 1, most: int = 2**20) -> int:
+    """Check a whole number between `least` and `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigurationError(
+            f"{argument}: {value!r} is not a whole number from {least} to {most}: "
+            "write such a number, or leave the guard out"
+        )
+    return value
+
+
+def check_figure(figure: int, argument: str, value: object) -> int:
+    """Refuse what the stores could not compute exactly."""
+    if figure > LARGEST_FIGURE:
+        raise ConfigurationError(
+            f"{argument}: {value!r} reaches beyond {format_duration(LARGEST_FIGURE)}: "
+            "no figure may; use a smaller count, burst or period"
+        )
+    return figure
+
+
+def format_duration(microseconds: int) -> str:
+    """Name a duration in the largest unit that divides it: "minute", "15 s", "2 hours"."""
+    for name in ("day", "hour", "minute", "second"):
+        unit = _UNIT_MICROSECONDS[name]
+        if microseconds >= unit and microseconds % unit == 0:
+            count = microseconds // unit
+            return name if count == 1 else f"{count} {name}s"
+    return f"{microseconds / MICROSECONDS:g} seconds"
+
+
+def _unit(name: str, argument: str, value: object) -> int:
+    lowered = name.lower()
+    lowered = _UNIT_ALIASES.get(lowered, lowered)
+    unit = _UNIT_MICROSECONDS.get(lowered) or _UNIT_MICROSECONDS.get(lowered.removesuffix("s"))
+    if unit is None:
+        raise ConfigurationError(
+            f"{argument}: {value!r} has an unknown unit {name!r}: use second, minute, hour, day, "
+            "week, month or year"
+        )
+    return unit

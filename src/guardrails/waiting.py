@@ -1,0 +1,37 @@
+"""Who may hold a request back: at most a quarter of a worker's threads, and never its only one.
+
+How many threads there are is learnt by seeing them: no server says it, and the flags of the WSGI
+environ are known to be wrong on some.
+"""
+
+import threading
+
+_MOST_COUNTED = 4096
+
+
+class WaitingRoom:
+    """Counts the threads that serve requests, and those that wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: set[int] = set()
+        self._waiting = 0
+
+    def may_wait(self) -> bool:
+        """Whether one more may wait; notes the thread that asks."""
+        if len(self._threads) < _MOST_COUNTED:
+            self._threads.add(threading.get_ident())
+        return self._waiting < len(self._threads) // 4
+
+    def enter(self) -> bool:
+        """Take a place, if there is one."""
+        with self._lock:
+            if self._waiting >= len(self._threads) // 4:
+                return False
+            self._waiting += 1
+            return True
+
+    def leave(self) -> None:
+        """Give the place back."""
+        with self._lock:
+            self._waiting -= 1

@@ -1,0 +1,1 @@
+"""Guarding the worker itself."""
