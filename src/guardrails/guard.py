@@ -334,7 +334,8 @@ def _client_and_agent(request: Request) -> bytes | None:
         return None
     agent = request.environ.get("HTTP_USER_AGENT", "")[:LONGEST_AGENT]
     # The address's length makes the join unambiguous.
-    return bytes((len(request.client.key),)) + request.client.key + agent.encode("latin-1", "replace")
+    address = request.client.key
+    return bytes((len(address),)) + address + agent.encode("latin-1", "replace")
 
 
 def _or_client(request: Request, value: str | None) -> bytes | None:
@@ -349,7 +350,8 @@ def _text_key(value: str | None) -> bytes | None:
 
 
 def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
-    for part in environ.get("HTTP_COOKIE", "").split(";"):
+    cookies: str = environ.get("HTTP_COOKIE", "")
+    for part in cookies.split(";"):
         name, _, value = part.partition("=")
         if name.strip() == wanted:
             return value.strip()

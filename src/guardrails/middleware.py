@@ -187,11 +187,12 @@ class Throttle:
         self.errors: Counter[str] = Counter()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        if self._off:
-            return cast("Iterable[bytes]", self.app(environ, start_response))
         flight: Flight | None = None
         outer: Flight | None = environ.get(_FLIGHT)
         response: Iterable[bytes]
+        if self._off:
+            response = self.app(environ, start_response)
+            return response
         try:
             flight, decision = self._decide(environ, outer)
             if not decision.admitted:

@@ -154,10 +154,10 @@ class MemoryStore:
                     pid=row.visit.pid,
                     generation=generation,
                     age_seconds=(now - row.started) / 1_000_000,
-                    client=row.visit.client,
-                    method=row.visit.method,
-                    host=row.visit.host,
-                    path=row.visit.path,
+                    client=row.visit.client[:48],
+                    method=row.visit.method[:16],
+                    host=row.visit.host[:64],
+                    path=row.visit.path[:128],
                     slots=len(row.held),
                 )
                 for generation, row in self._rows.items()

@@ -1,0 +1,67 @@
+"""Short forms for what a guard asks of a store."""
+
+import os
+
+from guardrails.store.contract import Ask, Demand, Meter, Slot, Tally, Visit
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+
+
+def meter(name="meter", *, count=1, period=SECOND, burst=1, cost=1, wait=0):
+    """A speed limit's meter."""
+    interval = -(-period // count)
+    return Meter(
+        name,
+        need=cost * interval,
+        cost=cost * interval,
+        limit=burst * interval,
+        resume=burst * interval,
+        horizon=burst * interval + wait,
+        slack=wait,
+    )
+
+
+def cpu_meter(name="cpu", *, window=10 * SECOND, resume=0.5):
+    """A CPU throttle's meter."""
+    return Meter(name, 0, 0, limit=window, resume=int(window * resume), horizon=5 * window)
+
+
+def slot(name="slot", *, limit=1, max_hold=600 * SECOND):
+    return Slot(name, limit, max_hold)
+
+
+def tally(name="tally", *, limit=3, window=MINUTE):
+    return Tally(name, limit, window)
+
+
+def ban(name="guard", *, lasts=20 * MINUTE):
+    """The three parts of a demand that bans."""
+    return {
+        "ban": Meter(f"{name} ban", 0, 0, 0, 0, lasts),
+        "shadow_ban": Meter(f"{name} ban dry-run", 0, 0, 0, 0, lasts),
+        "ban_for": lasts,
+    }
+
+
+def demand(*parts, guard="guard", **options):
+    return Demand(
+        guard,
+        meters=tuple(part for part in parts if isinstance(part, Meter)),
+        tallies=tuple(part for part in parts if isinstance(part, Tally)),
+        slots=tuple(part for part in parts if isinstance(part, Slot)),
+        **options,
+    )
+
+
+def visit(*demands, key=b"client", dry_run=False, may_wait=False, client="192.0.2.1", path="/"):
+    return Visit(
+        [Ask(each, key, dry_run) for each in demands],
+        ban_key=key,
+        client=client,
+        method="GET",
+        host="example.org",
+        path=path,
+        may_wait=may_wait,
+        pid=os.getpid(),
+    )

@@ -1,0 +1,151 @@
+"""The shared store answers exactly as the memory store does, whatever is done to both."""
+
+import copy
+
+from asking import MINUTE, SECOND, ban, cpu_meter, demand, meter, slot, tally
+from conftest import private_store
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from guardrails.store.contract import Ask, Debit, Visit
+from guardrails.store.memory import MemoryStore
+from guardrails.testing import Clock
+
+CPU = cpu_meter(window=3 * SECOND, resume=0.5)
+EARLY = slot("early", limit=2, max_hold=5 * SECOND)
+DEMANDS = {
+    "rate": demand(meter("rate", count=2, burst=3), guard="rate"),
+    "two rates": demand(meter("fast", burst=2), meter("slow", period=MINUTE, burst=5), guard="two"),
+    "wait": demand(meter("wait", wait=2 * SECOND), guard="wait", wait=2 * SECOND),
+    "too dear": demand(meter("dear", burst=2, cost=3), guard="dear"),
+    "cpu": demand(CPU, guard="cpu"),
+    "cap": demand(slot("cap", limit=2), guard="cap"),
+    "early": demand(EARLY, guard="early"),
+    "tally": demand(tally(limit=2, window=4 * SECOND), guard="tally"),
+    "bans": demand(meter("strict", burst=2), guard="bans", **ban("bans", lasts=7 * SECOND)),
+    "cpu bans": demand(cpu_meter("cpu 2", window=SECOND), guard="cpu bans", **ban("cpu", lasts=2 * SECOND)),
+    "ban only": demand(guard="bans", ban_only=True, **ban("bans", lasts=7 * SECOND)),
+    "refused": demand(guard="refused", refused=True, **ban("refused", lasts=3 * SECOND)),
+}
+GUARDS = sorted({each.guard for each in DEMANDS.values()})
+KEYS = [b"one", b"two", b""]
+
+
+class StoresAgree(RuleBasedStateMachine):
+    visits = Bundle("visits")
+
+    def __init__(self):
+        super().__init__()
+        self.clock = Clock()
+        self.memory = MemoryStore(self.clock)
+        self.shared = private_store(self.clock, clients=512, rows=32)
+        self.entered = 0
+
+    def teardown(self):
+        self.shared.close()
+
+    def both(self, verb, *arguments, **options):
+        """Do the same to both, and compare what they say."""
+        answers = [
+            getattr(store, verb)(*(pair[side] if isinstance(pair, tuple) else pair for pair in arguments), **options)
+            for side, store in enumerate((self.memory, self.shared))
+        ]
+        expected, found = (
+            answer._replace(number=0) if hasattr(answer, "number") else answer for answer in answers
+        )
+        assert found == expected
+        return answers[0]
+
+    @rule(
+        target=visits,
+        asked=st.lists(st.sampled_from(sorted(DEMANDS)), max_size=4, unique=True),
+        key=st.sampled_from(KEYS),
+        ban_key=st.sampled_from(KEYS),
+        dry=st.sets(st.sampled_from(sorted(DEMANDS)), max_size=2),
+        may_wait=st.booleans(),
+        final=st.booleans(),
+    )
+    def enter(self, asked, key, ban_key, dry, may_wait, final):
+        if self.entered >= 30:
+            return None
+        visit = Visit(
+            [Ask(DEMANDS[name], key, name in dry) for name in asked],
+            ban_key,
+            client="192.0.2.1",
+            method="GET",
+            host="h",
+            path="/p",
+            may_wait=may_wait,
+            pid=self.shared_pid(),
+        )
+        pair = (visit, copy.copy(visit))
+        self.both("enter", pair, final=final)
+        assert pair[0].entered == pair[1].entered
+        self.entered += pair[0].entered
+        return pair
+
+    @rule(pair=visits, asked=st.sampled_from(sorted(DEMANDS)), key=st.sampled_from(KEYS))
+    def enter_again(self, pair, asked, key):
+        if pair is None or not pair[0].entered:
+            return
+        if not self.is_in_flight(pair):
+            return
+        for visit in pair:
+            visit.asks = [Ask(DEMANDS[asked], key, False)]
+        if sum(shown.slots for shown in self.memory.requests()) < 8:
+            self.both("enter", pair)
+
+    @rule(pair=visits, amount=st.integers(0, 20 * SECOND), key=st.sampled_from(KEYS))
+    def leave(self, pair, amount, key):
+        if pair is not None:
+            before = self.is_in_flight(pair)
+            self.both("leave", pair, [Debit(CPU, key, amount)] if amount else [])
+            self.entered -= before
+
+    @rule(pair=visits, amount=st.integers(1, 2 * SECOND), release=st.booleans())
+    def update(self, pair, amount, release):
+        if pair is not None and self.is_in_flight(pair):
+            self.both("update", pair, [Debit(CPU, b"one", amount)], [EARLY] if release else [])
+
+    @rule(seconds=st.one_of(st.floats(0, 3), st.sampled_from([0.25, 0.5, 1, 5.000001, 60])))
+    def time_passes(self, seconds):
+        self.clock.advance(seconds)
+
+    @rule(word=st.sampled_from(["on", "on", "dry-run", "off"]), guard=st.sampled_from([None, *GUARDS]))
+    def switch(self, word, guard):
+        self.both("switch", word, guard)
+
+    @rule()
+    def reset(self):
+        self.both("reset")
+
+    @invariant()
+    def they_show_the_same(self):
+        assert self.shared.slots_held() == self.memory.slots_held()
+        shown = [
+            sorted(each._replace(generation=0) for each in store.requests())
+            for store in (self.memory, self.shared)
+        ]
+        assert shown[0] == shown[1]
+
+    @invariant()
+    def they_counted_the_same(self):
+        counted = [
+            {name: counters for name, counters in store.counters().items() if any(counters)}
+            for store in (self.memory, self.shared)
+        ]
+        assert counted[0] == counted[1]
+
+    def is_in_flight(self, pair):
+        return pair[0].generation in {shown.generation for shown in self.memory.requests()}
+
+    @staticmethod
+    def shared_pid():
+        import os
+
+        return os.getpid()
+
+
+TestStoresAgree = StoresAgree.TestCase
+TestStoresAgree.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
