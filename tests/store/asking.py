@@ -1,11 +1,24 @@
 """Short forms for what a guard asks of a store."""
 
+import itertools
 import os
 
 from guardrails.store.contract import Ask, Demand, Meter, Slot, Tally, Visit
+from guardrails.store.shared import SharedStore
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
+
+
+_numbers = itertools.count()
+
+
+def private_store(clock=None, **options):
+    """A shared store of this test's own, gone when it is closed."""
+    name = f"test-{os.getpid()}-{next(_numbers)}"
+    if clock is not None:
+        options["clock"] = clock
+    return SharedStore(name, private=True, **options)
 
 
 def meter(name="meter", *, count=1, period=SECOND, burst=1, cost=1, wait=0):

@@ -1,24 +1,12 @@
 """One clock, and every kind of store on it."""
 
-import itertools
-import os
-
 import pytest
+from asking import private_store
 
 from guardrails.store.memory import MemoryStore
-from guardrails.store.shared import SharedStore
 from guardrails.testing import Clock
 
 KINDS = ("memory", "shared", "flock")
-_numbers = itertools.count()
-
-
-def private_store(clock=None, **options):
-    """A shared store of this test's own, gone when it is closed."""
-    name = f"test-{os.getpid()}-{next(_numbers)}"
-    if clock is not None:
-        options["clock"] = clock
-    return SharedStore(name, private=True, **options)
 
 
 @pytest.fixture

@@ -312,7 +312,11 @@ def test_one_guard_can_be_switched(store):
     assert [refusal.ask.demand.guard for refusal in verdict.refusals] == ["b"]
     store.switch("dry-run", guard="b")
     assert admitted(store, first, second)
-    assert (store.switch(guard="a"), store.switch(guard="b"), store.switch()) == ("off", "dry-run", "on")
+    assert (store.switch(guard="a"), store.switch(guard="b"), store.switch()) == (
+        "off",
+        "dry-run",
+        "on",
+    )
 
 
 def test_the_scoreboard_shows_what_is_in_flight(store, clock):

@@ -1,9 +1,9 @@
 """The shared store answers exactly as the memory store does, whatever is done to both."""
 
 import copy
+import os
 
-from asking import MINUTE, SECOND, ban, cpu_meter, demand, meter, slot, tally
-from conftest import private_store
+from asking import MINUTE, SECOND, ban, cpu_meter, demand, meter, private_store, slot, tally
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
@@ -24,7 +24,9 @@ DEMANDS = {
     "early": demand(EARLY, guard="early"),
     "tally": demand(tally(limit=2, window=4 * SECOND), guard="tally"),
     "bans": demand(meter("strict", burst=2), guard="bans", **ban("bans", lasts=7 * SECOND)),
-    "cpu bans": demand(cpu_meter("cpu 2", window=SECOND), guard="cpu bans", **ban("cpu", lasts=2 * SECOND)),
+    "cpu bans": demand(
+        cpu_meter("cpu 2", window=SECOND), guard="cpu bans", **ban("cpu", lasts=2 * SECOND)
+    ),
     "ban only": demand(guard="bans", ban_only=True, **ban("bans", lasts=7 * SECOND)),
     "refused": demand(guard="refused", refused=True, **ban("refused", lasts=3 * SECOND)),
 }
@@ -48,7 +50,9 @@ class StoresAgree(RuleBasedStateMachine):
     def both(self, verb, *arguments, **options):
         """Do the same to both, and compare what they say."""
         answers = [
-            getattr(store, verb)(*(pair[side] if isinstance(pair, tuple) else pair for pair in arguments), **options)
+            getattr(store, verb)(
+                *(pair[side] if isinstance(pair, tuple) else pair for pair in arguments), **options
+            )
             for side, store in enumerate((self.memory, self.shared))
         ]
         expected, found = (
@@ -77,7 +81,7 @@ class StoresAgree(RuleBasedStateMachine):
             host="h",
             path="/p",
             may_wait=may_wait,
-            pid=self.shared_pid(),
+            pid=os.getpid(),
         )
         pair = (visit, copy.copy(visit))
         self.both("enter", pair, final=final)
@@ -102,6 +106,21 @@ class StoresAgree(RuleBasedStateMachine):
             before = self.is_in_flight(pair)
             self.both("leave", pair, [Debit(CPU, key, amount)] if amount else [])
             self.entered -= before
+
+    @rule(
+        burnt=st.sampled_from([SECOND, 2 * SECOND, 4 * SECOND, 60 * SECOND]),
+        pauses=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.6, 2.5]), min_size=1, max_size=4),
+        dry=st.booleans(),
+    )
+    def burn_and_knock(self, burnt, pauses, dry):
+        """CPU is charged, and the client knocks again while its bucket sinks."""
+        for store in (self.memory, self.shared):
+            store.update(Visit([], pid=os.getpid()), [Debit(CPU, b"one", burnt)])
+        for pause in pauses:
+            self.clock.advance(pause)
+            pair = tuple(Visit([Ask(DEMANDS["cpu"], b"one", dry)], pid=os.getpid()) for _ in range(2))
+            self.both("enter", pair)
+            self.both("leave", pair)
 
     @rule(pair=visits, amount=st.integers(1, 2 * SECOND), release=st.booleans())
     def update(self, pair, amount, release):
@@ -139,12 +158,6 @@ class StoresAgree(RuleBasedStateMachine):
 
     def is_in_flight(self, pair):
         return pair[0].generation in {shown.generation for shown in self.memory.requests()}
-
-    @staticmethod
-    def shared_pid():
-        import os
-
-        return os.getpid()
 
 
 TestStoresAgree = StoresAgree.TestCase

@@ -1,0 +1,229 @@
+"""What the other processes of test_processes.py do: `program.py WHAT ARGUMENTS...`."""
+
+import fcntl
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from asking import MINUTE, demand, meter, slot, visit  # noqa: E402
+
+import guardrails  # noqa: E402
+from guardrails import testing  # noqa: E402
+from guardrails.errors import StoreBusyError  # noqa: E402
+from guardrails.store.contract import monotonic_microseconds  # noqa: E402
+from guardrails.store.shared import SharedStore  # noqa: E402
+
+
+def patiently(call):
+    """Ask again while the store says "busy", at most a thousand times."""
+    for _ in range(1000):
+        try:
+            return call()
+        except StoreBusyError:
+            pass
+    raise AssertionError("the store stayed busy")
+
+
+def hammer_meter(name, burst):
+    """Ask until refused; say how often it was admitted."""
+    store = SharedStore(name, private=True)
+    limit = demand(meter("meter", period=1000 * MINUTE, burst=int(burst)), guard="meter")
+    admitted = 0
+    while True:
+        asked = visit(limit)
+        if not patiently(lambda asked=asked: store.enter(asked)).admitted:
+            break
+        patiently(lambda asked=asked: store.leave(asked))
+        admitted += 1
+    print(admitted)
+
+
+def hammer_slot(name, limit, tally, times):
+    """Enter and leave; count the holders in a file, under a lock of its own."""
+    store = SharedStore(name, private=True)
+    cap = demand(slot("cap", limit=int(limit)), guard="cap")
+    entered = 0
+    with Path(tally).open("r+b", buffering=0) as file:
+        for _ in range(int(times)):
+            asked = visit(cap)
+            if patiently(lambda asked=asked: store.enter(asked)).admitted:
+                entered += 1
+                _count(file, 1)
+                os.sched_yield()
+                _count(file, -1)
+                patiently(lambda asked=asked: store.leave(asked))
+    print(entered)
+
+
+def _count(file, change):
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.seek(0)
+    content = file.read(16)
+    holders, most = int.from_bytes(content[:8]) + change, int.from_bytes(content[8:])
+    file.seek(0)
+    file.write(holders.to_bytes(8) + max(most, holders).to_bytes(8))
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def hold(name, slots):
+    """Hold slots until killed."""
+    store = SharedStore(name, private=True)
+    cap = demand(slot("cap", limit=int(slots)), guard="cap")
+    held = [visit(cap) for _ in range(int(slots))]
+    for each in held:
+        assert store.enter(each).admitted
+    print("holding", flush=True)
+    signal.pause()
+
+
+def hold_as_imposter(name, pid):
+    """Hold a slot in the name of a living pid that started at another time."""
+    store = SharedStore(name, private=True)
+    store.requests()
+    store._file.owner = store._file.owner._replace(pid=int(pid))
+    store._usable = lambda: store._file
+    assert store.enter(visit(demand(slot("cap", limit=1), guard="cap"))).admitted
+    print("holding", flush=True)
+    signal.pause()
+
+
+def stop_inside(name, call):
+    """Stop oneself inside the critical section: the clock is read there."""
+    calls = 0
+
+    def clock():
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return monotonic_microseconds()
+
+    stop_at = 0
+    store = SharedStore(name, private=True, clock=clock)
+    cap = demand(slot("cap", limit=2), guard="cap")
+    store.requests()
+    for _ in range(int(call) - 1):
+        asked = visit(cap)
+        store.enter(asked)
+        store.leave(asked)
+    calls, stop_at = 0, 1
+    print("admitted" if store.enter(visit(cap)).admitted else "refused")
+
+
+class Interrupted(BaseException):
+    """Raised by the signal handler."""
+
+
+def interrupts(lock, times):
+    """Be cut off by a raising signal handler, again and again, anywhere in a guarded request."""
+    url = f"shm:test-interrupts-{os.getpid()}?private&clients=64&rows=64&lock={lock}"
+    app = guardrails.throttle(
+        testing.hello,
+        guardrails.MaxConcurrentReqs(3),
+        guardrails.SpeedLimit("1000000/second"),
+        guardrails.CPUThrottle("100%", at_once=3),
+        store=url,
+    )
+    interrupted = 0
+
+    def interrupt(_number, _frame):
+        raise Interrupted
+
+    def request():
+        response = app(environ(), lambda _status, _headers: None)
+        b"".join(response)
+        response.close()
+
+    def hunt():
+        nonlocal interrupted
+        while interrupted < int(times):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 200e-6))
+                # Bounded, since an exception in a destructor is swallowed and leaves no timer.
+                for _ in range(50):
+                    request()
+            except Interrupted:
+                interrupted += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    request()
+    sys.unraisablehook = lambda _raised: None
+    signal.signal(signal.SIGALRM, interrupt)
+    hunt()
+    gc.collect()
+    request()
+    works = [app(environ(), lambda status, _headers: statuses.append(status)) for statuses in [[]]]
+    _finish(app, interrupted, works)
+
+
+def cycles(times):
+    """Drop responses in reference cycles, with the collector running everywhere."""
+    url = f"shm:test-cycles-{os.getpid()}?private&clients=64&rows=256"
+    app = guardrails.throttle(testing.hello, guardrails.MaxConcurrentReqs(200), store=url)
+    gc.set_threshold(7)
+    dropped = 0
+    for _ in range(int(times)):
+        knot = [app(environ(), lambda _status, _headers: None)]
+        knot.append(knot)
+        del knot
+        dropped += 1
+    gc.collect()
+    _finish(app, dropped, [app(environ(), lambda _status, _headers: None)])
+
+
+def _finish(app, count, responses):
+    for response in responses:
+        response.close()
+    held = app.store.slots_held()
+    counters = app.store.counters()["max-concurrent all"]
+    print(count, sum(held.values()), counters.admitted > 0 and not app.errors)
+    app.store.close()
+
+
+def threads(name, limit):
+    """Eight threads, one store."""
+    store = SharedStore(name, private=True)
+    cap = demand(slot("cap", limit=int(limit)), guard="cap")
+    holders, most, entered = 0, 0, 0
+    counting = threading.Lock()
+
+    def work():
+        nonlocal holders, most, entered
+        for _ in range(300):
+            asked = visit(cap)
+            if patiently(lambda asked=asked: store.enter(asked)).admitted:
+                with counting:
+                    holders += 1
+                    entered += 1
+                    most = max(most, holders)
+                with counting:
+                    holders -= 1
+                patiently(lambda asked=asked: store.leave(asked))
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    print(entered, most, sum(store.slots_held().values()))
+    store.close()
+
+
+def environ():
+    return {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/",
+        "SCRIPT_NAME": "",
+        "REMOTE_ADDR": "192.0.2.1",
+        "HTTP_HOST": "example.org",
+    }
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1].replace("-", "_")](*sys.argv[2:])

@@ -1,0 +1,262 @@
+"""Real processes that share one store: what is exact stays exact, whoever dies, stops or is cut off."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from asking import MINUTE, demand, meter, private_store, slot, visit
+
+from guardrails.errors import StoreBusyError
+from guardrails.store.shared import SharedStore
+
+PROGRAM = Path(__file__).with_name("program.py")
+
+
+def poll(condition, seconds=20.0):
+    """Wait for a condition, at most so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def patiently(call):
+    """Ask again while the store says "busy", as the middleware does with what it has to give back."""
+    answers = []
+
+    def answered():
+        with contextlib.suppress(StoreBusyError):
+            answers.append(call())
+        return answers
+
+    assert poll(answered)
+    return answers[0]
+
+
+@pytest.fixture
+def start():
+    """Start other Pythons that find the store by its name; nothing is inherited."""
+    started = []
+
+    def begin(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate(timeout=10)
+
+
+def said(process):
+    """Its last words."""
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    return out.split()
+
+
+@contextlib.contextmanager
+def forked(work):
+    """A child of this process that does `work`, and is gone afterwards."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    try:
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@pytest.fixture(params=["mutex", "flock"])
+def store(request):
+    store = private_store(clients=256, rows=64, lock=request.param)
+    yield store
+    store.close()
+
+
+def test_processes_that_hammer_one_meter_admit_exactly_its_burst(store, start):
+    store.requests()
+    processes = [start("hammer-meter", store.name, 400) for _ in range(4)]
+    admitted = [int(said(process)[0]) for process in processes]
+    assert sum(admitted) == 400
+    assert store.counters()["meter"].admitted == 400
+
+
+def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp_path, start):
+    store.requests()
+    tally = tmp_path / "holders"
+    tally.write_bytes(bytes(16))
+    processes = [start("hammer-slot", store.name, 3, tally, 400) for _ in range(4)]
+    entered = [int(said(process)[0]) for process in processes]
+    holders, most = int.from_bytes(tally.read_bytes()[:8]), int.from_bytes(tally.read_bytes()[8:])
+    assert (holders, most) == (0, 3)
+    assert sum(entered) == store.counters()["cap"].admitted
+    assert store.slots_held() == {}
+
+
+def test_sigkill_at_any_instant_loses_no_slot_and_never_exceeds_the_limit(store):
+    """Three children enter and leave as fast as they can; 300 times one of them is killed."""
+    cap = demand(slot("cap", limit=2), meter("rate", count=10**6, burst=10**6), guard="cap")
+    store.requests()
+
+    def hammer():
+        own = SharedStore(store.name, private=True)
+        while True:
+            asked = visit(cap, key=random.choice([b"one", b"two"]))
+            patiently(lambda asked=asked: own.enter(asked))
+            patiently(lambda asked=asked: own.leave(asked) or True)
+
+    kills, limit = 300, 4
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(forked(hammer)) for _ in range(3)]
+        for number in range(kills):
+            time.sleep(random.uniform(0, 0.006))
+            index = number % len(children)
+            os.kill(children[index], signal.SIGKILL)
+            os.waitpid(children[index], 0)
+            children[index] = stack.enter_context(forked(hammer))
+            assert patiently(store.slots_held).get("cap", 0) <= limit
+    for key in (b"one", b"two"):
+        assert all(poll(lambda key=key: store.enter(visit(cap, key=key)).admitted) for _ in range(2))
+        assert not store.enter(visit(cap, key=key)).admitted
+    assert store.slots_held() == {"cap": 4}
+    assert len(store.requests()) == 4
+    assert store.alarms()["repaired"] > 0
+
+
+def test_a_worker_killed_with_slots_in_its_hands_gives_them_back(store, start):
+    cap = demand(slot("cap", limit=2), guard="cap")
+    process = start("hold", store.name, 2)
+    assert process.stdout.readline() == "holding\n"
+    assert not store.enter(visit(cap)).admitted
+    process.kill()
+    process.communicate(timeout=10)
+    assert poll(lambda: store.enter(visit(cap)).admitted)
+    assert store.slots_held() == {"cap": 1}
+    assert store.alarms()["reclaimed"] == 2
+
+
+def test_a_zombie_holds_nothing(store):
+    cap = demand(slot("cap", limit=1), guard="cap")
+
+    def hold():
+        SharedStore(store.name, private=True).enter(visit(cap))
+
+    store.requests()
+    with forked(hold) as pid:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert poll(lambda: store.enter(visit(cap)).admitted)
+
+
+def test_a_new_worker_takes_back_what_dead_ones_held(store, start):
+    store.requests()
+    process = start("hold", store.name, 2)
+    assert process.stdout.readline() == "holding\n"
+    process.kill()
+    process.communicate(timeout=10)
+    fresh = SharedStore(store.name, private=True)
+    assert fresh.slots_held() == {}
+    fresh.close()
+
+
+@pytest.mark.parametrize("call", range(1, 4))
+def test_a_stopped_holder_of_the_lock_stops_nobody_for_long(call, start):
+    """SIGSTOP inside the critical section: its file is condemned, the state goes on, it follows."""
+    store = private_store(clients=256, rows=64)
+    cap = demand(slot("cap", limit=2), guard="cap")
+    spent = demand(meter("spent", period=60 * MINUTE), guard="spent")
+    held = visit(cap, spent)
+    assert store.enter(held).admitted
+    process = start("stop-inside", store.name, call)
+    assert poll(lambda: _state(process.pid) == "T")
+    with pytest.raises(StoreBusyError):
+        store.enter(visit(cap))
+
+    def enters():
+        with contextlib.suppress(StoreBusyError):
+            return store.enter(visit(cap))
+        return None
+
+    assert poll(lambda: enters() is not None)
+    assert not store.enter(visit(spent)).admitted
+    assert store.slots_held() == {"cap": 2}
+    os.kill(process.pid, signal.SIGCONT)
+    assert said(process)[-1] == "refused"
+    assert store.slots_held() == {"cap": 2}
+    store.leave(held)
+    assert store.slots_held() == {"cap": 1}
+    store.close()
+
+
+def test_fork_in_mid_request_doubles_nothing_and_frees_nothing(store):
+    cap = demand(slot("cap", limit=1), guard="cap")
+    held = visit(cap)
+    assert store.enter(held).admitted
+
+    def child_leaves_and_asks():
+        store.leave(held)
+        assert not store.enter(visit(cap)).admitted
+
+    with forked(child_leaves_and_asks) as pid:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert store.slots_held() == {"cap": 1}
+    store.leave(held)
+    assert store.slots_held() == {}
+    assert store.enter(visit(cap)).admitted
+
+
+@pytest.mark.parametrize("lock", ["mutex", "flock"])
+def test_ten_thousand_interrupts_lose_no_slot_and_keep_no_lock(lock, start):
+    interrupted, left, works = said(start("interrupts", lock, 10_000))
+    assert int(interrupted) >= 10_000
+    assert (left, works) == ("0", "True")
+
+
+def test_responses_dropped_in_reference_cycles_give_back_their_slots(start):
+    dropped, left, works = said(start("cycles", 4_000))
+    assert dropped == "4000"
+    assert (left, works) == ("0", "True")
+
+
+def test_threads_of_one_process_share_exactly(store, start):
+    entered, most, left = said(start("threads", store.name, 3))
+    assert int(entered) > 0
+    assert int(most) <= 3
+    assert left == "0"
+
+
+def test_the_lock_s_owner_is_looked_at_by_start_time_too(store, start):
+    """A pid that was given away again is another process."""
+    cap = demand(slot("cap", limit=1), guard="cap")
+    process = start("hold-as-imposter", store.name, os.getpid())
+    assert process.stdout.readline() == "holding\n"
+    assert poll(lambda: store.enter(visit(cap)).admitted)
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def _state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
