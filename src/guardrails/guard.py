@@ -46,11 +46,11 @@ class Guard:
 
     _: KW_ONLY
     name: str | None = None
-    path: str | tuple[str, ...] | re.Pattern[str] | None = None
-    methods: tuple[str, ...] | None = None
-    host: str | tuple[str, ...] | None = None
-    exempt: tuple[str, ...] = ()
-    exempt_paths: tuple[str, ...] = ()
+    path: str | Iterable[str] | re.Pattern[str] | None = None
+    methods: str | Iterable[str] | None = None
+    host: str | Iterable[str] | None = None
+    exempt: Iterable[str] = ()
+    exempt_paths: str | Iterable[str] = ()
     status: int = 0
     dry_run: bool = False
     ban: str | float | None = None
@@ -93,13 +93,17 @@ class Guard:
     def _name_parts(self) -> tuple[str, ...]:
         return ()
 
-    def fixed_demand(self, post: Post) -> Demand | None:
-        """The demand where it is the same for all requests; None where `demand` says it."""
+    def usual_demand(self, post: Post) -> Demand | None:
+        """What it demands for most requests; None when there is no such thing."""
         raise NotImplementedError
 
-    def demand(self, post: Post, request: Request) -> Demand | None:
-        """The demand for one request; None when the guard does not apply to it."""
-        raise NotImplementedError
+    def varies(self) -> bool:
+        """Whether `demand` has to be asked for each request, and may say something else."""
+        return False
+
+    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+        """What it demands for one request; None when it does not apply."""
+        return post.usual_demand
 
     def fixed_key(self) -> bytes | None:
         """The key where it is the same for all requests."""
@@ -166,9 +170,7 @@ class Post:
         "ban_for",
         "ban_only",
         "by_client",
-        "dry_run",
         "exempt_paths",
-        "fixed_demand",
         "fixed_key",
         "guard",
         "hosts",
@@ -176,9 +178,12 @@ class Post:
         "name",
         "nothing",
         "number",
+        "own_key",
         "path",
         "refusal",
         "shadow_ban",
+        "usual_demand",
+        "varies",
         "wait",
     )
 
@@ -186,7 +191,6 @@ class Post:
         self.guard = guard
         self.name = name
         self.number = number
-        self.dry_run = guard.dry_run
         self.path = guard.path
         self.methods = guard.methods
         self.hosts = guard.host and tuple(map(normal_host, guard.host))
@@ -200,9 +204,11 @@ class Post:
         self.ban_only = self.make_demand(ban_only=True)
         self.nothing = self.make_demand()
         self.refusal = self.make_demand(refused=True)
-        self.by_client = type(guard).key is Guard.key or getattr(guard, "by", None) == "client"
+        self.by_client = guard.counts_by_client()
+        self.own_key = getattr(guard, "by", None) == "client"
         self.fixed_key = guard.fixed_key()
-        self.fixed_demand = guard.fixed_demand(self)
+        self.varies = guard.varies()
+        self.usual_demand = guard.usual_demand(self)
 
     def make_demand(self, **parts: Any) -> Demand:
         """A demand in this post's name, with its ban."""
@@ -412,5 +418,17 @@ def _methods(value: Any) -> tuple[str, ...] | None:
 
 
 _WEBDAV = frozenset(
-    ["PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH", "MKCALENDAR", "PURGE"]
+    [
+        "PROPFIND",
+        "PROPPATCH",
+        "MKCOL",
+        "COPY",
+        "MOVE",
+        "LOCK",
+        "UNLOCK",
+        "REPORT",
+        "SEARCH",
+        "MKCALENDAR",
+        "PURGE",
+    ]
 )

@@ -10,20 +10,15 @@ counted, and the request goes on. And whatever was entered is left, on every pat
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import random
 import sys
-import threading
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication
 
-from cachetools import TTLCache
-
-from guardrails.address import Client, ClientReader, Networks
+from guardrails.address import ClientReader, Networks
 from guardrails.answers import refuse
 from guardrails.decision import (
     DELAYED,
@@ -42,7 +37,8 @@ from guardrails.guard import (
     exempt_path_prefixes,
     unique_names,
 )
-from guardrails.request import Request, falls_under, path_readings
+from guardrails.planning import Plan, Planner
+from guardrails.reporting import Reporter
 from guardrails.store.contract import (
     DRY_RUN,
     MOST_SLOTS,
@@ -56,7 +52,7 @@ from guardrails.store.contract import (
 )
 from guardrails.store.memory import MemoryStore
 from guardrails.store.urls import store_from_url, unnamed_store
-from guardrails.stream import CPUCharge, Flight, Unreleased
+from guardrails.stream import Flight, Unreleased
 from guardrails.waiting import WaitingRoom
 
 log = logging.getLogger("guardrails")
@@ -65,15 +61,11 @@ NEVER_REFUSED = "/robots.txt"
 """A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
 
 _ON_STORE_ERROR = ("fallback", "allow", "deny")
-_PLANS = 4096
-_LONGEST_PLANNED_PATH = 512
 _FLIGHT = "guardrails.flight"
-_SILENCE_SECONDS = 60
 _POLL = (0.005, 0.020)
 _RANDOM = random.Random()  # noqa: S311 - jitter
 
-Duty = tuple[Post, bool]
-"""A guard to ask about a request, and whether only its ban counts for it."""
+_new: Callable[..., Decision] = tuple.__new__  # several times faster than the named constructor
 
 
 def throttle(
@@ -149,7 +141,6 @@ class Throttle:
         self.store = store
         self._own_store = own_store
         self._off = position == OFF
-        self._dry_run = position == DRY_RUN
         self._posts = [
             Post(guard, name, number)
             for number, (guard, name) in enumerate(
@@ -166,11 +157,17 @@ class Throttle:
             trusted_proxies,
             [own_exempt, *(Networks(post.guard.exempt, "exempt") for post in self._posts)],
         )
-        self._looks_at_host = any(post.hosts for post in self._posts)
         self._waits = any(post.wait for post in self._posts)
         self._waiting = WaitingRoom()
-        self._plans: OrderedDict[tuple[str, str, str], tuple[Duty, ...] | None] = OrderedDict()
-        self._unreleased = Unreleased()
+        self._reporter = Reporter()
+        self.errors = self._reporter.errors
+        self._planner = Planner(
+            self._posts,
+            self._exempt_paths,
+            dry_run=position == DRY_RUN,
+            callable_failed=self._callable_failed,
+        )
+        self._unreleased = Unreleased(self._store_failed)
         self._fallback: MemoryStore | None = None
         if on_decision is not None and not callable(on_decision):
             raise ConfigurationError(
@@ -182,9 +179,6 @@ class Throttle:
                 f'on_store_error: {on_store_error!r} is unknown: write "fallback", "allow" or "deny"'
             )
         self._on_store_error = on_store_error
-        self._said: TTLCache[str, bool] = TTLCache(maxsize=256, ttl=_SILENCE_SECONDS)
-        self._saying = threading.Lock()
-        self.errors: Counter[str] = Counter()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         flight: Flight | None = None
@@ -226,15 +220,13 @@ class Throttle:
         flight = None
         try:
             flight = self._board(environ, outer)
-            visit = flight.visit
             verdict = self._enter(flight, nested=flight is outer)
-            decision = self._conclude(verdict, visit, environ)
+            decision = self._conclude(verdict, flight, environ)
             environ["guardrails.decision"] = decision
-            environ[_FLIGHT] = flight
-            if decision.admitted:
-                _note_charges(flight)
+            if verdict is not None and verdict.admitted:
+                flight.admitted()
         except Exception as error:
-            self._report(error, "guardrails failed on a request, which goes on unguarded")
+            self._reporter.report(error, "guardrails failed on a request, which goes on unguarded")
             return flight, Decision()
         except BaseException:
             if flight is not None and flight is not outer:
@@ -243,124 +235,74 @@ class Throttle:
         return flight, decision
 
     def _board(self, environ: dict[str, Any], outer: Flight | None) -> Flight:
-        """The flight of this request: a new one, or the outer throttle's with our demands."""
-        nested = (
-            outer is not None
-            and not self._own_store
-            and not outer.settled
-            and outer.visit.pid == os.getpid()
+        """The flight of this request: a new one, or the outer throttle's with our asks."""
+        get = environ.get
+        plan = self._planner.plan(
+            get("REQUEST_METHOD", "GET"),
+            get("HTTP_HOST") or get("SERVER_NAME", ""),
+            get("SCRIPT_NAME", "") + get("PATH_INFO", ""),
         )
-        client = self._client(environ, outer)
-        method = environ.get("REQUEST_METHOD", "GET")
-        host = environ.get("HTTP_HOST") or environ.get("SERVER_NAME", "")
-        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        duties = self._duties(method, host, path)
-        exempt = duties is None or (client is not None and 0 in client.exempt)
-        if outer is not None and not self._own_exemptions:
-            exempt = exempt or outer.exempt
-        asks: list[Ask] = []
-        if duties and not exempt:
-            met = outer.guards if nested and outer is not None else ()
-            asks = self._asks(Request(environ, client, method, host, path), duties, met)
-        if nested and outer is not None:
-            outer.visit.asks = asks
-            outer.guards += self.guards
-            return outer
-        known = client is not None and not client.undeclared_proxy
-        visit = Visit(
-            asks,
-            client.key if client is not None and known else b"",
-            client.text if client is not None else "",
-            method,
-            host,
-            path,
-            pid=os.getpid(),
-            thread=threading.get_ident(),
-        )
-        flight = Flight(self.store, visit, self._unreleased, self._store_failed)
-        flight.client, flight.exempt, flight.guards = client, exempt, self.guards
-        environ["guardrails.client"] = client.text if client is not None else None
+        pid = os.getpid()
+        if outer is not None:
+            return self._board_within(outer, plan, environ, pid)
+        client = self._clients.read(environ)
+        asks = self._planner.asks(plan, client, environ)
+        flight = Flight(self.store, self._unreleased, asks, pid, client, plan)
+        flight.exempt = plan.exempt or (client is not None and 0 in client.exempt)
+        flight.guards = self.guards
+        environ["guardrails.client"] = flight.client or None
+        environ[_FLIGHT] = flight
         return flight
 
-    def _client(self, environ: dict[str, Any], outer: Flight | None) -> Client | None:
-        if outer is not None and not self._own_client:
-            return None if outer.client is None else self._clients.same(outer.client)
-        return self._clients.read(environ)
-
-    def _duties(self, method: str, host: str, path: str) -> tuple[Duty, ...] | None:
-        """Which guards are about such a request; None when nothing may refuse it."""
-        plan = (method, host if self._looks_at_host else "", path)
-        try:
-            return self._plans[plan]
-        except KeyError:
-            pass
-        readings = path_readings(path)
-        duties: tuple[Duty, ...] | None = None
-        if not all(falls_under(reading, self._exempt_paths) for reading in readings):
-            found = []
-            for post in self._posts:
-                if post.covers(method, host, readings):
-                    found.append((post, False))
-                elif post.ban_for:
-                    found.append((post, True))
-            duties = tuple(found)
-        if len(path) <= _LONGEST_PLANNED_PATH:
-            if len(self._plans) >= _PLANS:
-                self._plans.popitem(last=False)
-            self._plans[plan] = duties
-        return duties
-
-    def _asks(self, request: Request, duties: tuple[Duty, ...], met: tuple[Guard, ...]) -> list[Ask]:
-        """What the guards demand for this request, and for whom."""
-        client = request.client
-        only_watched = client is not None and client.undeclared_proxy
-        asks = []
-        for post, ban_only in duties:
-            if client is not None and post.number in client.exempt:
-                continue
-            if met and post.guard in met:
-                continue
-            dry_run = self._dry_run or post.dry_run or (only_watched and post.by_client)
-            if ban_only:
-                asks.append(Ask(post.ban_only, b"", dry_run))
-                continue
-            key = post.fixed_key
-            demand = post.fixed_demand
-            try:
-                if key is None:
-                    key = post.guard.key(request)
-                if key is not None and demand is None:
-                    demand = post.guard.demand(post, request)
-            except Exception as error:
-                key, demand = self._callable_failed(post, error)
-            if key is not None and demand is not None:
-                asks.append(Ask(demand, key, dry_run))
-        return asks
+    def _board_within(self, outer: Flight, plan: Plan, environ: dict[str, Any], pid: int) -> Flight:
+        """Take client, store and exemptions from the outer throttle, unless given our own."""
+        if self._own_client:
+            client = self._clients.read(environ)
+        else:
+            client = outer.who and self._clients.same(outer.who)
+        shared = not self._own_store and not outer.settled and outer.pid == pid
+        exempt = plan.exempt or (client is not None and 0 in client.exempt)
+        if not self._own_exemptions:
+            exempt = exempt or outer.exempt
+        met = outer.guards if shared else ()
+        asks = () if exempt else self._planner.asks(plan, client, environ, met)
+        if shared:
+            outer.asks = asks
+            outer.guards += self.guards
+            return outer
+        flight = Flight(self.store, self._unreleased, asks, pid, client, plan)
+        flight.exempt, flight.guards = exempt, self.guards
+        environ[_FLIGHT] = flight
+        return flight
 
     def _enter(self, flight: Flight, *, nested: bool) -> Verdict | None:
         """Ask the store, or what stands in for it when it fails. None: all may pass."""
-        visit = flight.visit
         try:
-            return self._enter_store(flight.store, visit)
+            return self._enter_store(flight.store, flight)
         except Exception as error:
             self._store_failed(error)
-            if visit.generation and not nested:
-                # It may have got as far as a row before it failed.
-                self._unreleased.add(Flight(flight.store, visit, self._unreleased, self._store_failed))
-        asks = visit.asks
-        if self._on_store_error == "fallback" and not nested:
-            if self._fallback is None:
-                self._fallback = MemoryStore()
-            flight.store = self._fallback
-            flight.visit = visit = dataclasses.replace(visit, generation=0, row=-1, entered=False)
-            return self._enter_store(self._fallback, visit)
+        if nested:
+            return self._without_store(flight.asks)
+        if flight.generation:
+            # It may have got as far as a row before it failed.
+            self._unreleased.add(flight.left_behind())
+        if self._on_store_error != "fallback":
+            return self._without_store(flight.asks)
+        if self._fallback is None:
+            self._fallback = MemoryStore()
+        flight.store = self._fallback
+        return self._enter_store(self._fallback, flight)
+
+    def _without_store(self, asks: Sequence[Ask]) -> Verdict | None:
+        """What can be said without a store: agents are refused all the same."""
         refusals = tuple(Refusal(ask, None) for ask in asks if ask.demand.refused and not ask.dry_run)
-        if self._on_store_error == "deny" or refusals:
+        if refusals or (self._on_store_error == "deny" and asks):
             return Verdict(False, 0, refusals, (), 0, 0, 0)
         return None
 
     def _enter_store(self, store: Store, visit: Visit) -> Verdict | None:
         if not self._waits or not self._waiting.may_wait():
+            visit.may_wait = False
             return store.enter(visit)
         visit.may_wait = True
         verdict = store.enter(visit, final=False)
@@ -394,27 +336,28 @@ class Throttle:
             answer = store.enter(visit, final=False)
         return answer if answer is None else answer._replace(delay=max(answer.delay, waited))
 
-    def _conclude(self, verdict: Verdict | None, visit: Visit, environ: dict[str, Any]) -> Decision:
+    def _conclude(self, verdict: Verdict | None, visit: Flight, environ: dict[str, Any]) -> Decision:
         """Put the store's answer into words, and tell those who want to know."""
         if verdict is None:
             return Decision()
-        if verdict.admitted and not verdict.dry_run_refusals:
+        admitted, delay, _, dry_run_refusals, dry_run_delay, remaining, number = verdict
+        if admitted and not dry_run_refusals:
             outcome = PASSED
-            if verdict.delay:
+            if delay:
                 outcome = DELAYED
-            elif verdict.dry_run_delay:
+            elif dry_run_delay:
                 outcome = DELAYED_DRY_RUN
-            return Decision(True, outcome, None, None, None, verdict.remaining, None, verdict.number)
+            return _new(Decision, (True, outcome, None, None, None, remaining, None, number))
         decision = self._refusal(verdict, visit)
         self._log(decision, visit)
         if self._on_decision is not None:
             try:
                 self._on_decision(decision, environ)
             except Exception as error:
-                self._report(error, "on_decision raised")
+                self._reporter.report(error, "on_decision raised")
         return decision
 
-    def _refusal(self, verdict: Verdict, visit: Visit) -> Decision:
+    def _refusal(self, verdict: Verdict, visit: Flight) -> Decision:
         """The decision of a refusal, or of what would have been one."""
         refusals = verdict.refusals or verdict.dry_run_refusals
         if not refusals:
@@ -422,7 +365,7 @@ class Throttle:
         first = refusals[0]
         post = self._posts_by_name[first.ask.demand.guard]
         if any(refusal.never for refusal in refusals):
-            self._say_once(
+            self._reporter.say_once(
                 f"never {post.name}",
                 f"{post.name}: a request costs more than could ever be admitted, so it is refused "
                 "for good: lower its cost, or raise the burst",
@@ -437,7 +380,9 @@ class Throttle:
             admitted=verdict.admitted,
             outcome=REJECTED_DRY_RUN if verdict.admitted else REJECTED,
             guard=post.name,
-            key=visit.client if first.banned else display_key(post.guard, first.ask.key, visit.client),
+            key=visit.client
+            if first.banned
+            else display_key(post.guard, first.ask.key or b"", visit.client),
             retry_after=retry_after,
             remaining=verdict.remaining,
             status=None if verdict.admitted else post.guard.status,
@@ -452,7 +397,7 @@ class Throttle:
     def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
         """A user's callable raised: the guard does not apply, or refuses."""
         deny = post.guard.on_error == "deny"
-        self._report(
+        self._reporter.report(
             error,
             f"{post.name}: a callable raised, so the guard "
             + ("refuses the request" if deny else "does not apply"),
@@ -466,24 +411,7 @@ class Throttle:
             what = "counting in this process alone"
         else:
             what = f'on_store_error="{self._on_store_error}" is obeyed'
-        self._report(error, f"the store failed; until it is back, {what}")
-
-    def _report(self, error: Exception, what: str) -> None:
-        """Count an error, and log it once a minute with its trace."""
-        self.errors[type(error).__name__] += 1
-        if self._first_in_a_while(f"{what} {type(error).__name__}"):
-            log.error("%s", what, exc_info=error)
-
-    def _say_once(self, about: str, message: str) -> None:
-        if self._first_in_a_while(about):
-            log.warning("%s", message)
-
-    def _first_in_a_while(self, about: str) -> bool:
-        with self._saying:
-            if about in self._said:
-                return False
-            self._said[about] = True
-            return True
+        self._reporter.report(error, f"the store failed; until it is back, {what}")
 
     def _log(self, decision: Decision, visit: Visit) -> None:
         if log.isEnabledFor(logging.INFO):
@@ -500,16 +428,6 @@ class Throttle:
             )
 
 
-def _note_charges(flight: Flight) -> None:
-    """What the response will be charged with, and which slots go when the app returns."""
-    for demand, key, _dry_run in flight.visit.asks:
-        if demand.cpu:
-            flight.cpu_charges += [CPUCharge(meter, key, demand.cpu) for meter in demand.meters]
-        for slot in demand.slots:
-            if slot.until_return:
-                flight.slots_until_return.append(slot)
-
-
 def _check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
     for guard in guards:
         if not isinstance(guard, Guard):
@@ -521,7 +439,7 @@ def _check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
 
 
 def _check_slots(posts: Sequence[Post]) -> None:
-    slots = sum(len(demand.slots) for post in posts if (demand := post.fixed_demand))
+    slots = sum(len(demand.slots) for post in posts if (demand := post.usual_demand))
     if slots > MOST_SLOTS:
         raise ConfigurationError(
             f"guards: {slots} of them cap concurrent requests, and a request can hold {MOST_SLOTS} "

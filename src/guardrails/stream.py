@@ -7,17 +7,16 @@ twice), the client is gone, a generator is never started, the object is dropped,
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import get_ident
+from typing import Any
 
 from guardrails.address import Client
 from guardrails.guard import Guard
-from guardrails.store.contract import Debit, Meter, Slot, Store, Visit
-
-log = logging.getLogger("guardrails")
+from guardrails.planning import Plan
+from guardrails.store.contract import Ask, Debit, Slot, Store, Visit
 
 DEBIT_INTERVAL = 1.0
 """Seconds between two debits while a response streams."""
@@ -25,20 +24,15 @@ DEBIT_INTERVAL = 1.0
 _MOST_UNRELEASED = 65536
 
 
-class CPUCharge(NamedTuple):
-    """A meter that this request's CPU is charged to, by how much per microsecond."""
-
-    meter: Meter
-    key: bytes
-    per_microsecond: float
-
-
 class Unreleased:
-    """Visits whose leaving failed; each is tried again with the next request."""
+    """Flights whose leaving failed; each is tried again with the next request.
 
-    def __init__(self) -> None:
+    on_error: told of each failure.
+    """
+
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
         self._queue: deque[Flight] = deque(maxlen=_MOST_UNRELEASED)
-        self.failed = False
+        self.on_error = on_error
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -57,52 +51,60 @@ class Unreleased:
             flight.settle()
 
 
-class Flight:
-    """A request between its admission and the end of its response."""
+class Flight(Visit):
+    """A request between its admission and the end of its response.
 
-    __slots__ = (
-        "__weakref__",
-        "_debit_at",
-        "_server_file_wrapper",
-        "client",
-        "cpu_charges",
-        "cpu_nanoseconds",
-        "exempt",
-        "file_response",
-        "file_returned",
-        "guards",
-        "measuring",
-        "on_store_error",
-        "settled",
-        "slots_until_return",
-        "store",
-        "unreleased",
-        "visit",
-    )
+    store: where it was admitted.   who: its client.   plan: what is known of such requests.
+    guards: those of the throttles that it has met.
+    """
+
+    settled = False
+    measuring = False
+    cpu_nanoseconds = 0
+    guards: tuple[Guard, ...] = ()
+    exempt = False
+    _until_return: tuple[Slot, ...] = ()
+    _charged: tuple[Ask, ...] = ()
+    _debit_at = 0.0
+    _server_file_wrapper: Callable[..., Any] | None = None
+    _file_response: object = None
+    file_returned = False
 
     def __init__(
         self,
         store: Store,
-        visit: Visit,
         unreleased: Unreleased,
-        on_store_error: Callable[[Exception], None],
+        asks: Sequence[Ask],
+        pid: int,
+        who: Client | None,
+        plan: Plan,
     ) -> None:
         self.store = store
-        self.visit = visit
         self.unreleased = unreleased
-        self.on_store_error = on_store_error
-        self.settled = False
-        self.cpu_charges: list[CPUCharge] = []
-        self.cpu_nanoseconds = 0
-        self.slots_until_return: list[Slot] = []
-        self.file_response: object = None
-        self.file_returned = False
-        self.guards: tuple[Guard, ...] = ()
-        self.client: Client | None = None
-        self.exempt = False
-        self.measuring = False
-        self._debit_at = 0.0
-        self._server_file_wrapper: Callable[..., Any] | None = None
+        self.asks = asks
+        self.pid = pid
+        self.who = who
+        self.plan = plan
+        self.thread = get_ident()
+        if who is not None:
+            self.key = who.key
+            self.client = who.text
+            if not who.undeclared_proxy:
+                self.ban_key = who.key
+
+    method = property(lambda self: self.plan.method)  # type: ignore[assignment]
+    host = property(lambda self: self.plan.host)  # type: ignore[assignment]
+    path = property(lambda self: self.plan.path)  # type: ignore[assignment]
+
+    def admitted(self) -> None:
+        """Note what these asks charge with CPU, and which slots go when the app returns."""
+        for ask in self.asks:
+            demand = ask.demand
+            if demand.cpu:
+                self._charged += (ask,)
+            for slot in demand.slots:
+                if slot.until_return:
+                    self._until_return += (slot,)
 
     def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
@@ -115,11 +117,11 @@ class Flight:
             if self._server_file_wrapper is not None:
                 # The server may ask whether the response is an instance of what it put there.
                 environ["wsgi.file_wrapper"] = self._server_file_wrapper
-        if self.slots_until_return:
-            self._update(self.slots_until_return)
+        if self._until_return:
+            self._update(self._until_return)
         if type(response) is list or type(response) is tuple:
             return ClosingList(response, self)
-        file_response, self.file_response = self.file_response, None
+        file_response, self._file_response = self._file_response, None
         if response is not None and response is file_response:
             self.file_returned = True
             return response
@@ -127,9 +129,16 @@ class Flight:
             return SizedResponse(response, self)
         return StreamedResponse(response, self)
 
+    def left_behind(self) -> Flight:
+        """What a failing store may hold of this request, to be given back later; this starts anew."""
+        left = Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan)
+        left.row, left.generation = self.row, self.generation
+        self.row, self.generation, self.entered = -1, 0, False
+        return left
+
     def measure(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and note its CPU if anybody is charged for it."""
-        if self.measuring or not self.cpu_charges:
+        if self.measuring or not self._charged:
             return app(environ, start_response)
         self.measuring = True
         started = time.thread_time_ns()
@@ -140,26 +149,25 @@ class Flight:
 
     def settle(self) -> None:
         """Charge what is left to charge and give everything back. Any number of times."""
-        if self.settled or not self.visit.generation:
+        if self.settled or not self.generation:
             return
         try:
-            self.store.leave(self.visit, self._debits())
+            self.store.leave(self, self._debits())
             self.settled = True
         except Exception as error:
             self.unreleased.add(self)
-            self.on_store_error(error)
+            self.unreleased.on_error(error)
         except BaseException:
             self.unreleased.add(self)
             raise
 
     def __del__(self) -> None:
-        # An exception may have come between its making and its first attribute.
-        if not getattr(self, "settled", True):
+        if not self.settled:
             self.settle()
 
     def step(self, advance: Callable[[], Any]) -> Any:
         """Do one step of the response, and charge its CPU."""
-        if not self.cpu_charges:
+        if not self._charged:
             return advance()
         started = time.thread_time_ns()
         try:
@@ -178,21 +186,22 @@ class Flight:
             return []
         return [
             # Rounded up: what is charged is never less than what was used.
-            Debit(meter, key, int(microseconds * factor) + 1)
-            for meter, key, factor in self.cpu_charges
+            Debit(meter, self.key if key is None else key, int(microseconds * demand.cpu) + 1)
+            for demand, key, _ in self._charged
+            for meter in demand.meters
         ]
 
     def _update(self, release: Iterable[Slot]) -> None:
         try:
-            self.store.update(self.visit, self._debits(), tuple(release))
+            self.store.update(self, self._debits(), tuple(release))
         except Exception as error:
-            self.on_store_error(error)
+            self.unreleased.on_error(error)
 
     def _wrap_file(self, file: Any, *block_size: int) -> Any:
         """Stands in for the server's wsgi.file_wrapper: its answer is the server's own object."""
         assert self._server_file_wrapper is not None  # noqa: S101 - set before the app runs
-        self.file_response = self._server_file_wrapper(HookedFile(file, self), *block_size)
-        return self.file_response
+        self._file_response = self._server_file_wrapper(HookedFile(file, self), *block_size)
+        return self._file_response
 
 
 class ClosingList(list[bytes]):

@@ -3,7 +3,7 @@
 import itertools
 import os
 
-from guardrails.store.contract import Ask, Demand, Meter, Slot, Tally, Visit
+from guardrails.store.contract import Ask, Asks, Demand, Meter, Slot, Tally, Visit
 from guardrails.store.shared import SharedStore
 
 SECOND = 1_000_000
@@ -69,7 +69,8 @@ def demand(*parts, guard="guard", **options):
 
 def visit(*demands, key=b"client", dry_run=False, may_wait=False, client="192.0.2.1", path="/"):
     return Visit(
-        [Ask(each, key, dry_run) for each in demands],
+        Asks(Ask(each, None, dry_run) for each in demands),
+        key=key,
         ban_key=key,
         client=client,
         method="GET",

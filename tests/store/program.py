@@ -87,7 +87,7 @@ def hold_as_imposter(name, pid):
     store = SharedStore(name, private=True)
     store.requests()
     store._file.owner = store._file.owner._replace(pid=int(pid))
-    store._usable = lambda: store._file
+    store._usable = lambda _pid: store._file
     assert store.enter(visit(demand(slot("cap", limit=1), guard="cap"))).admitted
     print("holding", flush=True)
     signal.pause()

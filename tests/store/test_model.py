@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from guardrails.store.contract import Ask, Debit, Visit
+from guardrails.store.contract import Ask, Asks, Debit, Visit
 from guardrails.store.memory import MemoryStore
 from guardrails.testing import Clock
 
@@ -43,6 +43,12 @@ class StoresAgree(RuleBasedStateMachine):
         self.memory = MemoryStore(self.clock)
         self.shared = private_store(self.clock, clients=512, rows=32)
         self.entered = 0
+        self.known = {}
+
+    def recurring(self, asked, dry):
+        """The same object for the same asks, as the middleware gives it."""
+        asks = Asks(Ask(DEMANDS[name], None, name in dry) for name in asked)
+        return self.known.setdefault((asked, dry), asks)
 
     def teardown(self):
         self.shared.close()
@@ -69,13 +75,17 @@ class StoresAgree(RuleBasedStateMachine):
         dry=st.sets(st.sampled_from(sorted(DEMANDS)), max_size=2),
         may_wait=st.booleans(),
         final=st.booleans(),
+        recurring=st.booleans(),
     )
-    def enter(self, asked, key, ban_key, dry, may_wait, final):
+    def enter(self, asked, key, ban_key, dry, may_wait, final, recurring):
         if self.entered >= 30:
             return None
         visit = Visit(
-            [Ask(DEMANDS[name], key, name in dry) for name in asked],
-            ban_key,
+            self.recurring(tuple(asked), frozenset(dry))
+            if recurring
+            else [Ask(DEMANDS[name], key, name in dry) for name in asked],
+            key=key,
+            ban_key=ban_key,
             client="192.0.2.1",
             method="GET",
             host="h",

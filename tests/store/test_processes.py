@@ -258,5 +258,3 @@ def test_the_lock_s_owner_is_looked_at_by_start_time_too(store, start):
 
 def _state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Self
 from guardrails.errors import ConfigurationError
 from guardrails.guard import LONGEST_AGENT, Guard, Post
 from guardrails.guards.alone import StandsAlone
-from guardrails.request import Request
 from guardrails.store.contract import Demand
 
 log = logging.getLogger("guardrails")
@@ -153,15 +152,18 @@ class BlockAgents(StandsAlone, Guard):
         self._set("_list", _AgentList(patterns, _file))
 
     @classmethod
-    def from_file(cls, path: str | Path, **options: Any) -> Self:
+    def from_file(cls, file: str | Path, /, **options: Any) -> Self:
         """The same, with the patterns of a file."""
-        return cls(_file=Path(path), **options)
+        return cls(_file=Path(file), **options)
 
-    def fixed_demand(self, post: Post) -> Demand | None:
-        return None
+    def usual_demand(self, post: Post) -> Demand | None:
+        return post.nothing
 
-    def demand(self, post: Post, request: Request) -> Demand | None:
-        agent = request.environ.get("HTTP_USER_AGENT")
+    def varies(self) -> bool:
+        return True
+
+    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+        agent = environ.get("HTTP_USER_AGENT")
         refused = self._list.blocks(agent) if agent else self.missing == "refuse"
         return post.refusal if refused else post.nothing
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from guardrails.errors import ConfigurationError
 from guardrails.guard import By, Post, StatefulGuard
 from guardrails.guards.alone import StandsAlone
-from guardrails.request import Request
 from guardrails.store.contract import Demand, Slot
 from guardrails.units import parse_count, parse_duration
 
@@ -49,11 +48,14 @@ class MaxConcurrentReqs(StandsAlone, StatefulGuard):
                 f'max_hold: {self.max_hold!r} would free every slot at once: write e.g. "10m"'
             )
 
-    def fixed_demand(self, post: Post) -> Demand | None:
+    def usual_demand(self, post: Post) -> Demand | None:
         return None if callable(self.limit) else self._demand(post, self.limit)
 
-    def demand(self, post: Post, request: Request) -> Demand | None:
-        limit = self.limit(request.environ) if callable(self.limit) else self.limit
+    def varies(self) -> bool:
+        return callable(self.limit)
+
+    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+        limit = self.limit(environ) if callable(self.limit) else self.limit
         return None if limit is None else self._demand(post, parse_count(limit, "limit"))
 
     def _demand(self, post: Post, limit: int) -> Demand:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from guardrails.errors import ConfigurationError
 from guardrails.guard import Post, StatefulGuard
 from guardrails.guards.alone import StandsAlone
-from guardrails.request import Request
 from guardrails.store.contract import Demand, Meter, Slot
 from guardrails.units import parse_count, parse_duration, parse_percent
 
@@ -59,11 +58,14 @@ class CPUThrottle(StandsAlone, StatefulGuard):
         if self.at_once is not None:
             parse_count(self.at_once, "at_once")
 
-    def fixed_demand(self, post: Post) -> Demand | None:
+    def usual_demand(self, post: Post) -> Demand | None:
         return None if callable(self.percent) else self._demand(post, self._share)
 
-    def demand(self, post: Post, request: Request) -> Demand | None:
-        percent = self.percent(request.environ) if callable(self.percent) else self.percent
+    def varies(self) -> bool:
+        return callable(self.percent)
+
+    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+        percent = self.percent(environ) if callable(self.percent) else self.percent
         return None if percent is None else self._demand(post, parse_percent(percent, "percent"))
 
     def _demand(self, post: Post, share: float) -> Demand:

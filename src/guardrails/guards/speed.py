@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from guardrails.errors import ConfigurationError
 from guardrails.guard import Post, StatefulGuard
 from guardrails.guards.alone import StandsAlone
-from guardrails.request import Request
 from guardrails.store.contract import Demand, Meter
 from guardrails.units import Rate, check_figure, format_duration, parse_count, parse_rates
 
@@ -60,16 +59,19 @@ class SpeedLimit(StandsAlone, StatefulGuard):
                         f"{rate.burst} may come at once: raise burst to {self.cost} or more"
                     )
 
-    def fixed_demand(self, post: Post) -> Demand | None:
+    def usual_demand(self, post: Post) -> Demand | None:
         if callable(self.rate) or callable(self.cost):
             return None
         return self._demand(post, self._rates, self.cost)
 
-    def demand(self, post: Post, request: Request) -> Demand | None:
-        rate = self.rate(request.environ) if callable(self.rate) else self.rate
+    def varies(self) -> bool:
+        return callable(self.rate) or callable(self.cost)
+
+    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+        rate = self.rate(environ) if callable(self.rate) else self.rate
         if rate is None:
             return None
-        cost = self.cost(request.environ) if callable(self.cost) else self.cost
+        cost = self.cost(environ) if callable(self.cost) else self.cost
         tier = (post.number, rate, cost)
         demand = self._tiers.get(tier)
         if demand is None:

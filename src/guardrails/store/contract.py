@@ -24,7 +24,7 @@ The rules
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
 
@@ -118,33 +118,48 @@ class Debit(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """A demand, the key it is asked for, and whether it runs dry for this request."""
+    """A demand, the key it is asked for (None: the visit's own), and whether it runs dry."""
 
     demand: Demand
-    key: bytes
+    key: bytes | None
     dry_run: bool
 
 
-@dataclass(slots=True, eq=False)
+class Asks(tuple[Ask, ...]):
+    """Asks that come again and again, always for the same method, host and path.
+
+    A store may hang what it has prepared for them at `prepared`.
+    """
+
+    prepared: Any = None
+
+
 class Visit:
     """One request's stay: what it asks, and once entered what it holds.
 
     (row, generation, pid) is the admission. The caller makes the visit, so that whatever happens
-    after, it can be left. `ban_key` is who is banned by a refusal; nobody, when it is empty.
+    after, it can be left.
+
+    key: who asks, for the asks that have no key of their own.   ban_key: who is banned by a
+    refusal; nobody, when it is empty.   may_wait: whether the request may be held back.
     """
 
-    asks: Sequence[Ask]
-    ban_key: bytes = b""
-    client: str = ""
-    method: str = ""
-    host: str = ""
-    path: str = ""
-    may_wait: bool = False
-    pid: int = 0
-    thread: int = 0
-    row: int = -1
-    generation: int = 0
-    entered: bool = False
+    key = b""
+    ban_key = b""
+    client = ""
+    method = ""
+    host = ""
+    path = ""
+    may_wait = False
+    thread = 0
+    row = -1
+    generation = 0
+    entered = False
+
+    def __init__(self, asks: Sequence[Ask], pid: int, **facts: Any) -> None:
+        self.asks = asks
+        self.pid = pid
+        self.__dict__.update(facts)
 
 
 class Refusal(NamedTuple):

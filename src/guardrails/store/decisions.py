@@ -4,19 +4,20 @@ They answer exactly as the memory store does, which is easier to read; here ever
 through numbers computed beforehand (`Bound`), and charged in one go at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from guardrails.store.contract import (
     MOST_SLOTS,
     SHORTEST_RETRY,
     Ask,
+    Asks,
     Debit,
     Refusal,
     Slot,
     Verdict,
     Visit,
 )
-from guardrails.store.file import Bound, StoreFile
+from guardrails.store.file import Bound, Program, StoreFile
 from guardrails.store.gcra import MARK, SMALL_BITS, SMALL_MASK
 from guardrails.store.layout import (
     A_EVICTED,
@@ -32,9 +33,8 @@ from guardrails.store.layout import (
     R_FIRST_SLOT,
     R_GENERATION,
     R_SLOTS,
-    ROW_FACTS,
-    ROW_TEXT,
-    ROW_TEXT_OFFSET,
+    REQUEST_TEXT,
+    ROW_CONTENT,
     S_DEADLINE,
     S_KEY,
     S_RECORD,
@@ -48,6 +48,7 @@ REAP_FIRST = "reap first"
 """A slot refuses, and it is time to look whether its holders are still there."""
 
 _UNBOUNDED = 2**62
+_new: Callable[..., Verdict] = tuple.__new__  # several times faster than the named constructor
 
 
 class Charges:
@@ -64,7 +65,110 @@ class Charges:
 
 
 def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
-    """Decide about a request: the verdict (None: switched off), or in words why there is none."""
+    """Decide about a request: the verdict (None: switched off), or in words why there is none.
+
+    The quick way in admits what is plainly admitted, and changes nothing until that is certain;
+    whatever else comes up is decided by `enter_with_care`.
+    """
+    words = file.words
+    asks = visit.asks
+    if words[H_SWITCH] or words[H_GUARD_SWITCHES] or visit.entered or type(asks) is not Asks:
+        return enter_with_care(file, visit, final, number)
+    program = asks.prepared
+    if program is None or program.file is not file:
+        program = file.prepare(asks)
+    if not program.simple:
+        return enter_with_care(file, visit, final, number)
+    now = file.now = file.clock()
+    hashed = file.hashes.get(visit.key) or file.key_hash(visit.key)
+    cells, totals = file.cells, file.totals
+    first, mask = cells.first, cells.mask
+    remaining = _UNBOUNDED
+    written = []
+    for own, const, need, cost, limit, horizon in program.meters:
+        cell = const ^ hashed if own else const
+        place = first + ((cell & mask) << 1)
+        if words[place] != cell:
+            place = cells.find(cell)
+        base = now
+        if place >= 0:
+            word = words[place + 1]
+            if word >> SMALL_BITS > now:
+                base = word >> SMALL_BITS
+                if word & MARK or base > now + horizon:
+                    return enter_with_care(file, visit, final, number)
+        room = limit - (base + need - now)
+        if room < 0:
+            return enter_with_care(file, visit, final, number)
+        if need:
+            room //= need
+            if room < remaining:
+                remaining = room
+        if cost:
+            written.append((place, cell, (base + cost) << SMALL_BITS))
+    taken = []
+    for own, const, limit, max_hold, record in program.slots:
+        cell = const ^ hashed if own else const
+        place = totals.first + ((cell & totals.mask) << 1)
+        if words[place] != cell:
+            place = totals.find(cell)
+        room = limit - 1 - (words[place + 1] if place >= 0 else 0)
+        if room < 0:
+            return enter_with_care(file, visit, final, number)
+        if room < remaining:
+            remaining = room
+        taken.append((place, cell, now + max_hold, record))
+    if program.bans and visit.ban_key:
+        banned = file.key_hash(visit.ban_key)
+        for const in program.bans:
+            place = cells.find(banned ^ const)
+            if place >= 0 and words[place + 1] >> SMALL_BITS > now:
+                return enter_with_care(file, visit, final, number)
+    row = file.free_rows.pop() if file.free_rows else file.take_row()
+    if row < 0 or words[row] or len(taken) > MOST_SLOTS:
+        return enter_with_care(file, visit, final, number)
+
+    # From here on all is known, and nothing can fail.
+    visit.row, visit.generation = row, number
+    ROW_CONTENT.pack_into(
+        file.buffer,
+        (row + 1) * 8,
+        *file.owner,
+        now,
+        visit.thread,
+        len(taken),
+        visit.client.encode("latin-1", "replace"),
+        program.request_text or _request_text(program, visit),
+    )
+    at = row + R_FIRST_SLOT
+    for _place, cell, deadline, record in taken:
+        words[at] = cell
+        words[at + S_SINCE] = now
+        words[at + S_DEADLINE] = deadline
+        words[at + S_RECORD] = record
+        at += SLOT_WORDS
+    words[row] = number
+    visit.entered = True
+    for place, cell, _deadline, _record in taken:
+        if place >= 0:
+            words[place + 1] += 1
+        else:
+            totals.add(cell, 1)
+    for place, cell, word in written:
+        if place >= 0 and words[place] == cell:
+            words[place + 1] = word
+        else:
+            _write(file, -1, cell, word, now)
+    for counter in program.counters:
+        words[counter] += 1
+    return _new(
+        Verdict,
+        (True, 0, (), (), 0, remaining if remaining != _UNBOUNDED else None, number),
+    )
+
+
+def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
+    """The same for everything: refusals, dry runs, bans, delays, switches, a second entering."""
     words = file.words
     switch = words[H_SWITCH]
     if switch == SWITCHED_OFF:
@@ -109,24 +213,26 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
     row = visit.row
     now = file.clock()
     if visit.generation and words[row + R_GENERATION] == visit.generation:
-        if words[row + R_SLOTS]:
-            lasted = [
-                (words[slot + S_RECORD], now - words[slot + S_SINCE]) for slot in file.held_slots(row)
-            ]
-            file.free_row(row)
-            for record, microseconds in lasted:
-                _note_service_time(words, record, microseconds)
-        else:
-            words[row + R_GENERATION] = 0
+        slots = words[row + R_SLOTS]
+        words[row + R_GENERATION] = 0
+        for at in range(row + R_FIRST_SLOT, row + R_FIRST_SLOT + slots * SLOT_WORDS, SLOT_WORDS):
+            cell = words[at + S_KEY]
+            if cell:
+                file.totals.add(cell, -1)
+                _note_service_time(words, words[at + S_RECORD], now - words[at + S_SINCE])
         file.free_rows.append(row)
     if debits:
         debit(file, debits, now)
 
 
 def update(
-    file: StoreFile, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot], _number: int
+    file: StoreFile,
+    visit: Visit,
+    change: tuple[Sequence[Debit], Sequence[Slot]],
+    _number: int,
 ) -> None:
     """Charge what a request has cost so far, and give some of its slots back."""
+    debits, release = change
     words = file.words
     now = file.clock()
     if debits:
@@ -179,7 +285,7 @@ def _look(
         return Refusal(ask, demand.ban_for or None)
     if demand.ban_only:
         return None
-    hashed = file.hashes.get(ask.key) or file.key_hash(ask.key)
+    hashed = file.key_hash(visit.key if ask.key is None else ask.key)
     refused = never = by_slot = False
     retry, delay, remaining = demand.ban_for, 0, _UNBOUNDED
     written: list[tuple[int, int, int]] = []
@@ -251,24 +357,15 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
         return f"a request can hold {MOST_SLOTS} slots, and this one asks for more"
     if not visit.entered:
         visit.row, visit.generation = row, number
-        owner = file.owner
-        ROW_FACTS.pack_into(
+        ROW_CONTENT.pack_into(
             file.buffer,
             (row + 1) * 8,
-            owner.pid,
-            owner.start,
-            owner.namespace,
+            *file.owner,
             now,
             visit.thread,
             0,
-        )
-        ROW_TEXT.pack_into(
-            file.buffer,
-            row * 8 + ROW_TEXT_OFFSET,
-            visit.method.encode("latin-1", "replace"),
             visit.client.encode("latin-1", "replace"),
-            visit.host.encode("latin-1", "replace"),
-            visit.path.encode("latin-1", "replace"),
+            _request_text(None, visit),
         )
     at = row + R_FIRST_SLOT + slots * SLOT_WORDS
     for cell, slot, record in charges.slots:
@@ -292,10 +389,23 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
     return None
 
 
+def _request_text(program: Program | None, visit: Visit) -> bytes:
+    """Method, host and path as a row shows them."""
+    text = REQUEST_TEXT.pack(
+        visit.method.encode("latin-1", "replace"),
+        visit.host.encode("latin-1", "replace"),
+        visit.path.encode("latin-1", "replace"),
+    )
+    if program is not None:
+        program.request_text = text
+    return text
+
+
 def _refuse(file: StoreFile, refusal: Refusal, visit: Visit, now: int, *, dry: bool) -> None:
     """Count a refusal, mark the meters that refused, and raise the ban unless it stands."""
     words = file.words
     demand, key, _ = refusal.ask
+    key = visit.key if key is None else key
     bound = file.bounds[demand]
     words[bound.counter + (G_DRY_RUN_REFUSED if dry else G_REFUSED)] += 1
     if refusal.banned:

@@ -23,11 +23,12 @@ from typing import Any
 from guardrails.errors import InsideError, StoreBusyError, StoreError
 from guardrails.store import layout
 from guardrails.store.cells import Cells, Totals
-from guardrails.store.contract import Demand, Meter
+from guardrails.store.contract import Asks, Demand, Meter
 from guardrails.store.layout import (
     A_HELD_TOO_LONG,
     A_RECLAIMED,
     A_REPAIRED,
+    G_ADMITTED,
     G_HASH,
     H_CONDEMNED,
     H_NUMBER,
@@ -94,6 +95,36 @@ class Bound:
         )
 
 
+class Program:
+    """Recurring asks in terms of one file, flat: what the quick way in reads.
+
+    Each meter and each slot has its hash, to be mixed with the visitor's where `own` is true.
+    """
+
+    __slots__ = ("bans", "counters", "file", "meters", "request_text", "simple", "slots")
+
+    def __init__(self, asks: Asks, file: "StoreFile") -> None:
+        self.file = file
+        self.request_text = b""
+        self.simple = len(asks) > 0
+        meters, slots, bans, counters = [], [], [], []
+        for demand, key, dry_run in asks:
+            if dry_run or demand.refused or demand.tallies:
+                self.simple = False
+            bound = file.bounds.get(demand) or file.bind(demand)
+            own, mixed = key is None, 0 if key is None else file.key_hash(key)
+            for const, need, cost, limit, _resume, _slack, horizon in bound.meters:
+                meters.append((own, const ^ mixed, need, cost, limit, horizon))
+            for const, slot, record in bound.slots:
+                slots.append((own, const ^ mixed, slot.limit, slot.max_hold, record))
+            if bound.ban is not None:
+                bans.append(bound.ban[0])
+            if not demand.ban_only:
+                counters.append(bound.counter + G_ADMITTED)
+        self.meters, self.slots = tuple(meters), tuple(slots)
+        self.bans, self.counters = tuple(bans), tuple(counters)
+
+
 def _ban(meter: Meter | None, file: "StoreFile") -> tuple[int, int] | None:
     return None if meter is None else (file.name_hash(meter.name), meter.horizon)
 
@@ -111,6 +142,7 @@ class StoreFile:
         self.buffer = memoryview(self.map)
         self.words = self.buffer.cast("Q")
         self.owner: Owner = this_process()
+        self.pid = self.owner.pid
         self.free_rows: list[int] = []
         self.bounds: dict[Demand, Bound] = {}
         self.hashes: OrderedDict[bytes, int] = OrderedDict()
@@ -139,8 +171,8 @@ class StoreFile:
         """The mutex that lies in the file."""
         return RobustMutex(ctypes.c_char.from_buffer(self.map, MUTEX_OFFSET))
 
-    def attempt(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Run `work(self, *arguments, number)` under the lock, or raise StoreBusyError at once.
+    def attempt(self, work: Callable[..., Any], first: Any, second: Any) -> Any:
+        """Run `work(self, first, second, number)` under the lock, or raise StoreBusyError at once.
 
         The form is deliberate. The try and the finally hold the C calls themselves: with any
         Python frame in between, an exception from a signal handler could leave the lock held.
@@ -164,10 +196,10 @@ class StoreFile:
                     self._repair()
                 if words[H_RETIRED]:
                     raise RetiredError("shared store: moved over to another file; ask again")
-                words[H_OWNER] = self.owner.pid
+                words[H_OWNER] = self.pid
                 inside.number = number = words[H_NUMBER] + 1
                 words[H_UNDER_WAY] = number
-                result = work(self, *arguments, number)
+                result = work(self, first, second, number)
                 words[H_NUMBER] = number
                 words[H_UNDER_WAY] = 0
                 return result
@@ -201,6 +233,11 @@ class StoreFile:
     def _hash(self, text: bytes, person: bytes) -> int:
         digest = hashlib.blake2b(text, digest_size=8, key=self._secret, person=person).digest()
         return int.from_bytes(digest, "little") or 1
+
+    def prepare(self, asks: Asks) -> "Program":
+        """Put recurring asks in terms of this file, and remember it there. Needs the lock."""
+        program = asks.prepared = Program(asks, self)
+        return program
 
     def bind(self, demand: Demand) -> Bound:
         """Put a demand in terms of this file. Needs the lock, since it may take a record."""

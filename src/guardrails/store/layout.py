@@ -10,8 +10,9 @@ Sections of layout 1
               that a probe never wraps.
     totals    16 bytes: a keyed hash, and how many rows hold that slot. The rows are the truth.
     rows      576 bytes: what is in flight. Words: generation (0: free), pid, start time, pid
-              namespace, started, thread, slots held, spare; then eight slots of four words (hash,
-              since, deadline, slot record); then method, client, host, path as padded text.
+              namespace, started, thread, slots held, spare; then client (48 bytes), method (16),
+              host (64) and path (128) as padded text; then eight slots of four words (hash, since,
+              deadline, slot record).
     guards    256 bytes: name hash, switch, admitted, refused, delayed, refused dry; text of name
     slots     256 bytes: name hash, mean service time; text of name
     workers, bans, accounts: reserved; who does not know a section skips it.
@@ -60,13 +61,14 @@ RETIRED_MOVED, RETIRED_CONDEMNED = 1, 2
 
 # Row words.
 (R_GENERATION, R_PID, R_START, R_NAMESPACE, R_STARTED, R_THREAD, R_SLOTS, _R_SPARE) = range(8)
-R_FIRST_SLOT = 8
+R_TEXT = 8
+R_FIRST_SLOT = 40
 SLOT_WORDS = 4
 S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
 ROW_WORDS = 72
-ROW_FACTS = struct.Struct("=6Q")
-ROW_TEXT = struct.Struct("=16s48s64s128s")
-ROW_TEXT_OFFSET = (R_FIRST_SLOT + 8 * SLOT_WORDS) * 8
+ROW_CONTENT = struct.Struct("=6Q8x48s208s")
+REQUEST_TEXT = struct.Struct("=16s64s128s")
+ROW_TEXT = struct.Struct("=48s16s64s128s")
 
 # Guard and slot record words.
 G_HASH, G_SWITCH, G_ADMITTED, G_REFUSED, G_DELAYED, G_DRY_RUN_REFUSED = range(6)

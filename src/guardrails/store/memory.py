@@ -79,6 +79,10 @@ class _Look(NamedTuple):
     remaining: int | None = None
 
 
+def _key(ask: Ask, visit: Visit) -> bytes:
+    return visit.key if ask.key is None else ask.key
+
+
 class MemoryStore:
     """State in the memory of one process. See contract.py for its verbs.
 
@@ -231,6 +235,7 @@ class MemoryStore:
 
     def _look(self, ask: Ask, visit: Visit, now: int, *, dry_run: bool) -> _Look:
         demand = ask.demand
+        key = _key(ask, visit)
         ban = demand.shadow_ban if dry_run else demand.ban
         if ban is not None and visit.ban_key:
             word = self._cells.get((ban.name, visit.ban_key), 0)
@@ -242,7 +247,7 @@ class MemoryStore:
         refused = never = by_slot = False
         retry, delay, remaining = demand.ban_for, 0, []
         for meter in demand.meters:
-            word = self._cells.get((meter.name, ask.key), 0)
+            word = self._cells.get((meter.name, key), 0)
             excess = gcra.meter_excess(word, now, meter)
             limit = gcra.meter_limit(word, now, meter)
             if excess > limit + (meter.slack if visit.may_wait else 0):
@@ -253,14 +258,14 @@ class MemoryStore:
             if meter.need:
                 remaining.append((limit - excess) // meter.need)
         for tally in demand.tallies:
-            word = self._cells.get((tally.name, ask.key), 0)
+            word = self._cells.get((tally.name, key), 0)
             count = gcra.tally_count(word, now)
             if count >= tally.limit:
                 refused = True
                 retry = max(retry, (word >> gcra.SMALL_BITS) - now)
             remaining.append(tally.limit - count - 1)
         for slot in demand.slots:
-            held = self._held[slot.name, ask.key]
+            held = self._held[slot.name, key]
             if held >= slot.limit:
                 refused = by_slot = True
                 mean = self._service_times.get(slot.name, 0)
@@ -296,21 +301,23 @@ class MemoryStore:
                     self._count(ask, "delayed")
 
     def _charge(self, ask: Ask, visit: Visit, now: int) -> None:
+        key = _key(ask, visit)
         for meter in ask.demand.meters:
-            word = self._cells.get((meter.name, ask.key), 0)
+            word = self._cells.get((meter.name, key), 0)
             tat = gcra.meter_base(word, now, meter.horizon) + meter.cost
             if tat > now:
-                self._cells[meter.name, ask.key] = gcra.meter_word(tat)
+                self._cells[meter.name, key] = gcra.meter_word(tat)
         for tally in ask.demand.tallies:
-            word = self._cells.get((tally.name, ask.key), 0)
-            self._cells[tally.name, ask.key] = gcra.tally_word(word, now, tally)
+            word = self._cells.get((tally.name, key), 0)
+            self._cells[tally.name, key] = gcra.tally_word(word, now, tally)
         for slot in ask.demand.slots:
-            self._rows[visit.generation].held.append(_Held(slot, ask.key, now))
-            self._held[slot.name, ask.key] += 1
+            self._rows[visit.generation].held.append(_Held(slot, key, now))
+            self._held[slot.name, key] += 1
 
     def _refuse(self, refusal: Refusal, ban: Meter | None, count: str, visit: Visit, now: int) -> None:
         """Mark the meters that refused, and raise the ban: never while it stands already."""
-        demand, key, _ = refusal.ask
+        demand = refusal.ask.demand
+        key = _key(refusal.ask, visit)
         self._count(refusal.ask, count)
         if refusal.banned:
             return

@@ -241,7 +241,7 @@ def _move(old: StoreFile, new: StoreFile) -> None:
         return
     for attempt in range(_RESIZE_ATTEMPTS):
         try:
-            old.attempt(_copy_and_retire, new)
+            old.attempt(_copy_and_retire, new, None)
         except StoreBusyError:
             if attempt == _RESIZE_ATTEMPTS - 1:
                 raise
@@ -250,7 +250,7 @@ def _move(old: StoreFile, new: StoreFile) -> None:
             return
 
 
-def _copy_and_retire(old: StoreFile, new: StoreFile, _number: int) -> None:
+def _copy_and_retire(old: StoreFile, new: StoreFile, _second: None, _number: int) -> None:
     _copy(old, new, without=0)
     old.words[H_RETIRED] = RETIRED_MOVED
 

@@ -91,7 +91,10 @@ class SharedStore:
     def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
         entered = visit.entered
         while True:
-            outcome = self._call(decisions.enter, visit, final)
+            file = self._file
+            if file is not None and visit.key not in file.hashes:
+                file.key_hash(visit.key)
+            outcome = self._call(visit.pid, decisions.enter, visit, final)
             file = self._file
             assert file is not None  # noqa: S101 - _call has just used it
             if file.words[H_RETIRED] and file.was_condemned():
@@ -109,58 +112,63 @@ class SharedStore:
         return verdict
 
     def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
-        if visit.pid == os.getpid():
-            self._call(decisions.update, visit, debits, release)
+        pid = os.getpid()
+        if visit.pid == pid:
+            self._call(pid, decisions.update, visit, (debits, release))
 
     def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
-        if visit.pid != os.getpid():
+        pid = os.getpid()
+        if visit.pid != pid:
             return
-        self._call(decisions.leave, visit, debits)
+        self._call(pid, decisions.leave, visit, debits)
         file = self._file
         if file is not None and file.words[H_RETIRED] and file.was_condemned():
-            self._call(decisions.leave, visit, ())
+            self._call(pid, decisions.leave, visit, ())
 
     def sleep(self, microseconds: int) -> None:
         self._sleep(microseconds / 1_000_000)
 
     def requests(self) -> list[InFlight]:
-        found: list[InFlight] = self._call(_in_flight)
+        found: list[InFlight] = self._look(_in_flight)
         return found
 
     def slots_held(self) -> Mapping[str, int]:
-        found: dict[str, int] = self._call(_slots_held)
+        found: dict[str, int] = self._look(_slots_held)
         return found
 
     def counters(self) -> Mapping[str, GuardCounters]:
-        found: dict[str, GuardCounters] = self._call(_counters)
+        found: dict[str, GuardCounters] = self._look(_counters)
         return found
 
     def alarms(self) -> Mapping[str, int]:
-        words = self._usable().words
+        words = self._usable(os.getpid()).words
         counts = words[layout.H_ALARMS : layout.H_ALARMS + len(layout.ALARMS)].tolist()
         return {name: count for name, count in zip(layout.ALARMS, counts, strict=True) if count}
 
     def switch(self, word: str | None = None, guard: str | None = None) -> str:
         position = None if word is None else SWITCH_WORDS.index(check_switch_word(word))
-        found: int = self._call(_switch, position, guard)
+        found: int = self._call(os.getpid(), _switch, position, guard)
         return SWITCH_WORDS[found]
 
     def reset(self) -> None:
-        self._call(_reset)
+        self._look(_reset)
 
     def close(self) -> None:
         file, self._file = self._file, None
         if file is not None and file.owner.pid == os.getpid():
             opening.release(file)
 
-    def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+    def _look(self, work: Callable[..., Any]) -> Any:
+        return self._call(os.getpid(), work, None, None)
+
+    def _call(self, pid: int, work: Callable[..., Any], first: Any, second: Any) -> Any:
         """Run one verb's work in the file that is current, waiting a bounded time for its lock."""
         deadline = 0.0
         tries = 0
         while True:
-            file = self._usable()
+            file = self._usable(pid)
             try:
-                result = file.attempt(work, *arguments)
+                result = file.attempt(work, first, second)
             except InsideError:
                 raise
             except LostError:
@@ -181,9 +189,9 @@ class SharedStore:
                 self._standing = None
                 return result
 
-    def _usable(self) -> StoreFile:
+    def _usable(self, pid: int) -> StoreFile:
         file = self._file
-        if file is None or file.words[H_RETIRED] or file.owner.pid != os.getpid():
+        if file is None or file.pid != pid or file.words[H_RETIRED]:
             file = self._open()
         return file
 
@@ -228,16 +236,14 @@ class SharedStore:
             for row in rows
         ]
         with suppress(StoreBusyError):
-            self._call(StoreFile.drop_rows, dead, now)
+            self._call(file.pid, StoreFile.drop_rows, dead, now)
 
 
-def _in_flight(file: StoreFile, _number: int) -> list[InFlight]:
+def _in_flight(file: StoreFile, _first: None, _second: None, _number: int) -> list[InFlight]:
     now = file.clock()
     found = []
     for row in file.live_rows():
-        method, client, host, path = layout.ROW_TEXT.unpack_from(
-            file.buffer, row * 8 + layout.ROW_TEXT_OFFSET
-        )
+        client, method, host, path = layout.ROW_TEXT.unpack_from(file.buffer, (row + layout.R_TEXT) * 8)
         found.append(
             InFlight(
                 pid=file.words[row + layout.R_PID],
@@ -257,7 +263,7 @@ def _text(padded: bytes) -> str:
     return padded.rstrip(b"\0").decode("latin-1")
 
 
-def _slots_held(file: StoreFile, _number: int) -> dict[str, int]:
+def _slots_held(file: StoreFile, _first: None, _second: None, _number: int) -> dict[str, int]:
     names = file.names("slots")
     held: Counter[str] = Counter()
     for row in file.live_rows():
@@ -266,7 +272,7 @@ def _slots_held(file: StoreFile, _number: int) -> dict[str, int]:
     return dict(held)
 
 
-def _counters(file: StoreFile, _number: int) -> dict[str, GuardCounters]:
+def _counters(file: StoreFile, _first: None, _second: None, _number: int) -> dict[str, GuardCounters]:
     return {
         name: GuardCounters(*file.words[word + G_ADMITTED : word + G_ADMITTED + 4].tolist())
         for word, name in file.names("guards").items()
@@ -283,7 +289,7 @@ def _switch(file: StoreFile, position: int | None, guard: str | None, _number: i
     return file.words[word]
 
 
-def _reset(file: StoreFile, _number: int) -> None:
+def _reset(file: StoreFile, _first: None, _second: None, _number: int) -> None:
     file.cells.clear()
     for record in file.names("guards"):
         for word in range(record + G_ADMITTED, record + G_ADMITTED + 4):

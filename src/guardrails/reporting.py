@@ -1,0 +1,39 @@
+"""Errors of guardrails' own: counted always, logged once a minute each."""
+
+import logging
+import threading
+from collections import Counter
+
+from cachetools import TTLCache
+
+log = logging.getLogger("guardrails")
+
+_SILENCE_SECONDS = 60
+_MOST_REMEMBERED = 256
+
+
+class Reporter:
+    """Says everything once in a while. `errors` counts by the error's name."""
+
+    def __init__(self) -> None:
+        self.errors: Counter[str] = Counter()
+        self._said: TTLCache[str, bool] = TTLCache(maxsize=_MOST_REMEMBERED, ttl=_SILENCE_SECONDS)
+        self._lock = threading.Lock()
+
+    def report(self, error: Exception, what: str) -> None:
+        """Count an error, and log it with its trace."""
+        self.errors[type(error).__name__] += 1
+        if self._first_in_a_while(f"{what} {type(error).__name__}"):
+            log.error("%s", what, exc_info=error)
+
+    def say_once(self, about: str, message: str) -> None:
+        """Warn of something."""
+        if self._first_in_a_while(about):
+            log.warning("%s", message)
+
+    def _first_in_a_while(self, about: str) -> bool:
+        with self._lock:
+            if about in self._said:
+                return False
+            self._said[about] = True
+            return True
