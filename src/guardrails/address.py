@@ -195,13 +195,16 @@ class ClientReader:
 
 
 def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]:
-    if isinstance(networks, str):
+    if isinstance(networks, str) or not isinstance(networks, Iterable):
+        what = "one text" if isinstance(networks, str) else "no list"
         raise ConfigurationError(
-            f'{argument}: {networks!r} is one text: give a list of networks, such as ["192.0.2.0/24"]'
+            f'{argument}: {networks!r} is {what}: give a list of networks, such as ["192.0.2.0/24"]'
         )
     for text in networks:
         for name in _NAMED.get(text, (text,)):
             try:
+                if not isinstance(name, str):
+                    raise ValueError("it is not a text")  # noqa: TRY301, TRY004
                 network = ipaddress.ip_network(name, strict=False)
             except ValueError as error:
                 raise ConfigurationError(

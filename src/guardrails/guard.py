@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
+from functools import partial
 from http import HTTPMethod
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ By = str | Callable[[dict[str, Any]], str | None]
 _WORDS_OF_BY = ("client", "client+agent", "all", "host", "path", "user")
 _DISPLAY_SECRET = secrets.token_bytes(16)
 LONGEST_AGENT = 512
+_LONGEST_SHOWN_KEY = 128
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Guard:
         self._set("host", None if self.host is None else _texts(self.host, "host"))
         self._set("exempt", _texts(self.exempt, "exempt"))
         Networks(self.exempt, "exempt")
-        self._set("exempt_paths", _paths(self.exempt_paths, "exempt_paths") or ())
+        self._set("exempt_paths", exempt_path_prefixes(self.exempt_paths))
         self._set("status", check_status(self.status or self.default_status))
         if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
             raise ConfigurationError(
@@ -171,6 +173,7 @@ class Post:
         "ban_only",
         "by_client",
         "exempt_paths",
+        "failure",
         "fixed_key",
         "guard",
         "hosts",
@@ -204,6 +207,8 @@ class Post:
         self.ban_only = self.make_demand(ban_only=True)
         self.nothing = self.make_demand()
         self.refusal = self.make_demand(refused=True)
+        # A callable that fails is no fault of the client's, so nobody is banned for it.
+        self.failure = Demand(name, refused=True)
         self.by_client = guard.counts_by_client()
         self.own_key = getattr(guard, "by", None) == "client"
         self.fixed_key = guard.fixed_key()
@@ -245,14 +250,14 @@ def display_key(guard: Guard, key: bytes, client: str) -> str:
     if by == "all":
         return "all"
     if by in ("host", "path"):
-        return key.decode("latin-1")
+        return ascii(key[:_LONGEST_SHOWN_KEY].decode("latin-1"))[1:-1]
     return hashlib.blake2b(key, key=_DISPLAY_SECRET, digest_size=6).hexdigest()
 
 
-def check_wsgi_app(app: Any, guard: str) -> Any:
+def check_wsgi_app(app: Any, guard: str, caller: str = "") -> Any:
     """Refuse what is not a WSGI app: most often a guard was put on a view function."""
     remedy = (
-        f"{guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes (environ, "
+        f"{caller or guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes (environ, "
         f"start_response): wrap the app and name the view by its path, as in "
         f'app.wsgi_app = guardrails.throttle(app.wsgi_app, {guard}(..., path="/that/view"))'
     )
@@ -309,7 +314,7 @@ def _ban_meter(name: str, ban_for: int) -> Meter:
 
 def _key_function(by: By) -> Callable[[Request], bytes | None]:
     if callable(by):
-        return lambda request: _text_key(by(request.environ))
+        return partial(_chosen_key, by)
     if not isinstance(by, str):
         raise ConfigurationError(f"by: {by!r} is neither a text nor a callable: write one of them")
     kind, _, name = by.partition(":")
@@ -335,13 +340,18 @@ def _key_function(by: By) -> Callable[[Request], bytes | None]:
     return keys[by]
 
 
+def _chosen_key(by: Callable[[dict[str, Any]], str | None], request: Request) -> bytes | None:
+    return _text_key(by(request.environ))
+
+
 def _client_and_agent(request: Request) -> bytes | None:
     if request.client is None:
         return None
     agent = request.environ.get("HTTP_USER_AGENT", "")[:LONGEST_AGENT]
     # The address's length makes the join unambiguous.
     address = request.client.key
-    return bytes((len(address),)) + address + agent.encode("latin-1", "replace")
+    key: bytes = bytes((len(address),)) + address + agent.encode("latin-1", "replace")
+    return key
 
 
 def _or_client(request: Request, value: str | None) -> bytes | None:
@@ -364,11 +374,17 @@ def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
     return None
 
 
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
 def _texts(value: Any, argument: str) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value)
+    texts = _listed(value)
     for text in texts:
         if not isinstance(text, str):
-            raise ConfigurationError(f"{argument}: {text!r} is not a text: give texts")
+            raise ConfigurationError(
+                f"{argument}: {text!r} is not a text: give one text, or a list of texts"
+            )
     return texts
 
 
@@ -403,7 +419,7 @@ def _methods(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     methods = []
-    for method in (value,) if isinstance(value, str) else tuple(value):
+    for method in _listed(value):
         known = method.upper() if isinstance(method, str) else method
         if known not in HTTPMethod.__members__ and known not in _WEBDAV:
             raise ConfigurationError(

@@ -103,7 +103,7 @@ def throttle(
         store = unnamed_store(caller.f_code.co_filename, caller.f_lineno)
         own_store = False
     else:
-        store = store_from_url(store) if isinstance(store, str) else store
+        store = store_from_url(store) if isinstance(store, str) else _check_store(store)
         own_store = True
     return Throttle(
         app,
@@ -136,7 +136,7 @@ class Throttle:
         on_decision: Callable[[Decision, dict[str, Any]], object] | None,
         on_store_error: str,
     ) -> None:
-        self.app = check_wsgi_app(app, "throttle")
+        self.app = check_wsgi_app(app, "SpeedLimit", caller="throttle")
         self.guards = tuple(_check_guards(guards))
         self.store = store
         self._own_store = own_store
@@ -150,7 +150,7 @@ class Throttle:
         _check_slots(self._posts)
         self._posts_by_name = {post.name: post for post in self._posts}
         own_exempt = Networks(exempt, "exempt")
-        self._exempt_paths = (NEVER_REFUSED, *exempt_path_prefixes(tuple(exempt_paths)))
+        self._exempt_paths = (NEVER_REFUSED, *exempt_path_prefixes(exempt_paths))
         self._own_exemptions = bool(own_exempt) or len(self._exempt_paths) > 1
         self._own_client = trusted_proxies is not None
         self._clients = ClientReader(
@@ -190,7 +190,8 @@ class Throttle:
         try:
             flight, decision = self._decide(environ, outer)
             if not decision.admitted:
-                return self._refuse(decision, environ, start_response)
+                drain = flight is not None and flight.may_drain
+                return refuse(decision, environ, start_response, drain=drain)
             if flight is None:
                 response = self.app(environ, start_response)
             elif flight is outer:
@@ -222,7 +223,8 @@ class Throttle:
             flight = self._board(environ, outer)
             verdict = self._enter(flight, nested=flight is outer)
             decision = self._conclude(verdict, flight, environ)
-            environ["guardrails.decision"] = decision
+            if flight is not outer or decision.outcome != PASSED:
+                environ["guardrails.decision"] = decision
             if verdict is not None and verdict.admitted:
                 flight.admitted()
         except Exception as error:
@@ -265,7 +267,9 @@ class Throttle:
         if not self._own_exemptions:
             exempt = exempt or outer.exempt
         met = outer.guards if shared else ()
-        asks = () if exempt else self._planner.asks(plan, client, environ, met)
+        asks: Sequence[Ask] = ()
+        if not exempt:
+            asks = self._planner.asks(plan, client, environ, met, as_usual=not shared)
         if shared:
             outer.asks = asks
             outer.guards += self.guards
@@ -296,7 +300,8 @@ class Throttle:
     def _without_store(self, asks: Sequence[Ask]) -> Verdict | None:
         """What can be said without a store: agents are refused all the same."""
         refusals = tuple(Refusal(ask, None) for ask in asks if ask.demand.refused and not ask.dry_run)
-        if refusals or (self._on_store_error == "deny" and asks):
+        enforced = any(not ask.dry_run for ask in asks)
+        if refusals or (self._on_store_error == "deny" and enforced):
             return Verdict(False, 0, refusals, (), 0, 0, 0)
         return None
 
@@ -362,6 +367,7 @@ class Throttle:
         refusals = verdict.refusals or verdict.dry_run_refusals
         if not refusals:
             return Decision(False, REJECTED, retry_after=1, status=503)
+        visit.may_drain = not any(refusal.banned or refusal.ask.demand.refused for refusal in refusals)
         first = refusals[0]
         post = self._posts_by_name[first.ask.demand.guard]
         if any(refusal.never for refusal in refusals):
@@ -389,11 +395,6 @@ class Throttle:
             id=verdict.number,
         )
 
-    def _refuse(
-        self, decision: Decision, environ: dict[str, Any], start_response: StartResponse
-    ) -> Iterable[bytes]:
-        return refuse(decision, environ, start_response, drain=decision.status != 403)
-
     def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
         """A user's callable raised: the guard does not apply, or refuses."""
         deny = post.guard.on_error == "deny"
@@ -402,7 +403,7 @@ class Throttle:
             f"{post.name}: a callable raised, so the guard "
             + ("refuses the request" if deny else "does not apply"),
         )
-        return (b"", post.refusal) if deny else (None, None)
+        return (b"", post.failure) if deny else (None, None)
 
     def _store_failed(self, error: Exception) -> None:
         if isinstance(error, InsideError):
@@ -416,7 +417,7 @@ class Throttle:
     def _log(self, decision: Decision, visit: Visit) -> None:
         if log.isEnabledFor(logging.INFO):
             log.info(
-                "%s by %s: %s from %s, %a %.200a, retry after %s s, reference %x",
+                "%s by %.200s: %s from %s, %.20a %.200a, retry after %s s, reference %x",
                 decision.outcome,
                 decision.guard,
                 decision.key,
@@ -436,6 +437,14 @@ def _check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
                 'throttle(app, SpeedLimit("120/minute"))'
             )
     return guards
+
+
+def _check_store(store: Store) -> Store:
+    if not hasattr(store, "enter") or not hasattr(store, "leave"):
+        raise ConfigurationError(
+            f'store: {store!r} is not a store: write a URL, such as "memory:" or "shm:NAME"'
+        )
+    return store
 
 
 def _check_slots(posts: Sequence[Post]) -> None:

@@ -87,9 +87,14 @@ class Planner:
         client: Client | None,
         environ: dict[str, Any],
         met: tuple[Guard, ...] = (),
+        *,
+        as_usual: bool = True,
     ) -> Sequence[Ask]:
-        """What is asked for one request. `met`: guards that an outer throttle asks already."""
-        if client is not None and not client.exempt and not met:
+        """What is asked for one request. `met`: guards that an outer throttle asks already.
+
+        as_usual: whether asks without a key of their own will do, which mean the visit's client.
+        """
+        if client is not None and not client.exempt and as_usual:
             asks = plan.watched if client.undeclared_proxy else plan.asks
             if asks is not None and all(
                 self._demand(post, environ)[1] is post.usual_demand for post in plan.varying

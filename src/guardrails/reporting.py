@@ -6,6 +6,8 @@ from collections import Counter
 
 from cachetools import TTLCache
 
+from guardrails.errors import StoreError
+
 log = logging.getLogger("guardrails")
 
 _SILENCE_SECONDS = 60
@@ -24,7 +26,9 @@ class Reporter:
         """Count an error, and log it with its trace."""
         self.errors[type(error).__name__] += 1
         if self._first_in_a_while(f"{what} {type(error).__name__}"):
-            log.error("%s", what, exc_info=error)
+            # A store that is busy or gone says all in its sentence; what is unexpected needs its trace.
+            expected = isinstance(error, StoreError)
+            log.error("%s: %s", what, error, exc_info=None if expected else error)
 
     def say_once(self, about: str, message: str) -> None:
         """Warn of something."""

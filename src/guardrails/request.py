@@ -1,12 +1,13 @@
 """What a guard may know of a request, and the readings of its path.
 
 The same resource can be spelled in many ways, and servers and frameworks disagree about which of
-them mean the same. So a path has up to three readings, and a guard covers a request if *any* of
-them falls under it, while an exemption holds only if *every* one does:
+them mean the same. So a path has several readings, and a guard covers a request if *any* of them
+falls under it, while an exemption holds only if *every* one does:
 
     as delivered     SCRIPT_NAME + PATH_INFO
-    cleaned          scheme and host dropped, cut at ? and #, repeated slashes and ;params removed
-    resolved         cleaned, with . and .. resolved too
+    cleaned          scheme and host dropped, repeated slashes collapsed; cut at ? and # or not,
+                     ;params removed or not
+    resolved         each of these with . and .. resolved too
 
 A path in normal form, which is nearly every one, has just one reading.
 """
@@ -42,10 +43,14 @@ def path_readings(path: str) -> tuple[str, ...]:
     """Every way to read a path, the delivered one first, without repetition."""
     if _ABNORMAL.search(path) is None:
         return (path,)
-    cleaned = _SCHEME_AND_HOST.sub("", path, count=1)
-    cleaned = re.split("[?#\0]", cleaned, maxsplit=1)[0]
-    cleaned = _SLASHES.sub("/", "/" + _PARAMETERS.sub("", cleaned))
-    return tuple(dict.fromkeys((path, cleaned, _resolve_dots(cleaned))))
+    whole = _SCHEME_AND_HOST.sub("", path, count=1)
+    cut = re.split("[?#\0]", whole, maxsplit=1)[0]
+    readings = [path]
+    for text in (cut, whole):
+        for kept in (_PARAMETERS.sub("", text), text):
+            cleaned = _SLASHES.sub("/", "/" + kept)
+            readings += (cleaned, _resolve_dots(cleaned))
+    return tuple(dict.fromkeys(readings))
 
 
 def falls_under(path: str, prefixes: Iterable[str]) -> bool:

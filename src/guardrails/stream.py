@@ -69,6 +69,7 @@ class Flight(Visit):
     _server_file_wrapper: Callable[..., Any] | None = None
     _file_response: object = None
     file_returned = False
+    may_drain = False
 
     def __init__(
         self,
@@ -92,9 +93,9 @@ class Flight(Visit):
             if not who.undeclared_proxy:
                 self.ban_key = who.key
 
-    method = property(lambda self: self.plan.method)  # type: ignore[assignment]
-    host = property(lambda self: self.plan.host)  # type: ignore[assignment]
-    path = property(lambda self: self.plan.path)  # type: ignore[assignment]
+    method = property(lambda self: self.plan.method)
+    host = property(lambda self: self.plan.host)
+    path = property(lambda self: self.plan.path)
 
     def admitted(self) -> None:
         """Note what these asks charge with CPU, and which slots go when the app returns."""
@@ -244,8 +245,9 @@ class StreamedResponse:
 
     def close(self) -> None:
         """Close the app's response first: its CPU is the request's too."""
+        response, self._response = self._response, ()
         try:
-            close = getattr(self._response, "close", None)
+            close = getattr(response, "close", None)
             if close is not None:
                 self._flight.step(close)
         finally:

@@ -75,13 +75,11 @@ class Client(_WerkzeugClient):
     def open(self, *args: Any, **kwargs: Any) -> TestResponse:
         """Send a request; see werkzeug's `Client.open`."""
         facts: dict[str, Any] = {"REMOTE_ADDR": self.address}
-        facts.update(kwargs.pop("environ_overrides", None) or {})
-        if self.agent is None:
-            facts.setdefault("HTTP_USER_AGENT", "")
-        else:
-            facts.setdefault("HTTP_USER_AGENT", self.agent)
+        if self.agent is not None:
+            facts["HTTP_USER_AGENT"] = self.agent
+        kwargs["environ_base"] = facts | (kwargs.get("environ_base") or {})
         self._decisions.clear()
-        response = super().open(*args, environ_overrides=facts, **kwargs)
+        response = super().open(*args, **kwargs)
         if self._decisions:
             # The client gives the app a copy of the environ that the response shows.
             response.request.environ["guardrails.decision"] = self._decisions[-1]

@@ -4,6 +4,7 @@ Time is in integer microseconds everywhere behind this module, and no figure exc
 `LARGEST_FIGURE`, so that every store can compute exactly (Lua numbers are exact up to 2**53).
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -78,7 +79,8 @@ def parse_rates(value: object, argument: str = "rate") -> tuple[Rate, ...]:
 
 
 def _parse_rate(text: str, argument: str) -> Rate:
-    match = _RATE.fullmatch(text.strip())
+    text = text.strip()
+    match = _RATE.fullmatch(text)
     if match is None:
         raise ConfigurationError(
             f'{argument}: {text!r} is not a rate: write COUNT/UNIT, such as "10/second", '
@@ -99,7 +101,7 @@ def _parse_rate(text: str, argument: str) -> Rate:
 
 def parse_duration(value: object, argument: str) -> int:
     """Microseconds of a duration: a number of seconds, or a text such as "15s", "20m" or "250ms"."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         microseconds = round(value * MICROSECONDS)
     elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         unit = _unit(match[2] or "second", argument, value)
@@ -146,12 +148,14 @@ def parse_percent(value: object, argument: str) -> float:
     return number / 100
 
 
-def parse_count(value: object, argument: str, *, least: int = 1, most: int = 2**20) -> int:
-    """Check a whole number between `least` and `most`."""
+def parse_count(
+    value: object, argument: str, *, least: int = 1, most: int = 2**20, instead: str = ""
+) -> int:
+    """Check a whole number between `least` and `most`. `instead` ends the remedy."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ConfigurationError(
             f"{argument}: {value!r} is not a whole number from {least} to {most}: "
-            "write such a number, or leave the guard out"
+            f"write such a number{instead}"
         )
     return value
 
@@ -160,7 +164,7 @@ def check_figure(figure: int, argument: str, value: object) -> int:
     """Refuse what the stores could not compute exactly."""
     if figure > LARGEST_FIGURE:
         raise ConfigurationError(
-            f"{argument}: {value!r} reaches beyond {format_duration(LARGEST_FIGURE)}: "
+            f"{argument}: {value!r} reaches beyond {LARGEST_FIGURE // _UNIT_MICROSECONDS['year']} years: "
             "no figure may; use a smaller count, burst or period"
         )
     return figure

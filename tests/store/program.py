@@ -49,6 +49,10 @@ def hammer_slot(name, limit, tally, times):
     store = SharedStore(name, private=True)
     cap = demand(slot("cap", limit=int(limit)), guard="cap")
     entered = 0
+    first = visit(cap)
+    print(int(patiently(lambda: store.enter(first)).admitted), flush=True)
+    sys.stdin.readline()
+    patiently(lambda: store.leave(first))
     with Path(tally).open("r+b", buffering=0) as file:
         for _ in range(int(times)):
             asked = visit(cap)

@@ -62,9 +62,9 @@ def start():
         process.communicate(timeout=10)
 
 
-def said(process):
+def said(process, told=""):
     """Its last words."""
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(told, timeout=100)
     assert process.returncode == 0
     return out.split()
 
@@ -108,10 +108,13 @@ def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp
     tally = tmp_path / "holders"
     tally.write_bytes(bytes(16))
     processes = [start("hammer-slot", store.name, 3, tally, 400) for _ in range(4)]
-    entered = [int(said(process)[0]) for process in processes]
+    at_first = [int(process.stdout.readline()) for process in processes]
+    assert sum(at_first) == 3
+    entered = [int(said(process, "go\n")[0]) for process in processes]
     holders, most = int.from_bytes(tally.read_bytes()[:8]), int.from_bytes(tally.read_bytes()[8:])
-    assert (holders, most) == (0, 3)
-    assert sum(entered) == store.counters()["cap"].admitted
+    assert holders == 0
+    assert most <= 3
+    assert sum(entered) + 3 == store.counters()["cap"].admitted
     assert store.slots_held() == {}
 
 

@@ -93,8 +93,8 @@ class _AgentList:
         assert self.file is not None  # noqa: S101 - asked only for lists with a file
         try:
             found = self.file.stat()
-        except OSError as error:
-            raise _unreadable(self.file, error) from None
+        except OSError:
+            return (0, 0, 0)
         return (found.st_mtime_ns, found.st_size, found.st_ino)
 
     def _read(self) -> tuple[str, ...]:
@@ -146,6 +146,10 @@ class BlockAgents(StandsAlone, Guard):
                     f"patterns: {pattern!r} is not a text: give regular expressions as texts, one "
                     "argument each"
                 )
+            if not pattern:
+                raise ConfigurationError(
+                    "patterns: '' is empty and would be found in every agent: leave it out"
+                )
         self._set("patterns", patterns)
         self._set("missing", missing)
         self._set("file", None if _file is None else str(_file))
@@ -177,6 +181,6 @@ class BlockAgents(StandsAlone, Guard):
 def _unreadable(path: Path, error: Exception) -> ConfigurationError:
     reason = getattr(error, "strerror", None) or str(error)
     return ConfigurationError(
-        f"path: {str(path)!r} cannot be read ({reason}): name a readable text file in UTF-8 with "
+        f"file: {str(path)!r} cannot be read ({reason}): name a readable text file in UTF-8 with "
         "one regular expression a line"
     )

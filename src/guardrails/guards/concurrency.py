@@ -38,7 +38,7 @@ class MaxConcurrentReqs(StandsAlone, StatefulGuard):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.limit):
-            parse_count(self.limit, "limit")
+            parse_count(self.limit, "limit", instead=", or leave the guard out")
         if self.hold not in ("response", "call"):
             raise ConfigurationError(
                 f'hold: {self.hold!r} is neither "response" nor "call": write one of them'

@@ -50,7 +50,11 @@ class CPUThrottle(StandsAlone, StatefulGuard):
             raise ConfigurationError(
                 f'window: {self.window!r} is less than a second: write a longer one, such as "15s"'
             )
-        if isinstance(self.resume, bool) or not 0 <= self.resume <= 1:
+        if (
+            isinstance(self.resume, bool)
+            or not isinstance(self.resume, int | float)
+            or not 0 <= self.resume <= 1
+        ):
             raise ConfigurationError(
                 f"resume: {self.resume!r} is not a part of the window: write a number from 0 to 1, "
                 "such as 0.5"

@@ -37,7 +37,7 @@ class SpeedLimit(StandsAlone, StatefulGuard):
     strict: bool = False
     cost: int | Callable[[dict[str, Any]], int] = 1
     _rates: tuple[Rate, ...] = field(default=(), init=False, repr=False, compare=False)
-    _tiers: OrderedDict[tuple[int, object, int], Demand] = field(
+    _tiers: OrderedDict[tuple[str, object, int], Demand] = field(
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )
 
@@ -72,7 +72,7 @@ class SpeedLimit(StandsAlone, StatefulGuard):
         if rate is None:
             return None
         cost = self.cost(environ) if callable(self.cost) else self.cost
-        tier = (post.number, rate, cost)
+        tier = (post.name, rate, cost)
         demand = self._tiers.get(tier)
         if demand is None:
             rates = self._effective(parse_rates(rate)) if callable(self.rate) else self._rates

@@ -48,8 +48,9 @@ from guardrails.store.processes import is_dead
 
 log = logging.getLogger("guardrails")
 
-LONGEST_WAIT = 0.025
-"""Seconds that a request waits for the lock, at the most."""
+LONGEST_WAIT = 0.1
+"""Seconds that a request waits for the lock, at the most. On a machine whose processors are all
+taken, a holder may well be off its processor for longer than a few time slices."""
 
 STANDING_STILL = 2.0
 """Seconds after which one acquisition that still stands condemns its file."""
@@ -129,15 +130,15 @@ class SharedStore:
         self._sleep(microseconds / 1_000_000)
 
     def requests(self) -> list[InFlight]:
-        found: list[InFlight] = self._look(_in_flight)
+        found: list[InFlight] = _in_flight(self._usable(os.getpid()))
         return found
 
     def slots_held(self) -> Mapping[str, int]:
-        found: dict[str, int] = self._look(_slots_held)
+        found: dict[str, int] = _slots_held(self._usable(os.getpid()))
         return found
 
     def counters(self) -> Mapping[str, GuardCounters]:
-        found: dict[str, GuardCounters] = self._look(_counters)
+        found: dict[str, GuardCounters] = _counters(self._usable(os.getpid()))
         return found
 
     def alarms(self) -> Mapping[str, int]:
@@ -151,15 +152,12 @@ class SharedStore:
         return SWITCH_WORDS[found]
 
     def reset(self) -> None:
-        self._look(_reset)
+        self._call(os.getpid(), _reset, None, None)
 
     def close(self) -> None:
         file, self._file = self._file, None
         if file is not None and file.owner.pid == os.getpid():
             opening.release(file)
-
-    def _look(self, work: Callable[..., Any]) -> Any:
-        return self._call(os.getpid(), work, None, None)
 
     def _call(self, pid: int, work: Callable[..., Any], first: Any, second: Any) -> Any:
         """Run one verb's work in the file that is current, waiting a bounded time for its lock."""
@@ -239,23 +237,26 @@ class SharedStore:
             self._call(file.pid, StoreFile.drop_rows, dead, now)
 
 
-def _in_flight(file: StoreFile, _first: None, _second: None, _number: int) -> list[InFlight]:
+def _in_flight(file: StoreFile) -> list[InFlight]:
+    """Read without the lock, so that looking on holds nobody up: a row that changed meanwhile goes."""
+    words = file.words
     now = file.clock()
     found = []
     for row in file.live_rows():
+        generation = words[row]
         client, method, host, path = layout.ROW_TEXT.unpack_from(file.buffer, (row + layout.R_TEXT) * 8)
-        found.append(
-            InFlight(
-                pid=file.words[row + layout.R_PID],
-                generation=file.words[row],
-                age_seconds=(now - file.words[row + layout.R_STARTED]) / 1_000_000,
-                client=_text(client),
-                method=_text(method),
-                host=_text(host),
-                path=_text(path),
-                slots=len(file.held_slots(row)),
-            )
+        shown = InFlight(
+            pid=words[row + layout.R_PID],
+            generation=generation,
+            age_seconds=(now - words[row + layout.R_STARTED]) / 1_000_000,
+            client=_text(client),
+            method=_text(method),
+            host=_text(host),
+            path=_text(path),
+            slots=len(file.held_slots(row)),
         )
+        if generation and words[row] == generation:
+            found.append(shown)
     return found
 
 
@@ -263,16 +264,19 @@ def _text(padded: bytes) -> str:
     return padded.rstrip(b"\0").decode("latin-1")
 
 
-def _slots_held(file: StoreFile, _first: None, _second: None, _number: int) -> dict[str, int]:
+def _slots_held(file: StoreFile) -> dict[str, int]:
+    words = file.words
     names = file.names("slots")
     held: Counter[str] = Counter()
     for row in file.live_rows():
-        for slot in file.held_slots(row):
-            held[names.get(file.words[slot + layout.S_RECORD], "others")] += 1
+        generation = words[row]
+        records = [words[slot + layout.S_RECORD] for slot in file.held_slots(row)]
+        if generation and words[row] == generation:
+            held.update(names.get(record, "others") for record in records)
     return dict(held)
 
 
-def _counters(file: StoreFile, _first: None, _second: None, _number: int) -> dict[str, GuardCounters]:
+def _counters(file: StoreFile) -> dict[str, GuardCounters]:
     return {
         name: GuardCounters(*file.words[word + G_ADMITTED : word + G_ADMITTED + 4].tolist())
         for word, name in file.names("guards").items()

@@ -1,0 +1,146 @@
+"""Where a request's time goes, part by part.
+
+A clock is read where the parts meet: when the request comes, around the store's verbs, around the
+app, when the response is closed. That splits a request without knowing the code between. Three of
+the parts are split once more, by timing alone what they consist of.
+"""
+
+# ruff: noqa: SLF001 - parts of parts have no public names
+
+import time
+from itertools import pairwise
+from time import perf_counter
+
+from subjects import ENVIRON, decision_of, four_guards, guarded, ignore_response, own_store
+from timing import interleave, quiet, repeated
+
+from guardrails import throttle
+from guardrails.store import layout
+
+REQUESTS = 4000
+
+
+class Stamps:
+    """The instants of one request; the store and the app add theirs."""
+
+    def __init__(self, store):
+        self._store = store
+        self.at = []
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def enter(self, *arguments, **options):
+        self.at.append(perf_counter())
+        try:
+            return self._store.enter(*arguments, **options)
+        finally:
+            self.at.append(perf_counter())
+
+    def leave(self, *arguments):
+        self.at.append(perf_counter())
+        try:
+            return self._store.leave(*arguments)
+        finally:
+            self.at.append(perf_counter())
+
+    def app(self, _environ, start_response):
+        self.at.append(perf_counter())
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
+        response = [b"hello\n"]
+        self.at.append(perf_counter())
+        return response
+
+
+def profile(seconds=3.0):
+    """[(part, seconds, what it is)], in the order in which a request meets them."""
+    with own_store() as store:
+        before, enter, decide, wrap, close, leave, end, drop = _segments(store, seconds / 2)
+        pieces = _pieces(store, seconds / 2)
+    facts, path = pieces["facts"], pieces["path"]
+    row, locks, cpu = pieces["row"], pieces["lock"], pieces["CPU clock"]
+    return [
+        ("facts", facts, "client, method and host"),
+        ("path", path, "which guards are about this path"),
+        ("demands", before - facts - path, "what each guard asks, and the visit"),
+        ("enter", enter - row - locks, "looking and charging"),
+        ("scoreboard row", row, "taking a row and filling it in"),
+        ("lock", 2 * locks, "taken and given back, for enter and for leave"),
+        ("decision", decide, "the answer, and getting ready to call the app"),
+        ("CPU clock", cpu, "read twice"),
+        ("stream", wrap + close + end - cpu, "the response in its wrapper, and its end"),
+        ("leave", leave - locks, "charging the CPU, freeing slots and row"),
+        ("dropping it all", drop, "the response, the environ and what hangs on them"),
+    ]
+
+
+def _segments(store, seconds):
+    """The stretches between the stamps, without what reading the clock takes."""
+    stamps = Stamps(store)
+    app = throttle(stamps.app, *four_guards(), store=stamps, trusted_proxies=())
+    decision_of(app)
+    taken = []
+    until = perf_counter() + seconds
+    while perf_counter() < until:
+        environ = ENVIRON.copy()
+        at = stamps.at = [perf_counter()]
+        response = app(environ, ignore_response)
+        at.append(perf_counter())
+        response.close()
+        at.append(perf_counter())
+        del response, environ
+        at.append(perf_counter())
+        # came, enter, entered, app, app done, answered, leave, left, closed, dropped
+        taken.append([b - a for a, b in pairwise(at)])
+    before, enter, decide, _app, wrap, close, leave, end, drop = (
+        quiet(stretch) for stretch in zip(*taken, strict=True)
+    )
+    clock = _clock()
+    return [max(0.0, part - clock) for part in (before, enter, decide, wrap, close, leave, end, drop)]
+
+
+def _clock():
+    at = [perf_counter() for _ in range(REQUESTS)]
+    return quiet([b - a for a, b in pairwise(at)])
+
+
+def _pieces(store, seconds):
+    """Parts of parts, each repeated alone. They know the code inside, and change with it."""
+    file = store._file
+    app = throttle(
+        lambda _environ, _start_response: [], *four_guards(), store=store, trusted_proxies=()
+    )
+    decision_of(app)
+    environ = ENVIRON.copy()
+    client = environ["REMOTE_ADDR"].encode()
+    text = b"".join(environ[name].encode() for name in ("REQUEST_METHOD", "HTTP_HOST", "PATH_INFO"))
+
+    def facts():
+        app._clients.read(environ)
+        environ.get("REQUEST_METHOD", "GET")
+        environ.get("HTTP_HOST")
+
+    def path():
+        app._planner.plan(
+            "GET", environ["HTTP_HOST"], environ.get("SCRIPT_NAME") + environ["PATH_INFO"]
+        )
+
+    def row():
+        row = file.take_row()
+        content = (1, 2, 3, 4, 5, 0, client, text)
+        layout.ROW_CONTENT.pack_into(file.buffer, (row + 1) * 8, *content)
+        file.words[row] = 1
+        file.words[row] = 0
+        file.free_rows.append(row)
+
+    def lock():
+        file._try_lock()
+        file._unlock()
+
+    def cpu_clock():
+        time.thread_time_ns()
+        time.thread_time_ns()
+
+    alone = {"facts": facts, "path": path, "row": row, "lock": lock, "CPU clock": cpu_clock}
+    taken = interleave({name: repeated(call) for name, call in alone.items()}, seconds)
+    return {name: quiet(values) for name, values in taken.items()}

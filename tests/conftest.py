@@ -1,0 +1,57 @@
+import os
+import time
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import guardrails
+from guardrails import testing
+from support import Browser, HandCPU
+
+# A deadline by the wall clock would be a timing assertion.
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile(
+    "ci",
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    monkeypatch.delenv("GUARDRAILS", raising=False)
+    monkeypatch.delenv("GUARDRAILS_STORE", raising=False)
+
+
+@pytest.fixture
+def clock():
+    """The store's time; it stands still until a test lets it go on."""
+    return testing.Clock()
+
+
+@pytest.fixture
+def store(clock):
+    """A memory store on that clock."""
+    return testing.memory_store(clock)
+
+
+@pytest.fixture
+def serve(store):
+    """Put guards before an app, and return a browser before them."""
+
+    def build(*guards, app=testing.hello, address="192.0.2.1", agent="guardrails-testing", **options):
+        options.setdefault("store", store)
+        return Browser(guardrails.throttle(app, *guards, **options), address=address, agent=agent)
+
+    return build
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """The thread's CPU clock, by hand."""
+    hand = HandCPU()
+    monkeypatch.setattr(time, "thread_time_ns", hand)
+    return hand

@@ -1,0 +1,127 @@
+"""What holds for the whole package: importing it is light, starts nothing, and its face is explicit."""
+
+import importlib.metadata
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import guardrails
+
+SOURCE = Path(guardrails.__file__).parent
+
+LOOK = """
+import json, os, sys, threading
+opened, audited = [], []
+sys.addaudithook(lambda event, arguments: audited.append((event, str(arguments[:1]))))
+before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+{code}
+after = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+print(json.dumps({{
+    "threads": threading.active_count(),
+    "modules": sorted(sys.modules),
+    "shared": sorted(after - before),
+    "sockets": [event for event, _ in audited if event.startswith("socket.")],
+    "processes": [event for event, _ in audited if event in
+                  ("os.fork", "subprocess.Popen", "os.posix_spawn")],
+    "written": [a for event, a in audited if event == "open" and "/dev/shm" in a],
+}}))
+"""
+
+IMPORTED = "import guardrails"
+BUILT = """
+import guardrails
+from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
+app = guardrails.throttle(
+    lambda environ, start_response: [],
+    BlockAgents("x"), SpeedLimit("1/s"), MaxConcurrentReqs(1), CPUThrottle("20%"),
+)
+"""
+
+
+def looked_at(code):
+    """What a fresh Python has and did after that code."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.format(code=code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module", params=[IMPORTED, BUILT], ids=["imported", "built"])
+def fresh(request):
+    return looked_at(request.param)
+
+
+def test_importing_and_building_start_no_thread(fresh):
+    assert fresh["threads"] == 1
+
+
+def test_importing_and_building_start_no_process(fresh):
+    assert fresh["processes"] == []
+
+
+def test_importing_and_building_open_no_socket(fresh):
+    assert fresh["sockets"] == []
+
+
+def test_importing_and_building_touch_no_shared_memory(fresh):
+    assert fresh["shared"] == []
+    assert fresh["written"] == []
+
+
+@pytest.mark.parametrize(
+    "module", ["werkzeug", "flask", "django", "redis", "asyncio", "multiprocessing"]
+)
+def test_importing_and_building_load_nothing_heavy(fresh, module):
+    assert module not in fresh["modules"]
+
+
+def test_everything_public_is_there_and_documented():
+    for name in guardrails.__all__:
+        assert inspect.getdoc(getattr(guardrails, name)), name
+
+
+def test_nothing_public_is_left_out_of_all():
+    public = {
+        name
+        for name, value in vars(guardrails).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+    assert public == set(guardrails.__all__)
+    assert list(guardrails.__all__) == sorted(guardrails.__all__)
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert guardrails.__version__ == importlib.metadata.version("wsgi-guardrails")
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (SOURCE / "py.typed").exists()
+
+
+def test_every_module_says_what_it_is():
+    for file in SOURCE.rglob("*.py"):
+        assert file.read_text(encoding="utf-8").startswith('"""'), file
+
+
+def test_no_concrete_guard_is_known_to_the_middleware():
+    """It knows the protocol only: a guard of one's own is as good as those that come with it."""
+    text = (SOURCE / "middleware.py").read_text(encoding="utf-8")
+
+    assert "guardrails.guards" not in text.replace('"guardrails.guards.alone"', "")
+
+
+def test_no_store_knows_wsgi_or_http():
+    for file in (SOURCE / "store").glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert "werkzeug" not in text, file
+        assert "wsgiref" not in text, file
+        assert "environ[" not in text.replace("os.environ[", ""), file

@@ -1,0 +1,258 @@
+"""Who is asking: trusted proxies, undeclared ones, networks, and requests without an address."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrails import BlockAgents, MaxConcurrentReqs, SpeedLimit, testing, throttle
+from support import Browser, lines
+
+PROXY = "10.0.0.1"
+
+
+def client_of(site, peer, forwarded=None):
+    """The client that the app is told of, for a request from `peer`."""
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+    seen = site.get("/", headers=headers, environ_overrides={"REMOTE_ADDR": peer})
+    return seen.text
+
+
+def telling(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(environ["guardrails.client"]).encode()]
+
+
+@pytest.fixture
+def behind_proxies(serve):
+    return serve(app=telling, trusted_proxies=["10.0.0.0/8", "2001:db8:f::/48"])
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        (" 198.51.100.7\t", "198.51.100.7"),
+        ("203.0.113.5, 198.51.100.7", "198.51.100.7"),
+        ("198.51.100.7,10.1.1.1", "198.51.100.7"),
+        ("203.0.113.5, 198.51.100.7, 10.1.1.1 , 10.2.2.2", "198.51.100.7"),
+        ("10.1.1.1, 10.2.2.2", "10.1.1.1"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("::ffff:198.51.100.7", "198.51.100.7"),
+        ("198.51.100.7, 2001:db8:f::1", "198.51.100.7"),
+    ],
+)
+def test_the_client_is_the_right_most_address_that_is_no_trusted_proxys(
+    behind_proxies, forwarded, client
+):
+    assert client_of(behind_proxies, PROXY, forwarded) == client
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "unknown",
+        "",
+        "198.51.100.7:1234",
+        "[2001:db8::1]",
+        "198.51.100.07",
+        "198.51.100",
+        "0x7f.1",
+        "_hidden",
+        "198.51.100.7\x00",
+        "fe80::1%eth0",
+        "x" * 5000,
+    ],
+)
+def test_junk_ends_the_reading_at_the_last_trusted_hop(behind_proxies, junk):
+    """What does not parse is never anybody's key: the client is who handed it on."""
+    assert client_of(behind_proxies, PROXY, f"203.0.113.5, {junk}, 10.9.9.9") == "10.9.9.9"
+    assert client_of(behind_proxies, PROXY, f"203.0.113.5, {junk}") == PROXY
+
+
+def test_a_header_from_a_peer_that_is_not_trusted_is_not_read(behind_proxies):
+    assert client_of(behind_proxies, "203.0.113.9", "198.51.100.7") == "203.0.113.9"
+
+
+def test_without_a_header_the_proxy_itself_is_the_client(behind_proxies):
+    assert client_of(behind_proxies, PROXY) == PROXY
+
+
+def test_a_proxy_may_be_named_by_its_mapped_address(behind_proxies):
+    assert client_of(behind_proxies, "::ffff:10.0.0.1", "198.51.100.7") == "198.51.100.7"
+
+
+@given(forged=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=200))
+def test_nothing_that_a_client_sends_changes_who_it_is(forged):
+    """The proxy appends the true address; whatever stands before it was sent by the client."""
+    app = throttle(telling, store=testing.memory_store(), trusted_proxies=["10.0.0.0/8"])
+
+    assert client_of(Browser(app), PROXY, f"{forged}, 198.51.100.7") == "198.51.100.7"
+
+
+@given(hops=st.integers(0, 300), padding=st.integers(0, 2000))
+def test_a_header_of_any_length_leaves_the_client_where_it_is(hops, padding):
+    app = throttle(telling, store=testing.memory_store(), trusted_proxies=["10.0.0.0/8"])
+    forwarded = "x" * padding + ", 203.0.113.5" * hops + ", 198.51.100.7"
+
+    assert client_of(Browser(app), PROXY, forwarded) == "198.51.100.7"
+
+
+def test_clients_behind_a_trusted_proxy_are_counted_apart(serve):
+    site = serve(SpeedLimit("1/minute"), address=PROXY, trusted_proxies=[PROXY])
+
+    for client in ["198.51.100.1", "198.51.100.2"]:
+        headers = {"X-Forwarded-For": client}
+        assert site.statuses(2, headers=headers) == [200, 429]
+
+
+def test_the_exempt_are_known_behind_a_proxy_too(serve):
+    site = serve(
+        SpeedLimit("1/minute"), address=PROXY, trusted_proxies=[PROXY], exempt=["198.51.100.0/24"]
+    )
+
+    assert site.statuses(3, headers={"X-Forwarded-For": "198.51.100.1"}) == [200, 200, 200]
+    assert site.statuses(2, headers={"X-Forwarded-For": "203.0.113.1"}) == [200, 429]
+
+
+def test_an_exempt_network_holds_for_the_whole_address_not_for_its_64(serve):
+    """The network is asked with the address as it is, though the key is shorter."""
+    site = serve(SpeedLimit("1/minute"), exempt=["2001:db8::7/128"])
+
+    assert site.at("2001:db8::7").statuses(3) == [200, 200, 200]
+    assert site.at("2001:db8::8").statuses(2) == [200, 429]
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1"),
+        ("2001:db8::1", "2001:db8::ffff:1"),
+        ("2001:db8:0:0::1", "2001:0DB8::2"),
+    ],
+)
+def test_these_addresses_are_one_client(serve, one, same):
+    site = serve(SpeedLimit("1/minute"))
+    site.at(one).get("/")
+
+    assert site.at(same).get("/").status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("192.0.2.1", "192.0.2.2"), ("2001:db8:0:1::1", "2001:db8:0:2::1")]
+)
+def test_these_addresses_are_two_clients(serve, one, other):
+    site = serve(SpeedLimit("1/minute"))
+    site.at(one).get("/")
+
+    assert site.at(other).get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "peer", ["127.0.0.1", "::1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "fd00::1"]
+)
+def test_behind_an_undeclared_proxy_guards_by_client_only_watch(serve, caplog, peer):
+    """Everybody would be one client, and refused as one."""
+    site = serve(SpeedLimit("1/minute"), address=peer)
+    headers = {"X-Forwarded-For": "198.51.100.7"}
+
+    assert site.statuses(4, headers=headers) == [200] * 4
+    (line,) = lines(caplog, level="WARNING")
+    assert line == (
+        f"{peer} sends X-Forwarded-For and trusted_proxies was never given: guards that count by "
+        "client only watch until you say whom to trust, as in throttle(..., "
+        f'trusted_proxies=["{peer}"]), or trusted_proxies=() if it is a client'
+    )
+
+
+def test_behind_an_undeclared_proxy_the_decision_says_what_would_have_been(serve):
+    site = serve(SpeedLimit("1/minute"), address=PROXY)
+    site.get("/", headers={"X-Forwarded-For": "198.51.100.7"})
+
+    decision = site.get("/", headers={"X-Forwarded-For": "198.51.100.8"}).request.environ[
+        "guardrails.decision"
+    ]
+    assert decision.outcome == "REJECTED_DRY_RUN"
+
+
+@pytest.mark.parametrize("by", ["client+agent", "header:X-Api-Key", "cookie:session"])
+def test_behind_an_undeclared_proxy_what_falls_back_to_the_client_only_watches(serve, by):
+    """Requests without the header or cookie are all counted as the proxy: none may be refused."""
+    site = serve(SpeedLimit("1/minute", by=by), address=PROXY)
+
+    assert site.statuses(3, headers={"X-Forwarded-For": "198.51.100.7"}) == [200, 200, 200]
+
+
+def test_behind_an_undeclared_proxy_the_other_guards_refuse(serve):
+    site = serve(MaxConcurrentReqs(1), BlockAgents("EvilBot"), address=PROXY)
+    facts = {"headers": {"X-Forwarded-For": "198.51.100.7"}}
+
+    with site.hold(**facts):
+        assert site.get("/", **facts).status_code == 503
+    assert site.at(agent="EvilBot").get("/", **facts).status_code == 403
+
+
+def test_an_undeclared_proxy_is_never_banned(serve):
+    """A ban of one client would shut out everybody."""
+    site = serve(
+        BlockAgents("EvilBot", ban="1h"), SpeedLimit("1/minute", by="all", ban="1h"), address=PROXY
+    )
+    facts = {"headers": {"X-Forwarded-For": "198.51.100.7"}}
+    site.at(agent="EvilBot").get("/", **facts)
+
+    assert site.get("/", **facts).status_code == 200
+
+
+def test_a_public_peer_that_sends_the_header_is_a_client_as_any_other(serve, caplog):
+    site = serve(SpeedLimit("1/minute"), address="203.0.113.9")
+
+    assert site.statuses(2, headers={"X-Forwarded-For": "198.51.100.7"}) == [200, 429]
+    assert lines(caplog, level="WARNING") == []
+
+
+def test_no_trusted_proxies_at_all_means_that_peers_are_clients(serve, caplog):
+    site = serve(SpeedLimit("1/minute"), address=PROXY, trusted_proxies=())
+
+    assert site.get("/", headers={"X-Forwarded-For": "198.51.100.1"}).status_code == 200
+    assert site.get("/", headers={"X-Forwarded-For": "198.51.100.2"}).status_code == 429
+    assert lines(caplog, level="WARNING") == []
+
+
+def test_a_peer_of_this_host_without_the_header_is_a_client(serve, caplog):
+    site = serve(SpeedLimit("1/minute"), address="127.0.0.1")
+
+    assert site.statuses(2) == [200, 429]
+    assert lines(caplog, level="WARNING") == []
+
+
+@pytest.mark.parametrize("address", ["", "unix:", "@", "/run/app.sock", "localhost", "1.2.3", "\n"])
+def test_without_a_usable_address_guards_by_client_do_not_apply_and_the_others_do(
+    serve, caplog, address
+):
+    site = serve(SpeedLimit("1/minute"), MaxConcurrentReqs(1))
+    facts = {"environ_overrides": {"REMOTE_ADDR": address}}
+
+    assert site.statuses(3, **facts) == [200, 200, 200]
+    with site.hold(**facts):
+        assert site.get("/", **facts).status_code == 503
+    (line,) = lines(caplog, level="WARNING")
+    assert line.startswith(
+        f"REMOTE_ADDR is {address!r}, which is no address: guards that count by client"
+    )
+
+
+def test_without_a_usable_address_a_key_of_another_kind_still_counts(serve):
+    site = serve(SpeedLimit("1/minute", by="header:X-Api-Key"))
+    facts = {"environ_overrides": {"REMOTE_ADDR": ""}}
+
+    assert site.statuses(2, headers={"X-Api-Key": "k"}, **facts) == [200, 429]
+    assert site.statuses(2, **facts) == [200, 200]
+
+
+def test_without_a_usable_address_nobody_is_exempt_or_banned(serve):
+    site = serve(
+        BlockAgents("EvilBot", ban="1h"), SpeedLimit("1/minute", by="all"), exempt=["0.0.0.0/0"]
+    )
+    facts = {"environ_overrides": {"REMOTE_ADDR": ""}}
+    site.at(agent="EvilBot").get("/", **facts)
+
+    assert site.statuses(2, **facts) == [200, 429]
