@@ -114,12 +114,12 @@ def test_a_request_is_left_once(store):
 
 
 def test_cpu_is_measured_once(store, cpu):
-    """An outer and an inner share, both charged with the same 1.5 s: 7.5 s of each window of 15."""
+    """An outer and an inner share, both charged with the same 1.51 s: over half a window."""
     site = nested(
         [CPUThrottle("20%", name="outer")],
         [CPUThrottle("20%", name="inner")],
         store=store,
-        app=cpu.app(1.5),
+        app=cpu.app(1.51),
     )
 
     assert site.statuses(3) == [200, 200, 503]
@@ -127,7 +127,7 @@ def test_cpu_is_measured_once(store, cpu):
 
 def test_the_same_cpu_share_met_twice_charges_once(store, cpu):
     share = CPUThrottle("20%", window="15s")
-    site = nested([share], [share], store=store, app=cpu.app(1.5))
+    site = nested([share], [share], store=store, app=cpu.app(1.51))
 
     assert site.statuses(3) == [200, 200, 503]
 
@@ -223,3 +223,13 @@ def test_two_caps_within_the_slots_of_one_request_may_be_nested(store):
     with site.hold():
         assert sum(store.slots_held().values()) == 8
     assert nothing_is_left_in(store)
+
+
+def test_more_caps_than_a_request_can_hold_slots_never_switch_the_inner_guards_off(store):
+    """Five outside and five inside are more than eight: none of them may silently stop counting."""
+    outer = [MaxConcurrentReqs(9, name=f"outer {n}") for n in range(5)]
+    inner = [MaxConcurrentReqs(1, name=f"inner {n}") for n in range(5)]
+    site = nested(outer, inner, store=store)
+
+    with site.hold():
+        assert site.get("/").status_code == 503

@@ -145,3 +145,18 @@ def test_anything_is_a_duration_a_size_and_a_percent_or_a_configuration_error(va
             parse(value, "argument")
         except ConfigurationError as error:
             assert str(error).startswith(f"argument: {value!r}")  # noqa: PT017 - as above
+
+
+@pytest.mark.parametrize(
+    "parse", [parse_duration, parse_size, parse_percent], ids=lambda parse: parse.__name__
+)
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_figure_of_any_length_is_taken_or_a_configuration_error(parse, digits):
+    with pytest.raises(ConfigurationError, match=r"\Aargument: "):
+        parse("9" * digits, "argument")
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_rate_of_any_length_is_a_configuration_error(digits):
+    with pytest.raises(ConfigurationError, match=r"\Arate: "):
+        parse_rates("1/" + "9" * digits + " seconds")

@@ -6,11 +6,9 @@ duty in one throttle, with its final name, and everything computed that can be c
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
@@ -27,7 +25,6 @@ log = logging.getLogger("guardrails")
 
 By = str | Callable[[dict[str, Any]], str | None]
 _WORDS_OF_BY = ("client", "client+agent", "all", "host", "path", "user")
-_DISPLAY_SECRET = secrets.token_bytes(16)
 LONGEST_AGENT = 512
 _LONGEST_SHOWN_KEY = 128
 
@@ -242,23 +239,23 @@ class Post:
         return any(falls_under(reading, path) for reading in readings)
 
 
-def display_key(guard: Guard, key: bytes, client: str) -> str:
-    """How a key is shown: a client as its address, a header's or cookie's value as a keyed hash."""
+def shown_key(guard: Guard, key: bytes | None, client: str) -> str | None:
+    """How a key is shown to people; None for what nobody needs to read, such as a header's value."""
     by = getattr(guard, "by", "client")
-    if by == "client":
+    if key is None or by == "client":
         return client
     if by == "all":
         return "all"
     if by in ("host", "path"):
         return ascii(key[:_LONGEST_SHOWN_KEY].decode("latin-1"))[1:-1]
-    return hashlib.blake2b(key, key=_DISPLAY_SECRET, digest_size=6).hexdigest()
+    return None
 
 
 def check_wsgi_app(app: Any, guard: str, caller: str = "") -> Any:
     """Refuse what is not a WSGI app: most often a guard was put on a view function."""
     remedy = (
-        f"{caller or guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes (environ, "
-        f"start_response): wrap the app and name the view by its path, as in "
+        f"{caller or guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes "
+        f"(environ, start_response): wrap the app and name the view by its path, as in "
         f'app.wsgi_app = guardrails.throttle(app.wsgi_app, {guard}(..., path="/that/view"))'
     )
     if not callable(app):

@@ -33,8 +33,8 @@ from guardrails.guard import (
     Guard,
     Post,
     check_wsgi_app,
-    display_key,
     exempt_path_prefixes,
+    shown_key,
     unique_names,
 )
 from guardrails.planning import Plan, Planner
@@ -52,7 +52,7 @@ from guardrails.store.contract import (
 )
 from guardrails.store.memory import MemoryStore
 from guardrails.store.urls import store_from_url, unnamed_store
-from guardrails.stream import Flight, Unreleased
+from guardrails.stream import FLIGHT, Flight, Unreleased
 from guardrails.waiting import WaitingRoom
 
 log = logging.getLogger("guardrails")
@@ -61,7 +61,6 @@ NEVER_REFUSED = "/robots.txt"
 """A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
 
 _ON_STORE_ERROR = ("fallback", "allow", "deny")
-_FLIGHT = "guardrails.flight"
 _POLL = (0.005, 0.020)
 _RANDOM = random.Random()  # noqa: S311 - jitter
 
@@ -182,7 +181,7 @@ class Throttle:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         flight: Flight | None = None
-        outer: Flight | None = environ.get(_FLIGHT)
+        outer: Flight | None = environ.get(FLIGHT)
         response: Iterable[bytes]
         if self._off:
             response = self.app(environ, start_response)
@@ -216,16 +215,16 @@ class Throttle:
 
     def _decide(self, environ: dict[str, Any], outer: Flight | None) -> tuple[Flight | None, Decision]:
         """Ask the guards and the store. Errors of guardrails' own let the request pass."""
-        if self._unreleased:
+        if self._unreleased.queue:
             self._unreleased.release()
         flight = None
         try:
             flight = self._board(environ, outer)
-            verdict = self._enter(flight, nested=flight is outer)
+            flight, verdict = self._enter(flight, outer)
             decision = self._conclude(verdict, flight, environ)
             if flight is not outer or decision.outcome != PASSED:
                 environ["guardrails.decision"] = decision
-            if verdict is not None and verdict.admitted:
+            if verdict is not None and decision.admitted:
                 flight.admitted()
         except Exception as error:
             self._reporter.report(error, "guardrails failed on a request, which goes on unguarded")
@@ -249,11 +248,11 @@ class Throttle:
             return self._board_within(outer, plan, environ, pid)
         client = self._clients.read(environ)
         asks = self._planner.asks(plan, client, environ)
-        flight = Flight(self.store, self._unreleased, asks, pid, client, plan)
-        flight.exempt = plan.exempt or (client is not None and 0 in client.exempt)
-        flight.guards = self.guards
+        flight = Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards)
+        if plan.exempt or (client is not None and 0 in client.exempt):
+            flight.exempt = True
         environ["guardrails.client"] = flight.client or None
-        environ[_FLIGHT] = flight
+        environ[FLIGHT] = flight
         return flight
 
     def _board_within(self, outer: Flight, plan: Plan, environ: dict[str, Any], pid: int) -> Flight:
@@ -274,28 +273,32 @@ class Throttle:
             outer.asks = asks
             outer.guards += self.guards
             return outer
-        flight = Flight(self.store, self._unreleased, asks, pid, client, plan)
-        flight.exempt, flight.guards = exempt, self.guards
-        environ[_FLIGHT] = flight
+        flight = Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards)
+        flight.exempt = exempt
+        environ[FLIGHT] = flight
         return flight
 
-    def _enter(self, flight: Flight, *, nested: bool) -> Verdict | None:
-        """Ask the store, or what stands in for it when it fails. None: all may pass."""
+    def _enter(self, flight: Flight, outer: Flight | None) -> tuple[Flight, Verdict | None]:
+        """Ask the store, or what stands in for it when it fails. No verdict: all may pass."""
         try:
-            return self._enter_store(flight.store, flight)
+            if self._waits:
+                return flight, self._enter_patiently(flight.store, flight)
+            flight.may_wait = False
+            return flight, flight.store.enter(flight)
         except Exception as error:
             self._store_failed(error)
-        if nested:
-            return self._without_store(flight.asks)
-        if flight.generation:
+        if flight is outer:
+            # What the outer throttle holds stays with its store: this one goes on by itself.
+            flight = outer.companion(self.guards)
+        elif flight.generation:
             # It may have got as far as a row before it failed.
             self._unreleased.add(flight.left_behind())
         if self._on_store_error != "fallback":
-            return self._without_store(flight.asks)
+            return flight, self._without_store(flight.asks)
         if self._fallback is None:
             self._fallback = MemoryStore()
         flight.store = self._fallback
-        return self._enter_store(self._fallback, flight)
+        return flight, self._enter_patiently(self._fallback, flight)
 
     def _without_store(self, asks: Sequence[Ask]) -> Verdict | None:
         """What can be said without a store: agents are refused all the same."""
@@ -305,7 +308,8 @@ class Throttle:
             return Verdict(False, 0, refusals, (), 0, 0, 0)
         return None
 
-    def _enter_store(self, store: Store, visit: Visit) -> Verdict | None:
+    def _enter_patiently(self, store: Store, visit: Visit) -> Verdict | None:
+        """Let a request wait for its turn, if a thread can be spared."""
         if not self._waits or not self._waiting.may_wait():
             visit.may_wait = False
             return store.enter(visit)
@@ -386,14 +390,17 @@ class Throttle:
             admitted=verdict.admitted,
             outcome=REJECTED_DRY_RUN if verdict.admitted else REJECTED,
             guard=post.name,
-            key=visit.client
-            if first.banned
-            else display_key(post.guard, first.ask.key or b"", visit.client),
+            key=visit.client if first.banned else self._shown_key(post.guard, first.ask.key, visit),
             retry_after=retry_after,
             remaining=verdict.remaining,
             status=None if verdict.admitted else post.guard.status,
             id=verdict.number,
         )
+
+    def _shown_key(self, guard: Guard, key: bytes | None, flight: Flight) -> str:
+        """A client as its address, a header's or cookie's value as a keyed hash."""
+        plain = shown_key(guard, key, flight.client)
+        return flight.store.pseudonym(key or b"") if plain is None else plain
 
     def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
         """A user's callable raised: the guard does not apply, or refuses."""
@@ -452,7 +459,8 @@ def _check_slots(posts: Sequence[Post]) -> None:
     if slots > MOST_SLOTS:
         raise ConfigurationError(
             f"guards: {slots} of them cap concurrent requests, and a request can hold {MOST_SLOTS} "
-            "slots: use one guard for several paths, as in path=[...], or nest two throttles"
+            "slots: use one guard for several paths, as in path=[...], or nest a throttle with a "
+            "store= of its own"
         )
 
 

@@ -96,10 +96,12 @@ class Planner:
         """
         if client is not None and not client.exempt and as_usual:
             asks = plan.watched if client.undeclared_proxy else plan.asks
-            if asks is not None and all(
-                self._demand(post, environ)[1] is post.usual_demand for post in plan.varying
-            ):
-                return asks
+            if asks is not None:
+                for post in plan.varying:
+                    if self._demand(post, environ)[1] is not post.usual_demand:
+                        break
+                else:
+                    return asks
         if client is not None and 0 in client.exempt:
             return _NO_ASKS
         return self._asks_one_by_one(plan, client, environ, met)

@@ -49,7 +49,7 @@ def path_readings(path: str) -> tuple[str, ...]:
     for text in (cut, whole):
         for kept in (_PARAMETERS.sub("", text), text):
             cleaned = _SLASHES.sub("/", "/" + kept)
-            readings += (cleaned, _resolve_dots(cleaned))
+            readings += (cleaned, _resolve_dots(cleaned), _resolve_dots(kept))
     return tuple(dict.fromkeys(readings))
 
 

@@ -7,6 +7,7 @@ twice), the client is gone, a generator is never started, the object is dropped,
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +17,24 @@ from typing import Any
 from guardrails.address import Client
 from guardrails.guard import Guard
 from guardrails.planning import Plan
-from guardrails.store.contract import Ask, Debit, Slot, Store, Visit
+from guardrails.store.contract import (
+    Ask,
+    Asks,
+    Debit,
+    Slot,
+    Store,
+    Visit,
+    charged,
+    until_return,
+)
 
 DEBIT_INTERVAL = 1.0
 """Seconds between two debits while a response streams."""
 
 _MOST_UNRELEASED = 65536
+
+FLIGHT = "guardrails.flight"
+"""Where an inner throttle finds the outer one's flight in the environ."""
 
 
 class Unreleased:
@@ -31,21 +44,18 @@ class Unreleased:
     """
 
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
-        self._queue: deque[Flight] = deque(maxlen=_MOST_UNRELEASED)
+        self.queue: deque[Flight] = deque(maxlen=_MOST_UNRELEASED)
         self.on_error = on_error
-
-    def __bool__(self) -> bool:
-        return bool(self._queue)
 
     def add(self, flight: Flight) -> None:
         """Keep it for later."""
-        self._queue.append(flight)
+        self.queue.append(flight)
 
     def release(self) -> None:
         """Try each once."""
-        for _ in range(len(self._queue)):
+        for _ in range(len(self.queue)):
             try:
-                flight = self._queue.popleft()
+                flight = self.queue.popleft()
             except IndexError:
                 return
             flight.settle()
@@ -61,7 +71,6 @@ class Flight(Visit):
     settled = False
     measuring = False
     cpu_nanoseconds = 0
-    guards: tuple[Guard, ...] = ()
     exempt = False
     _until_return: tuple[Slot, ...] = ()
     _charged: tuple[Ask, ...] = ()
@@ -79,6 +88,7 @@ class Flight(Visit):
         pid: int,
         who: Client | None,
         plan: Plan,
+        guards: tuple[Guard, ...],
     ) -> None:
         self.store = store
         self.unreleased = unreleased
@@ -86,6 +96,7 @@ class Flight(Visit):
         self.pid = pid
         self.who = who
         self.plan = plan
+        self.guards = guards
         self.thread = get_ident()
         if who is not None:
             self.key = who.key
@@ -99,29 +110,30 @@ class Flight(Visit):
 
     def admitted(self) -> None:
         """Note what these asks charge with CPU, and which slots go when the app returns."""
-        for ask in self.asks:
-            demand = ask.demand
-            if demand.cpu:
-                self._charged += (ask,)
-            for slot in demand.slots:
-                if slot.until_return:
-                    self._until_return += (slot,)
+        asks = self.asks
+        if type(asks) is Asks:
+            if asks.charged:
+                self._charged += asks.charged
+            if asks.until_return:
+                self._until_return += asks.until_return
+        else:
+            self._charged += charged(asks)
+            self._until_return += until_return(asks)
 
     def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
-        self._server_file_wrapper = environ.get("wsgi.file_wrapper")
-        if self._server_file_wrapper is not None:
-            environ["wsgi.file_wrapper"] = self._wrap_file
-        try:
+        if "wsgi.file_wrapper" in environ:
+            response = self._call_with_file_wrapper(app, environ, start_response)
+        else:
             response = self.measure(app, environ, start_response)
-        finally:
-            if self._server_file_wrapper is not None:
-                # The server may ask whether the response is an instance of what it put there.
-                environ["wsgi.file_wrapper"] = self._server_file_wrapper
         if self._until_return:
             self._update(self._until_return)
         if type(response) is list or type(response) is tuple:
-            return ClosingList(response, self)
+            # Whole and done: nothing more comes that an inner throttle could be about.
+            environ.pop(FLIGHT, None)
+            closing = ClosingList(response)
+            closing.flight = self
+            return closing
         file_response, self._file_response = self._file_response, None
         if response is not None and response is file_response:
             self.file_returned = True
@@ -130,9 +142,27 @@ class Flight(Visit):
             return SizedResponse(response, self)
         return StreamedResponse(response, self)
 
+    def _call_with_file_wrapper(
+        self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any
+    ) -> Any:
+        """Hear of files that the app wraps, for as long as it is called.
+
+        Afterwards the server's own wrapper is back: some ask whether a response is an instance.
+        """
+        self._server_file_wrapper = environ["wsgi.file_wrapper"]
+        environ["wsgi.file_wrapper"] = self._wrap_file
+        try:
+            return self.measure(app, environ, start_response)
+        finally:
+            environ["wsgi.file_wrapper"] = self._server_file_wrapper
+
+    def companion(self, guards: tuple[Guard, ...]) -> Flight:
+        """A flight of its own for what an inner throttle asks now."""
+        return Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, guards)
+
     def left_behind(self) -> Flight:
         """What a failing store may hold of this request, to be given back later; this starts anew."""
-        left = Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan)
+        left = Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, ())
         left.row, left.generation = self.row, self.generation
         self.row, self.generation, self.entered = -1, 0, False
         return left
@@ -181,13 +211,13 @@ class Flight(Visit):
                     self._update(())
                 self._debit_at = now + DEBIT_INTERVAL
 
-    def _debits(self) -> list[Debit]:
-        microseconds, self.cpu_nanoseconds = self.cpu_nanoseconds / 1000, 0
-        if not microseconds:
-            return []
+    def _debits(self) -> Sequence[Debit]:
+        if not self.cpu_nanoseconds:
+            return ()
+        microseconds = self.cpu_nanoseconds / 1000
         return [
             # Rounded up: what is charged is never less than what was used.
-            Debit(meter, self.key if key is None else key, int(microseconds * demand.cpu) + 1)
+            Debit(meter, self.key if key is None else key, math.ceil(microseconds * demand.cpu))
             for demand, key, _ in self._charged
             for meter in demand.meters
         ]
@@ -195,6 +225,7 @@ class Flight(Visit):
     def _update(self, release: Iterable[Slot]) -> None:
         try:
             self.store.update(self, self._debits(), tuple(release))
+            self.cpu_nanoseconds = 0
         except Exception as error:
             self.unreleased.on_error(error)
 
@@ -208,20 +239,13 @@ class Flight(Visit):
 class ClosingList(list[bytes]):
     """A list response that gives back when it is closed. It keeps its length, which servers use."""
 
-    __slots__ = ("_flight",)
+    __slots__ = ("flight",)
 
-    def __init__(self, chunks: Iterable[bytes], flight: Flight) -> None:
-        list.__init__(self, chunks)
-        self._flight = flight
+    flight: Flight
 
     def close(self) -> None:
-        """The response is done."""
-        self._flight.settle()
-
-    def __del__(self) -> None:
-        flight = getattr(self, "_flight", None)
-        if flight is not None:
-            flight.settle()
+        """The response is done. Where it is dropped unclosed, the flight goes with it."""
+        self.flight.settle()
 
 
 class StreamedResponse:

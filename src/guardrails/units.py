@@ -23,6 +23,7 @@ _UNIT_MICROSECONDS = {
     "month": 30 * 86_400 * MICROSECONDS,
     "year": 365 * 86_400 * MICROSECONDS,
 }
+_MOST_YEARS = LARGEST_FIGURE // _UNIT_MICROSECONDS["year"]
 _UNIT_ALIASES = {
     "ms": "millisecond",
     "s": "second",
@@ -35,14 +36,14 @@ _UNIT_ALIASES = {
     "w": "week",
 }
 _RATE = re.compile(
-    r"(?P<count>\d+)\s*(?:/|per\b)\s*(?P<multiple>\d+)?\s*(?P<unit>[a-z]+)"
-    r"(?:\s+burst\s+(?P<burst>\d+))?",
+    r"(?P<count>\d{1,15})\s*(?:/|per\b)\s*(?P<multiple>\d{1,15})?\s*(?P<unit>[a-z]+)"
+    r"(?:\s+burst\s+(?P<burst>\d{1,15}))?",
     re.IGNORECASE,
 )
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SIZE_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%?")
+_PERCENT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*%?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +165,8 @@ def check_figure(figure: int, argument: str, value: object) -> int:
     """Refuse what the stores could not compute exactly."""
     if figure > LARGEST_FIGURE:
         raise ConfigurationError(
-            f"{argument}: {value!r} reaches beyond {LARGEST_FIGURE // _UNIT_MICROSECONDS['year']} years: "
-            "no figure may; use a smaller count, burst or period"
+            f"{argument}: {value!r} reaches beyond {_MOST_YEARS} years: no figure may; use a smaller "
+            "count, burst or period"
         )
     return figure
 

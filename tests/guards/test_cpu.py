@@ -8,7 +8,7 @@ from support import Browser, Exchange, nothing_is_left_in
 
 def test_a_client_may_use_its_window_ahead_and_is_then_refused(serve, cpu):
     """20 % over 15 s are 3 s of CPU at once."""
-    site = serve(CPUThrottle("20%", window="15s"), app=cpu.app(1.0))
+    site = serve(CPUThrottle("20%", window="15s"), app=cpu.app(1.01))
 
     assert site.statuses(4) == [200, 200, 200, 503]
 

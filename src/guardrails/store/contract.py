@@ -22,7 +22,7 @@ The rules
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -128,10 +128,25 @@ class Ask(NamedTuple):
 class Asks(tuple[Ask, ...]):
     """Asks that come again and again, always for the same method, host and path.
 
-    A store may hang what it has prepared for them at `prepared`.
+    prepared: where a store may keep what it has worked out for them.   charged: those whose meters
+    are charged with CPU.   until_return: the slots that are given back when the app returns.
     """
 
     prepared: Any = None
+
+    def __init__(self, _asks: Iterable[Ask] = ()) -> None:
+        self.charged = charged(self)
+        self.until_return = until_return(self)
+
+
+def charged(asks: Iterable[Ask]) -> tuple[Ask, ...]:
+    """Those asks whose meters are charged with CPU."""
+    return tuple(ask for ask in asks if ask.demand.cpu)
+
+
+def until_return(asks: Iterable[Ask]) -> tuple[Slot, ...]:
+    """The slots that are given back when the app returns."""
+    return tuple(slot for ask in asks for slot in ask.demand.slots if slot.until_return)
 
 
 class Visit:
@@ -250,6 +265,9 @@ class Store(Protocol):
 
     def sleep(self, microseconds: int) -> None:
         """Let so much of the store's time pass."""
+
+    def pseudonym(self, key: bytes) -> str:
+        """How a key is shown that must not be read: a keyed hash, the same for all workers."""
 
     def requests(self) -> list[InFlight]:
         """Everything in flight, over all workers."""

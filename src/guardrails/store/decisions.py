@@ -133,7 +133,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     ROW_CONTENT.pack_into(
         file.buffer,
         (row + 1) * 8,
-        *file.owner,
+        file.owner_bytes,
         now,
         visit.thread,
         len(taken),
@@ -360,7 +360,7 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
         ROW_CONTENT.pack_into(
             file.buffer,
             (row + 1) * 8,
-            *file.owner,
+            file.owner_bytes,
             now,
             visit.thread,
             0,

@@ -143,6 +143,7 @@ class StoreFile:
         self.words = self.buffer.cast("Q")
         self.owner: Owner = this_process()
         self.pid = self.owner.pid
+        self.owner_bytes = layout.ROW_OWNER.pack(*self.owner)
         self.free_rows: list[int] = []
         self.bounds: dict[Demand, Bound] = {}
         self.hashes: OrderedDict[bytes, int] = OrderedDict()

@@ -66,7 +66,8 @@ R_FIRST_SLOT = 40
 SLOT_WORDS = 4
 S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
 ROW_WORDS = 72
-ROW_CONTENT = struct.Struct("=6Q8x48s208s")
+ROW_OWNER = struct.Struct("=3Q")
+ROW_CONTENT = struct.Struct("=24s3Q8x48s208s")
 REQUEST_TEXT = struct.Struct("=16s64s128s")
 ROW_TEXT = struct.Struct("=48s16s64s128s")
 

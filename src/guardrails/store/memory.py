@@ -3,7 +3,9 @@
 It is shared by the threads of one process only, so with several workers each counts for itself.
 """
 
+import hashlib
 import os
+import secrets
 import threading
 import time
 from collections import Counter
@@ -66,7 +68,13 @@ class _Held(NamedTuple):
 
 
 class _Row(NamedTuple):
-    visit: Visit
+    """What is in flight. It does not hold the visit, which gives back when it is dropped."""
+
+    pid: int
+    client: str
+    method: str
+    host: str
+    path: str
     started: int
     held: list[_Held]
 
@@ -95,6 +103,7 @@ class MemoryStore:
         self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
         self._exclusive = _Exclusive()
         self._pid = os.getpid()
+        self._secret = secrets.token_bytes(16)
         self._cells: dict[tuple[str, bytes], int] = {}
         self._rows: dict[int, _Row] = {}
         self._held: Counter[tuple[str, bytes]] = Counter()
@@ -150,18 +159,21 @@ class MemoryStore:
     def sleep(self, microseconds: int) -> None:
         self._sleep(microseconds / 1_000_000)
 
+    def pseudonym(self, key: bytes) -> str:
+        return hashlib.blake2b(key, key=self._secret, digest_size=8).hexdigest()
+
     def requests(self) -> list[InFlight]:
         with self._exclusive:
             now = self._clock()
             return [
                 InFlight(
-                    pid=row.visit.pid,
+                    pid=row.pid,
                     generation=generation,
                     age_seconds=(now - row.started) / 1_000_000,
-                    client=row.visit.client[:48],
-                    method=row.visit.method[:16],
-                    host=row.visit.host[:64],
-                    path=row.visit.path[:128],
+                    client=row.client,
+                    method=row.method,
+                    host=row.host,
+                    path=row.path,
                     slots=len(row.held),
                 )
                 for generation, row in self._rows.items()
@@ -283,7 +295,15 @@ class MemoryStore:
         if not visit.entered:
             visit.generation = self._number
             visit.entered = True
-            self._rows[visit.generation] = _Row(visit, now, [])
+            self._rows[visit.generation] = _Row(
+                visit.pid,
+                visit.client[:48],
+                visit.method[:16],
+                visit.host[:64],
+                visit.path[:128],
+                now,
+                [],
+            )
 
     def _admit(self, visit: Visit, now: int) -> None:
         """Charge every ask that admits: the enforced ones all do, a dry one decides alone."""
@@ -339,13 +359,16 @@ class MemoryStore:
                 self._cells[meter.name, key] = gcra.meter_word(tat, marked=marked)
 
     def _give_back(self, row: _Row, held: _Held, now: int) -> None:
+        self._drop(row, held)
+        mean = self._service_times.get(held.slot.name, 0)
+        lasted = now - held.since
+        self._service_times[held.slot.name] = mean + (lasted - mean) // 8 if mean else lasted
+
+    def _drop(self, row: _Row, held: _Held) -> None:
         row.held.remove(held)
         self._held[held.slot.name, held.key] -= 1
         if not self._held[held.slot.name, held.key]:
             del self._held[held.slot.name, held.key]
-        mean = self._service_times.get(held.slot.name, 0)
-        lasted = now - held.since
-        self._service_times[held.slot.name] = mean + (lasted - mean) // 8 if mean else lasted
 
     def _reap(self, now: int) -> bool:
         """Free the slots that were held beyond their `max_hold`; True when there were any."""
@@ -355,8 +378,7 @@ class MemoryStore:
         freed = 0
         for row in self._rows.values():
             for held in [held for held in row.held if now > held.since + held.slot.max_hold]:
-                row.held.remove(held)
-                self._held[held.slot.name, held.key] -= 1
+                self._drop(row, held)
                 freed += 1
         self._alarms["held_too_long"] += freed
         return bool(freed)

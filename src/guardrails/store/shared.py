@@ -93,21 +93,24 @@ class SharedStore:
         entered = visit.entered
         while True:
             file = self._file
-            if file is not None and visit.key not in file.hashes:
+            if file is None or file.pid != visit.pid:
+                file = self._open()
+            if visit.key not in file.hashes:
                 file.key_hash(visit.key)
-            outcome = self._call(visit.pid, decisions.enter, visit, final)
-            file = self._file
-            assert file is not None  # noqa: S101 - _call has just used it
+            try:
+                outcome = file.attempt(decisions.enter, visit, final)
+            except StoreError:
+                outcome = self._call(visit.pid, decisions.enter, visit, final)
+                file = self._usable(visit.pid)
             if file.words[H_RETIRED] and file.was_condemned():
                 visit.entered = entered
-                continue
-            if outcome is decisions.REAP_FIRST:
+            elif outcome is decisions.REAP_FIRST:
                 self._reap(file)
-                continue
-            break
+            else:
+                break
         if file.now >= self._name_check_at:
             self._check_name(file)
-        if isinstance(outcome, str):
+        if type(outcome) is str:
             raise StoreError(outcome)
         verdict: Verdict | None = outcome
         return verdict
@@ -121,13 +124,20 @@ class SharedStore:
         pid = os.getpid()
         if visit.pid != pid:
             return
-        self._call(pid, decisions.leave, visit, debits)
-        file = self._file
-        if file is not None and file.words[H_RETIRED] and file.was_condemned():
+        file = self._usable(pid)
+        try:
+            file.attempt(decisions.leave, visit, debits)
+        except StoreError:
+            self._call(pid, decisions.leave, visit, debits)
+            file = self._usable(pid)
+        if file.words[H_RETIRED] and file.was_condemned():
             self._call(pid, decisions.leave, visit, ())
 
     def sleep(self, microseconds: int) -> None:
         self._sleep(microseconds / 1_000_000)
+
+    def pseudonym(self, key: bytes) -> str:
+        return f"{self._usable(os.getpid()).key_hash(key):016x}"
 
     def requests(self) -> list[InFlight]:
         found: list[InFlight] = _in_flight(self._usable(os.getpid()))
