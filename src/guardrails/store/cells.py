@@ -58,9 +58,9 @@ class Totals(Cells):
 
     def add(self, key: int, count: int) -> bool:
         """Change a total, by 1 or by -1; False when there is no place for a new one."""
-        place = self.find(key)
+        home = self.first + ((key & self.mask) << 1)
+        place = home if self.words[home] == key else self.find(key)
         if place < 0:
-            home = self.first + ((key & self.mask) << 1)
             states = self.words[home + 1 : home + _WINDOW : 2].tolist()
             if 0 not in states:
                 return False

@@ -27,9 +27,11 @@ from guardrails.store.layout import (
     G_DRY_RUN_REFUSED,
     G_REFUSED,
     G_SWITCH,
-    H_GUARD_SWITCHES,
     H_SWITCH,
+    H_SWITCHED,
     L_MEAN,
+    ONE_CELL,
+    ONE_SLOT,
     R_FIRST_SLOT,
     R_GENERATION,
     R_SLOTS,
@@ -48,6 +50,9 @@ REAP_FIRST = "reap first"
 """A slot refuses, and it is time to look whether its holders are still there."""
 
 _UNBOUNDED = 2**62
+read_cell = ONE_CELL.unpack_from
+read_slot = ONE_SLOT.unpack_from
+write_slot = ONE_SLOT.pack_into
 _new: Callable[..., Verdict] = tuple.__new__  # several times faster than the named constructor
 
 
@@ -72,7 +77,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     """
     words = file.words
     asks = visit.asks
-    if words[H_SWITCH] or words[H_GUARD_SWITCHES] or visit.entered or type(asks) is not Asks:
+    if words[H_SWITCHED] or visit.entered or type(asks) is not Asks:
         return enter_with_care(file, visit, final, number)
     program = asks.prepared
     if program is None or program.file is not file:
@@ -81,6 +86,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         return enter_with_care(file, visit, final, number)
     now = file.now = file.clock()
     hashed = file.hashes.get(visit.key) or file.key_hash(visit.key)
+    buffer = file.map
     cells, totals = file.cells, file.totals
     first, mask = cells.first, cells.mask
     remaining = _UNBOUNDED
@@ -88,15 +94,15 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     for own, const, need, cost, limit, horizon in program.meters:
         cell = const ^ hashed if own else const
         place = first + ((cell & mask) << 1)
-        if words[place] != cell:
+        found, word = read_cell(buffer, place << 3)
+        if found != cell:
             place = cells.find(cell)
-        base = now
-        if place >= 0:
-            word = words[place + 1]
-            if word >> SMALL_BITS > now:
-                base = word >> SMALL_BITS
-                if word & MARK or base > now + horizon:
-                    return enter_with_care(file, visit, final, number)
+            word = words[place + 1] if place >= 0 else 0
+        base = word >> SMALL_BITS
+        if base <= now:
+            base = now
+        elif word & MARK or base > now + horizon:
+            return enter_with_care(file, visit, final, number)
         room = limit - (base + need - now)
         if room < 0:
             return enter_with_care(file, visit, final, number)
@@ -110,14 +116,16 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     for own, const, limit, max_hold, record in program.slots:
         cell = const ^ hashed if own else const
         place = totals.first + ((cell & totals.mask) << 1)
-        if words[place] != cell:
+        found, held = read_cell(buffer, place << 3)
+        if found != cell:
             place = totals.find(cell)
-        room = limit - 1 - (words[place + 1] if place >= 0 else 0)
+            held = words[place + 1] if place >= 0 else 0
+        room = limit - 1 - held
         if room < 0:
             return enter_with_care(file, visit, final, number)
         if room < remaining:
             remaining = room
-        taken.append((place, cell, now + max_hold, record))
+        taken.append((place, cell, held, now + max_hold, record))
     if program.bans and visit.ban_key:
         banned = file.key_hash(visit.ban_key)
         for const in program.bans:
@@ -131,8 +139,8 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     # From here on all is known, and nothing can fail.
     visit.row, visit.generation = row, number
     ROW_CONTENT.pack_into(
-        file.buffer,
-        (row + 1) * 8,
+        buffer,
+        (row + 1) << 3,
         file.owner_bytes,
         now,
         visit.thread,
@@ -140,21 +148,19 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         visit.client.encode("latin-1", "replace"),
         program.request_text or _request_text(program, visit),
     )
-    at = row + R_FIRST_SLOT
-    for _place, cell, deadline, record in taken:
-        words[at] = cell
-        words[at + S_SINCE] = now
-        words[at + S_DEADLINE] = deadline
-        words[at + S_RECORD] = record
-        at += SLOT_WORDS
+    at = (row + R_FIRST_SLOT) << 3
+    for _place, cell, _held, deadline, record in taken:
+        write_slot(buffer, at, cell, now, deadline, record)
+        at += SLOT_WORDS << 3
     words[row] = number
     visit.entered = True
-    for place, cell, _deadline, _record in taken:
+    for place, cell, held, _deadline, _record in taken:
         if place >= 0:
-            words[place + 1] += 1
+            words[place + 1] = held + 1
         else:
             totals.add(cell, 1)
     for place, cell, word in written:
+        # A cell that was taken just now may have displaced this one.
         if place >= 0 and words[place] == cell:
             words[place + 1] = word
         else:
@@ -174,7 +180,7 @@ def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> 
     if switch == SWITCHED_OFF:
         return None
     now = file.now = file.clock()
-    by_guard = words[H_GUARD_SWITCHES]
+    by_guard = words[H_SWITCHED]
     bounds = file.bounds
     refusals: list[Refusal] = []
     dry_refusals: list[Refusal] = []
@@ -215,11 +221,20 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
     if visit.generation and words[row + R_GENERATION] == visit.generation:
         slots = words[row + R_SLOTS]
         words[row + R_GENERATION] = 0
-        for at in range(row + R_FIRST_SLOT, row + R_FIRST_SLOT + slots * SLOT_WORDS, SLOT_WORDS):
-            cell = words[at + S_KEY]
+        at = (row + R_FIRST_SLOT) << 3
+        for _ in range(slots):
+            cell, since, _deadline, record = read_slot(file.map, at)
+            at += SLOT_WORDS << 3
             if cell:
-                file.totals.add(cell, -1)
-                _note_service_time(words, words[at + S_RECORD], now - words[at + S_SINCE])
+                totals = file.totals
+                place = totals.first + ((cell & totals.mask) << 1)
+                found, held = read_cell(file.map, place << 3)
+                if found == cell and held:
+                    words[place + 1] = held - 1
+                else:
+                    totals.add(cell, -1)
+                mean = words[record + L_MEAN]
+                words[record + L_MEAN] = _moving_mean(mean, now - since)
         file.free_rows.append(row)
     if debits:
         debit(file, debits, now)
@@ -244,22 +259,35 @@ def update(
                 key = words[slot + S_KEY]
                 words[slot + S_KEY] = 0
                 file.totals.add(key, -1)
-                _note_service_time(words, words[slot + S_RECORD], now - words[slot + S_SINCE])
+                record = words[slot + S_RECORD]
+                lasted = now - words[slot + S_SINCE]
+                words[record + L_MEAN] = _moving_mean(words[record + L_MEAN], lasted)
 
 
 def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
     """Charge after the fact; a debit never refuses and never passes the meter's horizon."""
     words, cells = file.words, file.cells
     for meter, key, amount in debits:
-        cell = file.key_hash(key) ^ file.name_hash(meter.name)
-        place = cells.find(cell)
-        word = words[place + 1] if place >= 0 else 0
+        hashed = file.hashes.get(key) or file.key_hash(key)
+        cell = hashed ^ (file.name_hashes.get(meter.name) or file.name_hash(meter.name))
+        place = cells.first + ((cell & cells.mask) << 1)
+        found, word = read_cell(file.map, place << 3)
+        if found != cell:
+            place = cells.find(cell)
+            word = words[place + 1] if place >= 0 else 0
         tat = word >> SMALL_BITS
-        if not now < tat <= now + meter.horizon:
+        latest = now + meter.horizon
+        if not now < tat <= latest:
             tat, word = now, 0
-        tat = min(tat + amount, now + meter.horizon)
-        if tat > now:
-            _write(file, place, cell, tat << SMALL_BITS | word & MARK, now)
+        tat += amount
+        if tat > latest:
+            tat = latest
+        if tat <= now:
+            continue
+        if place >= 0:
+            words[place + 1] = tat << SMALL_BITS | word & MARK
+        else:
+            _write(file, -1, cell, tat << SMALL_BITS | word & MARK, now)
 
 
 def _look(
@@ -432,7 +460,6 @@ def _write(file: StoreFile, place: int, cell: int, word: int, now: int) -> None:
     file.words[place + 1] = word
 
 
-def _note_service_time(words: memoryview, record: int, lasted: int) -> None:
-    """A moving mean over about eight requests."""
-    mean = words[record + L_MEAN]
-    words[record + L_MEAN] = mean + (lasted - mean) // 8 if mean else lasted
+def _moving_mean(mean: int, lasted: int) -> int:
+    """How long a slot is held, over about eight requests."""
+    return mean + (lasted - mean) // 8 if mean else lasted

@@ -32,7 +32,6 @@ from guardrails.store.layout import (
     G_HASH,
     H_CONDEMNED,
     H_NUMBER,
-    H_OWNER,
     H_RETIRED,
     H_UNDER_WAY,
     LOCK_FLOCK,
@@ -53,6 +52,10 @@ from guardrails.store.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
 from guardrails.store.processes import Owner, this_process
 
 _MEMO_SIZE = 65536
+
+read_three = layout.ACQUISITION.unpack_from
+write_two = layout.ONE_CELL.pack_into
+_RETIRED_AT, _NUMBER_AT, _UNDER_WAY_AT = H_RETIRED * 8, H_NUMBER * 8, H_UNDER_WAY * 8
 
 
 class LostError(StoreError):
@@ -182,7 +185,7 @@ class StoreFile:
         inside = self.inside
         if inside.here:
             raise InsideError("shared store: called from within itself; ask again")
-        try_lock, unlock, words = self._try_lock, self._unlock, self.words
+        try_lock, unlock, buffer = self._try_lock, self._unlock, self.map
         try:
             inside.here = True
             try:
@@ -193,16 +196,17 @@ class StoreFile:
                     if code != OWNER_DEAD:
                         raise LostError(f"shared store: its lock is lost (error {code})")
                     self.mutex.make_consistent()
-                if words[H_UNDER_WAY]:
+                retired, number, under_way = read_three(buffer, _RETIRED_AT)
+                if under_way:
                     self._repair()
-                if words[H_RETIRED]:
+                    number = self.words[H_NUMBER]
+                if retired:
                     raise RetiredError("shared store: moved over to another file; ask again")
-                words[H_OWNER] = self.pid
-                inside.number = number = words[H_NUMBER] + 1
-                words[H_UNDER_WAY] = number
+                number += 1
+                inside.number = number
+                write_two(buffer, _UNDER_WAY_AT, number, self.pid)
                 result = work(self, first, second, number)
-                words[H_NUMBER] = number
-                words[H_UNDER_WAY] = 0
+                write_two(buffer, _NUMBER_AT, number, 0)
                 return result
             finally:
                 unlock()

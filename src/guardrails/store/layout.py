@@ -43,13 +43,15 @@ PROBE = 16
     H_SECRET,
     _H_SECRET_2,
     H_SWITCH,
-    H_GUARD_SWITCHES,
+    H_SWITCHED,
     H_RETIRED,
     H_NUMBER,
     H_UNDER_WAY,
     H_OWNER,
     H_CONDEMNED,
 ) = range(16)
+"""H_SWITCHED says that the store's or any guard's switch is not on. NUMBER, UNDER_WAY and OWNER lie
+side by side, since reading or writing several words at once is far cheaper than one by one."""
 H_ALARMS = 16
 ALARMS = ("evicted", "garbage", "repaired", "reclaimed", "held_too_long")
 A_EVICTED, A_GARBAGE, A_REPAIRED, A_RECLAIMED, A_HELD_TOO_LONG = range(H_ALARMS, H_ALARMS + 5)
@@ -58,6 +60,11 @@ SECRET_BYTES = 16
 LOCK_MUTEX, LOCK_FLOCK = 1, 2
 RETIRED_MOVED, RETIRED_CONDEMNED = 1, 2
 """Why a file is not used any more: copied under its lock, or taken from a holder that stands."""
+
+# Several words at once.
+ONE_CELL = struct.Struct("=2Q")
+ACQUISITION = struct.Struct("=3Q")
+ONE_SLOT = struct.Struct("=4Q")
 
 # Row words.
 (R_GENERATION, R_PID, R_START, R_NAMESPACE, R_STARTED, R_THREAD, R_SLOTS, _R_SPARE) = range(8)

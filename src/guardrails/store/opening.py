@@ -21,7 +21,6 @@ from guardrails.store.layout import (
     H_BOOT,
     H_BYTES,
     H_CONDEMNED,
-    H_GUARD_SWITCHES,
     H_LAYOUT,
     H_LOCK_KIND,
     H_MAGIC,
@@ -31,6 +30,7 @@ from guardrails.store.layout import (
     H_RETIRED,
     H_SECRET,
     H_SWITCH,
+    H_SWITCHED,
     H_TIME_NAMESPACE,
     H_UNDER_WAY,
     LOCK_FLOCK,
@@ -259,7 +259,7 @@ def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
     """Carry the state over: secret, switch, records, rows, cells. The totals follow from the rows."""
     secret = H_SECRET * 8
     new.buffer[secret : secret + SECRET_BYTES] = old.buffer[secret : secret + SECRET_BYTES]
-    for word in (H_SWITCH, H_GUARD_SWITCHES, *range(layout.H_ALARMS, layout.H_ALARMS + 8)):
+    for word in (H_SWITCH, H_SWITCHED, *range(layout.H_ALARMS, layout.H_ALARMS + 8)):
         new.words[word] = old.words[word]
     new.words[H_NUMBER] = max(old.words[H_NUMBER], old.words[H_UNDER_WAY], without) + 1
     for name in ("guards", "slots", "rows"):
@@ -317,6 +317,7 @@ def _sweep(folder: Path) -> None:
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
+                Path(f"{path}.lock").unlink(missing_ok=True)
             os.close(descriptor)
 
 

@@ -39,10 +39,10 @@ from guardrails.store.file import LostError, StoreFile
 from guardrails.store.layout import (
     G_ADMITTED,
     G_SWITCH,
-    H_GUARD_SWITCHES,
     H_NUMBER,
     H_RETIRED,
     H_SWITCH,
+    H_SWITCHED,
 )
 from guardrails.store.processes import is_dead
 
@@ -297,9 +297,8 @@ def _switch(file: StoreFile, position: int | None, guard: str | None, _number: i
     word = H_SWITCH if guard is None else file.record("guards", guard) + G_SWITCH
     if position is not None:
         file.words[word] = position
-        file.words[H_GUARD_SWITCHES] = any(
-            file.words[record + G_SWITCH] for record in file.names("guards")
-        )
+        switched = [file.words[record + G_SWITCH] for record in file.names("guards")]
+        file.words[H_SWITCHED] = any((file.words[H_SWITCH], *switched))
     return file.words[word]
 
 
