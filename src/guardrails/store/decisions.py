@@ -137,7 +137,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         return enter_with_care(file, visit, final, number)
 
     # From here on all is known, and nothing can fail.
-    visit.row, visit.generation = row, number
+    visit.row, visit.generation = row - file.first_row, number
     ROW_CONTENT.pack_into(
         buffer,
         (row + 1) << 3,
@@ -216,9 +216,11 @@ def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> 
 def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) -> None:
     """Charge what the request cost, and drop its row with all it holds."""
     words = file.words
-    row = visit.row
+    row = visit.row + file.first_row
     now = file.clock()
-    if visit.generation and words[row + R_GENERATION] == visit.generation:
+    # A file that took the place of a removed one may have fewer rows than the visit's.
+    fits = visit.generation and visit.row < file.row_words
+    if fits and words[row + R_GENERATION] == visit.generation:
         slots = words[row + R_SLOTS]
         words[row + R_GENERATION] = 0
         at = (row + R_FIRST_SLOT) << 3
@@ -252,9 +254,10 @@ def update(
     now = file.clock()
     if debits:
         debit(file, debits, now)
-    if release and visit.entered and words[visit.row + R_GENERATION] == visit.generation:
+    row = visit.row + file.first_row
+    if release and visit.entered and words[row + R_GENERATION] == visit.generation:
         records = {file.record("slots", slot.name) for slot in release}
-        for slot in file.held_slots(visit.row):
+        for slot in file.held_slots(row):
             if words[slot + S_RECORD] in records:
                 key = words[slot + S_KEY]
                 words[slot + S_KEY] = 0
@@ -377,14 +380,14 @@ def _look(
 def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: int) -> str | None:
     """Take the row, then charge. What can fail is checked first, and said in words."""
     words = file.words
-    row = visit.row if visit.entered else file.take_row()
+    row = visit.row + file.first_row if visit.entered else file.take_row()
     if row < 0:
         return f"shared store: all {file.rows.records} rows are taken by requests in flight"
     slots = words[row + R_SLOTS] if visit.entered else 0
     if slots + len(charges.slots) > MOST_SLOTS:
         return f"a request can hold {MOST_SLOTS} slots, and this one asks for more"
     if not visit.entered:
-        visit.row, visit.generation = row, number
+        visit.row, visit.generation = row - file.first_row, number
         ROW_CONTENT.pack_into(
             file.buffer,
             (row + 1) * 8,

@@ -161,6 +161,8 @@ class StoreFile:
         self.cells = Cells(self.words, self.sections["cells"])
         self.totals = Totals(self.words, self.sections["totals"])
         self.rows = self.sections["rows"]
+        self.first_row = self.rows.word
+        self.row_words = self.rows.records * ROW_WORDS
         secret = layout.H_SECRET * 8
         self._secret = bytes(self.buffer[secret : secret + layout.SECRET_BYTES])
         self.mutex: RobustMutex | FileLock
