@@ -152,8 +152,8 @@ def until_return(asks: Iterable[Ask]) -> tuple[Slot, ...]:
 class Visit:
     """One request's stay: what it asks, and once entered what it holds.
 
-    (row, generation, pid) is the admission; the row is counted from the first. The caller makes the visit, so that whatever happens
-    after, it can be left.
+    (row, generation, pid) is the admission; the row is counted from the first. The caller makes the
+    visit, so that whatever happens after, it can be left.
 
     key: who asks, for the asks that have no key of their own.   ban_key: who is banned by a
     refusal; nobody, when it is empty.   may_wait: whether the request may be held back.
