@@ -58,6 +58,7 @@ STANDING_STILL = 2.0
 _SPINS = 30
 _LONGEST_PAUSE = 0.0002
 _NAME_CHECK_INTERVAL = 1_000_000
+_OPENING_INTERVAL = 1.0
 _PAUSES = random.SystemRandom()
 
 
@@ -88,6 +89,7 @@ class SharedStore:
         self._file: StoreFile | None = None
         self._name_check_at = 0
         self._standing: tuple[int, float] | None = None
+        self._failure: tuple[float, str] | None = None
 
     def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
         entered = visit.entered
@@ -181,6 +183,7 @@ class SharedStore:
                 raise
             except LostError:
                 opening.condemn(file)
+                self._file = None
             except StoreBusyError:
                 tries += 1
                 if tries <= _SPINS or file.words[H_RETIRED]:
@@ -205,7 +208,18 @@ class SharedStore:
 
     def _open(self) -> StoreFile:
         """Open the current file. Two threads may do so at once, which harms nobody."""
-        file = opening.open_file(self._spec, create=self.create)
+        now = time.monotonic()
+        if self._failure is not None and now < self._failure[0]:
+            raise StoreError(self._failure[1])
+        try:
+            file = opening.open_file(self._spec, create=self.create)
+        except StoreBusyError:
+            raise
+        except StoreError as error:
+            # Making a file is dear, also in vain: not with every request.
+            self._failure = (now + _OPENING_INTERVAL, str(error))
+            raise
+        self._failure = None
         # A size is a wish at the start, not a demand on whatever file comes later.
         self._spec = self._spec._replace(clients=None, rows=None)
         self._file = file
@@ -225,6 +239,7 @@ class SharedStore:
             )
         self._standing = None
         opening.condemn(file)
+        self._file = None
 
     def _check_name(self, file: StoreFile) -> None:
         """Once a second: an operator, or a cleaner of /dev/shm, may have removed the file."""

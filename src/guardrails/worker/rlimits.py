@@ -74,8 +74,13 @@ class ResourceLimits:
             reports.append(report)
         return tuple(reports)
 
-    def __call__(self, *_arguments: Any, **_named: Any) -> tuple[LimitReport, ...]:
-        """The same as `apply()`, whatever a server's hook is called with."""
+    def __call__(
+        self, _server: Any = None, _worker: Any = None, *_more: Any, **_named: Any
+    ) -> tuple[LimitReport, ...]:
+        """The same as `apply()`, whatever a server's hook is called with.
+
+        Two arguments have names, since gunicorn counts them before it takes a `post_fork` hook.
+        """
         return self.apply()
 
 
