@@ -263,9 +263,12 @@ class StreamedResponse:
 
     def __next__(self) -> bytes:
         iterator = self._iterator
-        if iterator is None:
-            iterator = self._iterator = self._flight.step(self._response.__iter__)
-        return self._flight.step(iterator.__next__)  # type: ignore[no-any-return]
+        advance = self._begin if iterator is None else iterator.__next__
+        return self._flight.step(advance)  # type: ignore[no-any-return]
+
+    def _begin(self) -> bytes:
+        self._iterator = iterator = iter(self._response)
+        return next(iterator)
 
     def close(self) -> None:
         """Close the app's response first: its CPU is the request's too."""

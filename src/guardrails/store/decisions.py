@@ -5,6 +5,7 @@ through numbers computed beforehand (`Bound`), and charged in one go at the end.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from guardrails.store.contract import (
     MOST_SLOTS,
@@ -17,7 +18,7 @@ from guardrails.store.contract import (
     Verdict,
     Visit,
 )
-from guardrails.store.file import Bound, Program, StoreFile
+from guardrails.store.file import Program, StoreFile
 from guardrails.store.gcra import MARK, SMALL_BITS, SMALL_MASK
 from guardrails.store.layout import (
     A_EVICTED,
@@ -53,7 +54,7 @@ _UNBOUNDED = 2**62
 read_cell = ONE_CELL.unpack_from
 read_slot = ONE_SLOT.unpack_from
 write_slot = ONE_SLOT.pack_into
-_new: Callable[..., Verdict] = tuple.__new__  # several times faster than the named constructor
+_new: Callable[..., Any] = tuple.__new__  # several times faster than the named constructor
 
 
 class Charges:
@@ -89,6 +90,12 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     buffer = file.map
     cells, totals = file.cells, file.totals
     first, mask = cells.first, cells.mask
+    if program.bans and visit.ban_key:
+        banned = file.key_hash(visit.ban_key)
+        for const in program.bans:
+            place = cells.find(banned ^ const)
+            if place >= 0 and words[place + 1] >> SMALL_BITS > now:
+                return enter_with_care(file, visit, final, number)
     remaining = _UNBOUNDED
     written = []
     for own, const, need, cost, limit, horizon in program.meters:
@@ -126,12 +133,6 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         if room < remaining:
             remaining = room
         taken.append((place, cell, held, now + max_hold, record))
-    if program.bans and visit.ban_key:
-        banned = file.key_hash(visit.ban_key)
-        for const in program.bans:
-            place = cells.find(banned ^ const)
-            if place >= 0 and words[place + 1] >> SMALL_BITS > now:
-                return enter_with_care(file, visit, final, number)
     row = file.free_rows.pop() if file.free_rows else file.take_row()
     if row < 0 or words[row] or len(taken) > MOST_SLOTS:
         return enter_with_care(file, visit, final, number)
@@ -167,10 +168,11 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
             _write(file, -1, cell, word, now)
     for counter in program.counters:
         words[counter] += 1
-    return _new(
+    verdict: Verdict = _new(
         Verdict,
         (True, 0, (), (), 0, remaining if remaining != _UNBOUNDED else None, number),
     )
+    return verdict
 
 
 def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
@@ -181,18 +183,15 @@ def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> 
         return None
     now = file.now = file.clock()
     by_guard = words[H_SWITCHED]
-    bounds = file.bounds
-    refusals: list[Refusal] = []
     dry_refusals: list[Refusal] = []
     charges = Charges()
-    for ask in visit.asks:
-        demand, _key, dry = ask
-        bound = bounds.get(demand) or file.bind(demand)
-        position = words[bound.counter + G_SWITCH] if by_guard else 0
+    positions = [(ask, _position(file, ask, switch, by_guard)) for ask in visit.asks]
+    refusals = _banned(file, visit, now, positions) if visit.ban_key else []
+    for ask, position in () if refusals else positions:
         if position == SWITCHED_OFF:
             continue
-        dry = dry or switch == SWITCHED_DRY or position == SWITCHED_DRY
-        refusal = _look(file, ask, bound, visit, charges, now, dry)
+        dry = position == SWITCHED_DRY
+        refusal = _look(file, ask, visit, charges, now, dry)
         if refusal is not None:
             (dry_refusals if dry else refusals).append(refusal)
     if not refusals:
@@ -211,6 +210,38 @@ def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> 
         return Verdict(False, 0, tuple(refusals), tuple(dry_refusals), charges.dry_delay, 0, number)
     remaining = charges.remaining if charges.remaining != _UNBOUNDED else None
     return Verdict(True, charges.delay, (), tuple(dry_refusals), charges.dry_delay, remaining, number)
+
+
+def _position(file: StoreFile, ask: Ask, switch: int, by_guard: int) -> int:
+    """Where the switch stands for one ask: the strictest of store, guard and request."""
+    position = max(switch, SWITCHED_DRY if ask.dry_run else 0)
+    if not by_guard:
+        return position
+    bound = file.bounds.get(ask.demand) or file.bind(ask.demand)
+    return max(position, file.words[bound.counter + G_SWITCH])
+
+
+def _banned(
+    file: StoreFile, visit: Visit, now: int, positions: Sequence[tuple[Ask, int]]
+) -> list[Refusal]:
+    """The asks whose ban stands: who is banned is refused by that alone."""
+    refusals = []
+    for ask, position in positions:
+        if not position and ask.demand.ban is not None:
+            bound = file.bounds.get(ask.demand) or file.bind(ask.demand)
+            left = _ban_left(file, bound.ban, visit, now)
+            if left:
+                refusals.append(_new(Refusal, (ask, left, True, False, False)))
+    return refusals
+
+
+def _ban_left(file: StoreFile, ban: tuple[int, int] | None, visit: Visit, now: int) -> int:
+    """For how much longer the visit's client is banned; 0 when it is not."""
+    if ban is None or not visit.ban_key:
+        return 0
+    place = file.cells.find(file.key_hash(visit.ban_key) ^ ban[0])
+    left = (file.words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+    return left if 0 < left <= ban[1] else 0
 
 
 def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) -> None:
@@ -296,7 +327,6 @@ def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
 def _look(
     file: StoreFile,
     ask: Ask,
-    bound: Bound,
     visit: Visit,
     charges: Charges,
     now: int,
@@ -304,14 +334,10 @@ def _look(
 ) -> Refusal | None:
     """Look at one ask: who refuses, or None with its charges noted."""
     demand = ask.demand
+    bound = file.bounds.get(demand) or file.bind(demand)
     words, cells = file.words, file.cells
-    ban = bound.shadow_ban if dry else bound.ban
-    if ban is not None and visit.ban_key:
-        place = cells.find(file.key_hash(visit.ban_key) ^ ban[0])
-        if place >= 0:
-            until = words[place + 1] >> SMALL_BITS
-            if now < until <= now + ban[1]:
-                return Refusal(ask, until - now, banned=True)
+    if dry and (left := _ban_left(file, bound.shadow_ban, visit, now)):
+        return Refusal(ask, left, banned=True)
     if demand.refused:
         return Refusal(ask, demand.ban_for or None)
     if demand.ban_only:

@@ -215,6 +215,9 @@ class MemoryStore:
         enforced: list[Refusal] = []
         dry: list[Refusal] = []
         delay, dry_delay, remaining = 0, 0, None
+        banned = [refusal for ask in visit.asks if (refusal := self._banned(ask, visit, now))]
+        if banned:
+            return Verdict(False, 0, tuple(banned), (), 0, 0, self._number)
         for ask in visit.asks:
             position = self._position(ask)
             if position == OFF:
@@ -238,6 +241,19 @@ class MemoryStore:
             number=self._number,
         )
 
+    def _banned(self, ask: Ask, visit: Visit, now: int) -> Refusal | None:
+        """Who is banned is refused by that alone."""
+        if self._position(ask) != ON:
+            return None
+        left = self._ban_left(ask.demand.ban, visit, now)
+        return Refusal(ask, left, banned=True) if left else None
+
+    def _ban_left(self, ban: Meter | None, visit: Visit, now: int) -> int:
+        if ban is None or not visit.ban_key:
+            return 0
+        word = self._cells.get((ban.name, visit.ban_key), 0)
+        return gcra.meter_base(word, now, ban.horizon) - now
+
     def _position(self, ask: Ask) -> str:
         """Where the switch stands for one ask: the strictest word of store, guard and request."""
         words = (self._switch[""], self._switch.get(ask.demand.guard, ON))
@@ -248,12 +264,8 @@ class MemoryStore:
     def _look(self, ask: Ask, visit: Visit, now: int, *, dry_run: bool) -> _Look:
         demand = ask.demand
         key = _key(ask, visit)
-        ban = demand.shadow_ban if dry_run else demand.ban
-        if ban is not None and visit.ban_key:
-            word = self._cells.get((ban.name, visit.ban_key), 0)
-            base = gcra.meter_base(word, now, ban.horizon)
-            if base > now:
-                return _Look(Refusal(ask, base - now, banned=True))
+        if dry_run and (left := self._ban_left(demand.shadow_ban, visit, now)):
+            return _Look(Refusal(ask, left, banned=True))
         if demand.refused:
             return _Look(Refusal(ask, demand.ban_for or None))
         refused = never = by_slot = False
