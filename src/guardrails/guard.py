@@ -9,24 +9,19 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field, fields
-from functools import partial
 from http import HTTPMethod
 from typing import Any, ClassVar
 
 from guardrails.address import Networks
 from guardrails.errors import ConfigurationError
+from guardrails.keys import By, key_function
 from guardrails.request import Request, falls_under, normal_host
 from guardrails.store.contract import Demand, Meter
 from guardrails.units import parse_duration
 
 log = logging.getLogger("guardrails")
-
-By = str | Callable[[dict[str, Any]], str | None]
-_WORDS_OF_BY = ("client", "client+agent", "all", "host", "path", "user")
-LONGEST_AGENT = 512
-_LONGEST_SHOWN_KEY = 128
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,7 @@ class StatefulGuard(Guard):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_duration(self.wait, "wait")
-        self._set("_key", _key_function(self.by))
+        self._set("_key", key_function(self.by))
 
     def _name_parts(self) -> tuple[str, ...]:
         by = self.by
@@ -239,18 +234,6 @@ class Post:
         return any(falls_under(reading, path) for reading in readings)
 
 
-def shown_key(guard: Guard, key: bytes | None, client: str) -> str | None:
-    """How a key is shown to people; None for what nobody needs to read, such as a header's value."""
-    by = getattr(guard, "by", "client")
-    if key is None or by == "client":
-        return client
-    if by == "all":
-        return "all"
-    if by in ("host", "path"):
-        return ascii(key[:_LONGEST_SHOWN_KEY].decode("latin-1"))[1:-1]
-    return None
-
-
 def check_wsgi_app(app: Any, guard: str, caller: str = "") -> Any:
     """Refuse what is not a WSGI app: most often a guard was put on a view function."""
     remedy = (
@@ -307,68 +290,6 @@ def unique_names(guards: Iterable[Guard]) -> list[str]:
 
 def _ban_meter(name: str, ban_for: int) -> Meter:
     return Meter(name, need=0, cost=0, limit=0, resume=0, horizon=ban_for)
-
-
-def _key_function(by: By) -> Callable[[Request], bytes | None]:
-    if callable(by):
-        return partial(_chosen_key, by)
-    if not isinstance(by, str):
-        raise ConfigurationError(f"by: {by!r} is neither a text nor a callable: write one of them")
-    kind, _, name = by.partition(":")
-    if kind == "header" and name:
-        variable = "HTTP_" + name.upper().replace("-", "_")
-        return lambda request: _or_client(request, request.environ.get(variable))
-    if kind == "cookie" and name:
-        return lambda request: _or_client(request, _cookie(request.environ, name))
-    keys: Mapping[str, Callable[[Request], bytes | None]] = {
-        "client": lambda request: request.client.key if request.client else None,
-        "client+agent": _client_and_agent,
-        "all": lambda _request: b"",
-        "host": lambda request: normal_host(request.host).encode("latin-1", "replace"),
-        "path": lambda request: request.path.encode("latin-1", "replace"),
-        "user": lambda request: _text_key(request.environ.get("REMOTE_USER") or None),
-    }
-    if by not in keys:
-        raise ConfigurationError(
-            f"by: {by!r} is unknown: use "
-            + ", ".join(f'"{word}"' for word in _WORDS_OF_BY)
-            + ', "header:NAME", "cookie:NAME" or a callable'
-        )
-    return keys[by]
-
-
-def _chosen_key(by: Callable[[dict[str, Any]], str | None], request: Request) -> bytes | None:
-    return _text_key(by(request.environ))
-
-
-def _client_and_agent(request: Request) -> bytes | None:
-    if request.client is None:
-        return None
-    agent = request.environ.get("HTTP_USER_AGENT", "")[:LONGEST_AGENT]
-    # The address's length makes the join unambiguous.
-    address = request.client.key
-    key: bytes = bytes((len(address),)) + address + agent.encode("latin-1", "replace")
-    return key
-
-
-def _or_client(request: Request, value: str | None) -> bytes | None:
-    if value:
-        # Marked, so that nobody can send another client's key as a header.
-        return b"\0value\0" + value.encode("latin-1", "replace")
-    return request.client.key if request.client is not None else None
-
-
-def _text_key(value: str | None) -> bytes | None:
-    return None if value is None else str(value).encode("utf-8", "surrogateescape")
-
-
-def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
-    cookies: str = environ.get("HTTP_COOKIE", "")
-    for part in cookies.split(";"):
-        name, _, value = part.partition("=")
-        if name.strip() == wanted:
-            return value.strip()
-    return None
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

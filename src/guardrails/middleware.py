@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -28,15 +27,16 @@ from guardrails.decision import (
     REJECTED_DRY_RUN,
     Decision,
 )
-from guardrails.errors import ConfigurationError, InsideError
+from guardrails.entrance import Entrance
+from guardrails.errors import ConfigurationError
 from guardrails.guard import (
     Guard,
     Post,
     check_wsgi_app,
     exempt_path_prefixes,
-    shown_key,
     unique_names,
 )
+from guardrails.keys import shown_key
 from guardrails.planning import Plan, Planner
 from guardrails.reporting import Reporter
 from guardrails.store.contract import (
@@ -45,24 +45,16 @@ from guardrails.store.contract import (
     OFF,
     SWITCH_WORDS,
     Ask,
-    Refusal,
     Store,
     Verdict,
-    Visit,
 )
-from guardrails.store.memory import MemoryStore
 from guardrails.store.urls import store_from_url, unnamed_store
-from guardrails.stream import FLIGHT, Flight, Unreleased
-from guardrails.waiting import WaitingRoom
+from guardrails.stream import FLIGHT, Flight
 
 log = logging.getLogger("guardrails")
 
 NEVER_REFUSED = "/robots.txt"
 """A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
-
-_ON_STORE_ERROR = ("fallback", "allow", "deny")
-_POLL = (0.005, 0.020)
-_RANDOM = random.Random()  # noqa: S311 - jitter
 
 _new: Callable[..., Decision] = tuple.__new__  # several times faster than the named constructor
 
@@ -156,8 +148,6 @@ class Throttle:
             trusted_proxies,
             [own_exempt, *(Networks(post.guard.exempt, "exempt") for post in self._posts)],
         )
-        self._waits = any(post.wait for post in self._posts)
-        self._waiting = WaitingRoom()
         self._reporter = Reporter()
         self.errors = self._reporter.errors
         self._planner = Planner(
@@ -166,18 +156,18 @@ class Throttle:
             dry_run=position == DRY_RUN,
             callable_failed=self._callable_failed,
         )
-        self._unreleased = Unreleased(self._store_failed)
-        self._fallback: MemoryStore | None = None
+        self._entrance = Entrance(
+            self.guards,
+            on_store_error,
+            self._reporter,
+            waits=any(post.wait for post in self._posts),
+        )
+        self._unreleased = self._entrance.unreleased
         if on_decision is not None and not callable(on_decision):
             raise ConfigurationError(
                 f"on_decision: {on_decision!r} is not callable: give a function of (decision, environ)"
             )
         self._on_decision = on_decision
-        if on_store_error not in _ON_STORE_ERROR:
-            raise ConfigurationError(
-                f'on_store_error: {on_store_error!r} is unknown: write "fallback", "allow" or "deny"'
-            )
-        self._on_store_error = on_store_error
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         flight: Flight | None = None
@@ -220,7 +210,7 @@ class Throttle:
         flight = None
         try:
             flight = self._board(environ, outer)
-            flight, verdict = self._enter(flight, outer)
+            flight, verdict = self._entrance.enter(flight, outer)
             decision = self._conclude(verdict, flight, environ)
             if flight is not outer or decision.outcome != PASSED:
                 environ["guardrails.decision"] = decision
@@ -278,73 +268,6 @@ class Throttle:
         environ[FLIGHT] = flight
         return flight
 
-    def _enter(self, flight: Flight, outer: Flight | None) -> tuple[Flight, Verdict | None]:
-        """Ask the store, or what stands in for it when it fails. No verdict: all may pass."""
-        try:
-            if self._waits:
-                return flight, self._enter_patiently(flight.store, flight)
-            flight.may_wait = False
-            return flight, flight.store.enter(flight)
-        except Exception as error:
-            self._store_failed(error)
-        if flight is outer:
-            # What the outer throttle holds stays with its store: this one goes on by itself.
-            flight = outer.companion(self.guards)
-        elif flight.generation:
-            # It may have got as far as a row before it failed.
-            self._unreleased.add(flight.left_behind())
-        if self._on_store_error != "fallback":
-            return flight, self._without_store(flight.asks)
-        if self._fallback is None:
-            self._fallback = MemoryStore()
-        flight.store = self._fallback
-        return flight, self._enter_patiently(self._fallback, flight)
-
-    def _without_store(self, asks: Sequence[Ask]) -> Verdict | None:
-        """What can be said without a store: agents are refused all the same."""
-        refusals = tuple(Refusal(ask, None) for ask in asks if ask.demand.refused and not ask.dry_run)
-        enforced = any(not ask.dry_run for ask in asks)
-        if refusals or (self._on_store_error == "deny" and enforced):
-            return Verdict(False, 0, refusals, (), 0, 0, 0)
-        return None
-
-    def _enter_patiently(self, store: Store, visit: Visit) -> Verdict | None:
-        """Let a request wait for its turn, if a thread can be spared."""
-        if not self._waits or not self._waiting.may_wait():
-            visit.may_wait = False
-            return store.enter(visit)
-        visit.may_wait = True
-        verdict = store.enter(visit, final=False)
-        if verdict is None or (verdict.admitted and not verdict.delay):
-            return verdict
-        if not self._waiting.enter():
-            visit.may_wait = False
-            return verdict if verdict.admitted else store.enter(visit)
-        try:
-            if verdict.admitted:
-                store.sleep(verdict.delay)
-                return verdict
-            return self._wait_for_slot(store, visit, verdict)
-        finally:
-            self._waiting.leave()
-
-    def _wait_for_slot(self, store: Store, visit: Visit, verdict: Verdict) -> Verdict | None:
-        """Ask again every 5 to 20 ms until a slot is free or the guards' patience ends."""
-        waited = 0
-        answer: Verdict | None = verdict
-        while answer is not None and not answer.admitted:
-            patience = min(
-                refusal.ask.demand.wait if refusal.by_slot and not refusal.never else 0
-                for refusal in answer.refusals
-            )
-            if waited >= patience:
-                return store.enter(visit)
-            pause = int(_RANDOM.uniform(*_POLL) * 1_000_000)
-            store.sleep(pause)
-            waited += pause
-            answer = store.enter(visit, final=False)
-        return answer if answer is None else answer._replace(delay=max(answer.delay, waited))
-
     def _conclude(self, verdict: Verdict | None, visit: Flight, environ: dict[str, Any]) -> Decision:
         """Put the store's answer into words, and tell those who want to know."""
         if verdict is None:
@@ -399,7 +322,7 @@ class Throttle:
 
     def _shown_key(self, guard: Guard, key: bytes | None, flight: Flight) -> str:
         """A client as its address, a header's or cookie's value as a keyed hash."""
-        plain = shown_key(guard, key, flight.client)
+        plain = shown_key(getattr(guard, "by", "client"), key, flight.client)
         return flight.store.pseudonym(key or b"") if plain is None else plain
 
     def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
@@ -412,16 +335,7 @@ class Throttle:
         )
         return (b"", post.failure) if deny else (None, None)
 
-    def _store_failed(self, error: Exception) -> None:
-        if isinstance(error, InsideError):
-            return
-        if self._on_store_error == "fallback":
-            what = "counting in this process alone"
-        else:
-            what = f'on_store_error="{self._on_store_error}" is obeyed'
-        self._reporter.report(error, f"the store failed; until it is back, {what}")
-
-    def _log(self, decision: Decision, visit: Visit) -> None:
+    def _log(self, decision: Decision, visit: Flight) -> None:
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "%s by %.200s: %s from %s, %.20a %.200a, retry after %s s, reference %x",

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from guardrails.errors import ConfigurationError
-from guardrails.guard import LONGEST_AGENT, Guard, Post
+from guardrails.guard import Guard, Post
 from guardrails.guards.alone import StandsAlone
+from guardrails.keys import LONGEST_AGENT
 from guardrails.store.contract import Demand
 
 log = logging.getLogger("guardrails")

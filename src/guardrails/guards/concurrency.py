@@ -7,8 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guard import By, Post, StatefulGuard
+from guardrails.guard import Post, StatefulGuard
 from guardrails.guards.alone import StandsAlone
+from guardrails.keys import By
 from guardrails.store.contract import Demand, Slot
 from guardrails.units import parse_count, parse_duration
 
