@@ -224,7 +224,9 @@ def test_a_peer_of_this_host_without_the_header_is_a_client(serve, caplog):
     assert lines(caplog, level="WARNING") == []
 
 
-@pytest.mark.parametrize("address", ["", "unix:", "@", "/run/app.sock", "localhost", "1.2.3", "\n"])
+@pytest.mark.parametrize(
+    "address", ["", "unix:", "@", "/run/app.sock", "localhost", "0.0.0.0", "::", "1.2.3", "\n"]
+)
 def test_without_a_usable_address_guards_by_client_do_not_apply_and_the_others_do(
     serve, caplog, address
 ):
@@ -238,6 +240,18 @@ def test_without_a_usable_address_guards_by_client_do_not_apply_and_the_others_d
     assert line.startswith(
         f"REMOTE_ADDR is {address!r}, which is no address: guards that count by client"
     )
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "0.0.0.0"])
+def test_a_proxy_on_a_unix_socket_is_believed_when_that_was_said(serve, address):
+    """As with nginx in front of gunicorn's bind = "unix:..."."""
+    site = serve(app=telling, trusted_proxies=["unix", "10.0.0.0/8"])
+
+    assert client_of(site, address, "203.0.113.9, 198.51.100.7") == "198.51.100.7"
+    assert client_of(site, address, "198.51.100.7, 10.1.1.1") == "198.51.100.7"
+    assert client_of(site, address, "203.0.113.9, junk") == "None"
+    assert client_of(site, address) == "None"
+    assert client_of(site, "192.0.2.9", "198.51.100.7") == "192.0.2.9"
 
 
 def test_without_a_usable_address_a_key_of_another_kind_still_counts(serve):

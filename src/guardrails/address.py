@@ -23,6 +23,8 @@ LONGEST_HEADER = 1024
 MOST_HOPS = 32
 _MEMO_SIZE = 65536
 _MAPPED = bytes(10) + b"\xff\xff"
+_UNIX = "unix"
+_ANYBODY = ("0.0.0.0", "::")  # noqa: S104 - what some servers say of a unix socket
 _NAMED = {
     "loopback": ("127.0.0.0/8", "::1/128"),
     "private": ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "169.254.0.0/16"),
@@ -91,17 +93,23 @@ class Client:
 class ClientReader:
     """Reads the client of a request, and remembers the last 65,536.
 
-    trusted_proxies: networks of the proxies in front; None when nobody said.
+    trusted_proxies: networks of the proxies in front, "loopback", "private", or "unix" for whoever
+    comes without an address; None when nobody said.
     exemptions: for each guard by its number, the networks that it leaves alone.
     """
 
     def __init__(
         self, trusted_proxies: Iterable[str] | None, exemptions: list[Networks] | None = None
     ) -> None:
-        self._trusted = (
-            None if trusted_proxies is None else Networks(trusted_proxies, "trusted_proxies")
-        )
-        self._reads_header = self._trusted is None or bool(self._trusted)
+        self._trusts_unix = False
+        self._trusted: Networks | None = None
+        if trusted_proxies is not None:
+            if not isinstance(trusted_proxies, str) and isinstance(trusted_proxies, Iterable):
+                trusted_proxies = list(trusted_proxies)
+                self._trusts_unix = _UNIX in trusted_proxies
+                trusted_proxies = [each for each in trusted_proxies if each != _UNIX]
+            self._trusted = Networks(trusted_proxies, "trusted_proxies")
+        self._reads_header = self._trusted is None or bool(self._trusted) or self._trusts_unix
         self._exemptions = exemptions or []
         self._memo: OrderedDict[tuple[str, str | None], Client | None] = OrderedDict()
         self._near = Networks(("loopback", "private"), "trusted_proxies")
@@ -135,13 +143,17 @@ class ClientReader:
         self._memo[asked] = client
 
     def _read(self, peer: str, forwarded: str | None) -> Client | None:
-        address = parse_address(peer)
+        address = parse_address(peer) if peer not in _ANYBODY else None
+        if address is None and self._trusts_unix and forwarded is not None:
+            address = self._behind(None, forwarded)
+            if address is not None:
+                return self._known(address, undeclared=False)
         if address is None:
             self._say_once(
                 "no address",
                 "REMOTE_ADDR is %r, which is no address: guards that count by client do not apply "
-                "to such requests; bind the server to a TCP port, or let the proxy in front give "
-                "the client's address",
+                "to such requests; if that is a proxy on a unix socket that sends X-Forwarded-For "
+                'write trusted_proxies=["unix"], else bind the server to a TCP port',
                 peer[:64],
             )
             return None
@@ -150,7 +162,7 @@ class ClientReader:
             if self._trusted is None:
                 undeclared = address in self._near
             elif address in self._trusted:
-                address = self._behind(address, forwarded)
+                address = self._behind(address, forwarded) or address
         if undeclared:
             self._say_once(
                 "undeclared proxy",
@@ -172,7 +184,7 @@ class ClientReader:
             )
         return client
 
-    def _behind(self, proxy: bytes, forwarded: str) -> bytes:
+    def _behind(self, proxy: bytes | None, forwarded: str) -> bytes | None:
         """The right-most address that no trusted proxy has."""
         assert self._trusted is not None  # noqa: S101 - asked only where proxies are trusted
         entries = forwarded[-LONGEST_HEADER:].split(",")

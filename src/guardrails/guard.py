@@ -115,7 +115,9 @@ class Guard:
         shown = [
             f"{item.name}={getattr(self, item.name)!r}"
             for item in fields(self)
-            if item.repr and getattr(self, item.name) != item.default
+            if item.repr
+            and getattr(self, item.name) != item.default
+            and not (item.name == "status" and self.status == self.default_status)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 

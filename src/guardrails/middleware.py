@@ -76,8 +76,9 @@ def throttle(
     store: where the state is: a URL ("memory:", "shm:", "shm:NAME?clients=50000"), a store, or None
     for a file in shared memory that belongs to the place that calls; the environment variable
     GUARDRAILS_STORE stands in for None.
-    trusted_proxies: networks of the proxies whose X-Forwarded-For is believed. () says that peers
-    are clients. With None, per-client guards only watch behind a proxy that nobody declared.
+    trusted_proxies: networks of the proxies whose X-Forwarded-For is believed, "loopback",
+    "private", or "unix" for a proxy on a unix socket. () says that peers are clients. With None,
+    per-client guards only watch behind a proxy that nobody declared.
     exempt: networks that are never throttled.   exempt_paths: prefixes that never are.
     enabled, dry_run: the switch. GUARDRAILS=off, dry-run or on in the environment overrides both.
     on_decision: called with (decision, environ) for refusals and dry-run refusals.
@@ -87,15 +88,14 @@ def throttle(
     Raises ConfigurationError for whatever is wrong. Starts nothing and opens nothing: that is done
     at the first request.
     """
-    if store is None:
+    own_store = store is not None
+    if store is None or store == "shm:":
         caller = sys._getframe(1)  # noqa: SLF001 - where it is called names the store
         if caller.f_globals.get("__name__") == "guardrails.guards.alone":
             caller = caller.f_back or caller
         store = unnamed_store(caller.f_code.co_filename, caller.f_lineno)
-        own_store = False
     else:
         store = store_from_url(store) if isinstance(store, str) else _check_store(store)
-        own_store = True
     return Throttle(
         app,
         guards,
@@ -201,7 +201,8 @@ class Throttle:
         )
 
     def __repr__(self) -> str:
-        return f"<Throttle {', '.join(map(repr, self._posts_by_name))} before {self.app!r}>"
+        names = ", ".join(map(repr, self._posts_by_name))
+        return f"<Throttle {names} before {self.app!r}, state in {self.store!r}>"
 
     def _decide(self, environ: dict[str, Any], outer: Flight | None) -> tuple[Flight | None, Decision]:
         """Ask the guards and the store. Errors of guardrails' own let the request pass."""

@@ -119,7 +119,7 @@ class SpeedLimit(StandsAlone, StatefulGuard):
         if callable(self.rate):
             return super().__repr__()
         words = "; ".join(_in_words(rate) for rate in self._rates)
-        return f"{super().__repr__()[:-1]}: {words})"
+        return f"{super().__repr__()}: {words}"
 
 
 def _strict(rate: Rate, *, chosen: bool) -> Rate:

@@ -114,6 +114,9 @@ class MemoryStore:
         self._number = 0
         self._reaped = -REAP_INTERVAL
 
+    def __repr__(self) -> str:
+        return "memory:"
+
     def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
         with self._exclusive:
             self._forget_parent(visit.pid)

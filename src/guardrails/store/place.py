@@ -104,7 +104,7 @@ def create_file(folder: Path, size: int) -> tuple[int, Path]:
         os.close(descriptor)
         path.unlink()
         raise StoreError(
-            f"store: no room for {size / 2**20:.1f} MB in {folder} ({error.strerror}): make room "
+            f"store: no room for {size / 1e6:.1f} MB in {folder} ({error.strerror}): make room "
             "there (a container's /dev/shm is 64 MB by default), or ask for less, "
             'as in store="shm:NAME?clients=10000"'
         ) from error

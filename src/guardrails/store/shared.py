@@ -91,6 +91,9 @@ class SharedStore:
         self._standing: tuple[int, float] | None = None
         self._failure: tuple[float, str] | None = None
 
+    def __repr__(self) -> str:
+        return f"shm:{self.name}"
+
     def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
         entered = visit.entered
         while True:
@@ -223,6 +226,7 @@ class SharedStore:
         # A size is a wish at the start, not a demand on whatever file comes later.
         self._spec = self._spec._replace(clients=None, rows=None)
         self._file = file
+        log.info("store %r: opened %s", self, file.path)
         _close_at_exit(self)
         self._reap(file)
         return file

@@ -42,7 +42,7 @@ def unnamed_store(file: str, line: int) -> Store:
     stays when lines are added above. GUARDRAILS_STORE in the environment overrides it.
     """
     url = os.environ.get("GUARDRAILS_STORE")
-    if url:
+    if url and url != "shm:":
         return store_from_url(url)
     if not _has_shared_memory():
         return MemoryStore()
@@ -62,7 +62,7 @@ def open_store(url: str | None = None) -> Store:
     Raises ConfigurationError when that leaves a choice, and StoreError when there is no such store.
     """
     url = url or os.environ.get("GUARDRAILS_STORE")
-    if url is not None:
+    if url is not None and url != "shm:":
         return _only_existing(store_from_url(url))
     from guardrails.store import opening, place  # noqa: PLC0415 - needs POSIX
     from guardrails.store.shared import SharedStore  # noqa: PLC0415 - as above
@@ -100,8 +100,6 @@ def _shared_store(url: str, rest: str) -> Store:
     from guardrails.store.shared import SharedStore  # noqa: PLC0415 - needs POSIX
 
     name, _, query = rest.partition("?")
-    if not name:
-        name = "default"
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"store: {name!r} in {url!r} is not a name: use up to 64 letters, digits, '_', '.' and "

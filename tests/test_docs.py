@@ -1,0 +1,254 @@
+"""The README, the pages and the examples: what they show runs, and what they name is there."""
+
+import importlib
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+import guardrails
+from guardrails.store import place
+from guardrails.store.layout import plan
+from guardrails.store.opening import DEFAULT_ROWS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OUR_PAGES = [page for page in PAGES if page.name != "benchmarks.md"]
+LONGEST_SECONDS = 30
+
+# The store that the pages look into is there, as it would be beside a running server.
+PREAMBLE = """\
+from guardrails import SpeedLimit, testing
+running = SpeedLimit("1/second")(testing.hello, store="shm:shop")
+assert testing.Client(running).get("/").status_code == 200
+del SpeedLimit, testing, running
+"""
+
+page_by_page = pytest.mark.parametrize("page", OUR_PAGES, ids=lambda page: page.name)
+
+
+def python_blocks(page):
+    return re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+@pytest.fixture
+def store_name():
+    name = f"test-docs-{secrets.token_hex(8)}"
+    yield name
+    for folder in place.folders():
+        for path in folder.glob(f"{name}*"):
+            path.unlink()
+
+
+def environment(store_name):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GUARDRAILS")}
+    return {**kept, "GUARDRAILS_STORE": f"shm:{store_name}-unnamed?private&clients=100"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the pages use the shared store")
+@pytest.mark.parametrize("page", [*filter(python_blocks, OUR_PAGES)], ids=lambda page: page.name)
+def test_what_a_page_shows_runs(page, tmp_path, store_name):
+    blocks = python_blocks(page)
+    (tmp_path / "badagents.txt").write_text("# robots\nzgrab\n")
+    (tmp_path / "mysite").mkdir()
+    (tmp_path / "mysite" / "__init__.py").touch()
+    (tmp_path / "mysite" / "settings.py").write_text('SECRET_KEY = "of a test"\n')
+    program = "\n".join([PREAMBLE, *blocks]).replace("shm:shop", f"shm:{store_name}")
+    (tmp_path / "shown.py").write_text(program)
+
+    ran = subprocess.run(
+        [sys.executable, "-X", "dev", "shown.py"],
+        cwd=tmp_path,
+        env=environment(store_name),
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_SECONDS,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_readme_shows_each_framework_and_the_tests():
+    shown = "\n".join(python_blocks(ROOT / "README.md"))
+
+    for part in (
+        "app.wsgi_app = guardrails.throttle(",
+        "get_wsgi_application()",
+        "testing.assert_refused(",
+    ):
+        assert part in shown
+
+
+@page_by_page
+def test_what_a_page_names_of_guardrails_is_there(page):
+    text = re.sub(r'environ\["guardrails\.\w+"\]', "", page.read_text(encoding="utf-8"))
+
+    for name in re.findall(r"\bguardrails\.([A-Za-z_]\w*)", text):
+        assert hasattr(guardrails, name) or importlib.import_module(f"guardrails.{name}")
+
+
+@page_by_page
+def test_every_option_that_a_page_gives_a_guard_or_a_throttle_is_taken(page):
+    """Names in backticks with an equals sign are arguments of something here."""
+    from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
+
+    known = {
+        "missing",
+        "enabled",
+        "GUARDRAILS",
+        "GUARDRAILS_STORE",
+        "trusted_proxy",
+        "bind",
+        "store",
+        "app",
+    }
+    known |= {"on_decision", "on_store_error", "trusted_proxies"}
+    for guard in (BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit):
+        known |= set(guard.__dataclass_fields__)
+
+    options = re.findall(r"`([A-Za-z_]+) ?=[^`=]*`", page.read_text(encoding="utf-8"))
+
+    assert set(options) - known == set()
+
+
+@page_by_page
+def test_every_link_within_the_project_leads_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", link)]
+
+    for link in links:
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if heading:
+            lines = target.read_text(encoding="utf-8").splitlines()
+            assert heading in {anchor(line) for line in lines if line.startswith("#")}, link
+
+
+def anchor(heading):
+    words = re.sub(r"[^\w\- ]", "", heading.lstrip("#").strip().lower())
+    return words.replace(" ", "-")
+
+
+def test_the_readmes_sizes_are_those_of_the_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) MB \|$", text, re.MULTILINE)
+
+    assert len(rows) >= 4
+    for clients, megabytes in rows:
+        size = plan(int(clients.replace(",", "")), DEFAULT_ROWS).size
+        assert f"{size / 1e6:.1f}" == megabytes, clients
+
+
+def test_the_readmes_rates_are_in_the_words_of_the_guard():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert f"# {guardrails.SpeedLimit('120/minute')!r}\n" in text
+    assert "at most 239 in the first minute" in text
+    assert "at most 250000 in" in repr(guardrails.SpeedLimit("300000/second", burst=1))
+
+
+def test_the_readmes_comparison_is_what_was_measured():
+    """Rounded as the README shows it; written anew by `make bench`."""
+    measured = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def figure(pattern):
+        return float(re.search(pattern, measured)[1])
+
+    ours = figure(r"\| Flask \+ guardrails: adds \| ([\d.]+) µs")
+    theirs = figure(r"\| Flask \+ Flask-Limiter: adds \| ([\d.]+) µs")
+    assert f"| {ours:.0f} µs | {theirs:.0f} µs |" in readme
+    for kind in ("sync", "gthread"):
+        ours = figure(rf"\| {kind} \| Flask \+ guardrails, 4 guards \| \d+ \| (\d+)%")
+        theirs = figure(rf"\| {kind} \| Flask \+ Flask-Limiter, [^|]+\| \d+ \| (\d+)%")
+        assert f"gunicorn {kind}, 2 workers | {ours:.0f}% | {theirs:.0f}% |" in readme
+    refusal = figure(r"\| a refusal of a banned client \| ([\d.]+) µs")
+    admission = figure(r"\| app \+ guardrails: adds \| ([\d.]+) µs")
+    assert f"costs {refusal:.0f} µs, more than the {admission:.0f} µs" in " ".join(readme.split())
+
+
+@contextmanager
+def gunicorn(app, folder, store_name):
+    """The example under two workers; its port."""
+    (folder / "gunicorn.conf.py").write_text("control_socket_disable = True\n")
+    with closing(socket.socket()) as listener, (folder / "log").open("wb") as log:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        command = [
+            Path(sys.executable).with_name("gunicorn"),
+            *("--config", folder / "gunicorn.conf.py", "--bind", f"fd://{listener.fileno()}"),
+            *("--workers", "2", "--chdir", ROOT / "examples", app),
+        ]
+        server = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**environment(store_name), "PYTHONDONTWRITEBYTECODE": "1"},
+            pass_fds=[listener.fileno()],
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=LONGEST_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def ask(port, path, data=None, agent="a test"):
+    """Status and headers."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", data=data, headers={"User-Agent": agent}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=LONGEST_SECONDS) as response:  # noqa: S310
+            return response.status, response.headers
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, refusal.headers
+
+
+def ask_until_it_answers(port, path):
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while True:
+        try:
+            return ask(port, path)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gunicorn needs POSIX")
+@pytest.mark.parametrize(
+    ("app", "limited", "data"),
+    [("flask_app:app", "/login", b"name=me"), ("django_app:application", "/search", None)],
+)
+def test_an_example_serves_and_refuses_under_gunicorn(app, limited, data, tmp_path, store_name):
+    with gunicorn(app, tmp_path, store_name) as port:
+        assert ask_until_it_answers(port, "/")[0] == 200
+        answers = [ask(port, limited, data) for _ in range(6)]
+        blocked, _ = ask(port, "/", agent="zgrab/0.x")
+
+    assert [status for status, _ in answers] == [200, 200, 200, 200, 200, 429]
+    assert 1 <= int(answers[-1][1]["Retry-After"]) <= 12
+    assert blocked == 403
+    log = (tmp_path / "log").read_text()
+    assert f"REJECTED by speed-limit {limited} client: 127.0.0.1" in log
