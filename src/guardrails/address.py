@@ -112,6 +112,7 @@ class ClientReader:
         self._reads_header = self._trusted is None or bool(self._trusted) or self._trusts_unix
         self._exemptions = exemptions or []
         self._memo: OrderedDict[tuple[str, str | None], Client | None] = OrderedDict()
+        self._same: OrderedDict[tuple[bytes, bool], Client] = OrderedDict()
         self._near = Networks(("loopback", "private"), "trusted_proxies")
         self._said: set[str] = set()
 
@@ -121,20 +122,22 @@ class ClientReader:
         forwarded = environ.get("HTTP_X_FORWARDED_FOR") if self._reads_header else None
         try:
             return self._memo[peer, forwarded]
-        except KeyError:
+        except (KeyError, TypeError):
             pass
         client = self._read(peer, forwarded)
-        if forwarded is None or len(forwarded) <= LONGEST_HEADER:
+        if isinstance(peer, str) and (forwarded is None or len(forwarded) <= LONGEST_HEADER):
             self._remember((peer, forwarded), client)
         return client
 
     def same(self, client: Client) -> Client:
         """The same client with this reader's own exemptions."""
-        known = ("", client.text)
-        found = self._memo.get(known)
+        known = (client.address, client.undeclared_proxy)
+        found = self._same.get(known)
         if found is None:
             found = self._known(client.address, undeclared=client.undeclared_proxy)
-            self._remember(known, found)
+            if len(self._same) >= _MEMO_SIZE:
+                self._same.popitem(last=False)
+            self._same[known] = found
         return found
 
     def _remember(self, asked: tuple[str, str | None], client: Client | None) -> None:
@@ -143,7 +146,7 @@ class ClientReader:
         self._memo[asked] = client
 
     def _read(self, peer: str, forwarded: str | None) -> Client | None:
-        address = parse_address(peer) if peer not in _ANYBODY else None
+        address = _peer_address(peer)
         if address is None and self._trusts_unix and forwarded is not None:
             address = self._behind(None, forwarded)
             if address is not None:
@@ -154,7 +157,7 @@ class ClientReader:
                 "REMOTE_ADDR is %r, which is no address: guards that count by client do not apply "
                 "to such requests; if that is a proxy on a unix socket that sends X-Forwarded-For "
                 'write trusted_proxies=["unix"], else bind the server to a TCP port',
-                peer[:64],
+                str(peer)[:64],
             )
             return None
         undeclared = False
@@ -204,6 +207,13 @@ class ClientReader:
         if what not in self._said:
             self._said.add(what)
             log.warning(message, *values)
+
+
+def _peer_address(peer: object) -> bytes | None:
+    """The address of REMOTE_ADDR, without a zone; None for what says nothing of who it is."""
+    if not isinstance(peer, str) or peer in _ANYBODY:
+        return None
+    return parse_address(peer.partition("%")[0])
 
 
 def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]:

@@ -11,7 +11,6 @@ import random
 from collections.abc import Sequence
 
 from guardrails.errors import ConfigurationError, InsideError
-from guardrails.guard import Guard
 from guardrails.reporting import Reporter
 from guardrails.store.contract import Ask, Refusal, Store, Verdict, Visit
 from guardrails.store.memory import MemoryStore
@@ -31,7 +30,6 @@ class Entrance:
 
     def __init__(
         self,
-        guards: tuple[Guard, ...],
         on_store_error: str,
         reporter: Reporter,
         *,
@@ -41,7 +39,6 @@ class Entrance:
             raise ConfigurationError(
                 f'on_store_error: {on_store_error!r} is unknown: write "fallback", "allow" or "deny"'
             )
-        self._guards = guards
         self._on_store_error = on_store_error
         self._reporter = reporter
         self._waits = waits
@@ -60,7 +57,7 @@ class Entrance:
             self._store_failed(error)
         if flight is outer:
             # What the outer throttle holds stays with its store: this one goes on by itself.
-            flight = outer.companion(self._guards)
+            flight = outer.companion()
         elif flight.generation:
             # It may have got as far as a row before it failed.
             self.unreleased.add(flight.left_behind())
@@ -81,7 +78,7 @@ class Entrance:
 
     def _enter_patiently(self, store: Store, visit: Visit) -> Verdict | None:
         """Let a request wait for its turn, if a thread can be spared."""
-        if not self._waits or not self._waiting.may_wait():
+        if not self._waits or not self._waiting.may_wait(visit.pid):
             visit.may_wait = False
             return store.enter(visit)
         visit.may_wait = True
@@ -114,7 +111,11 @@ class Entrance:
             store.sleep(pause)
             waited += pause
             answer = store.enter(visit, final=False)
-        return answer if answer is None else answer._replace(delay=max(answer.delay, waited))
+        if answer is None:
+            return None
+        if answer.delay:
+            store.sleep(answer.delay)
+        return answer._replace(delay=answer.delay + waited)
 
     def _store_failed(self, error: Exception) -> None:
         if isinstance(error, InsideError):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from http import HTTPMethod
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from guardrails.address import Networks
@@ -22,6 +24,9 @@ from guardrails.store.contract import Demand, Meter
 from guardrails.units import parse_duration
 
 log = logging.getLogger("guardrails")
+
+
+_MOST_TIERS = 256
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,7 @@ class Post:
         "path",
         "refusal",
         "shadow_ban",
+        "tiers",
         "usual_demand",
         "varies",
         "wait",
@@ -203,6 +209,7 @@ class Post:
         self.refusal = self.make_demand(refused=True)
         # A callable that fails is no fault of the client's, so nobody is banned for it.
         self.failure = Demand(name, refused=True)
+        self.tiers: OrderedDict[object, Demand] = OrderedDict()
         self.by_client = guard.counts_by_client()
         self.own_key = getattr(guard, "by", None) == "client"
         self.fixed_key = guard.fixed_key()
@@ -220,9 +227,19 @@ class Post:
             **parts,
         )
 
+    def tier(self, figures: object, make: Callable[[], Demand]) -> Demand:
+        """The demand with these figures of a callable's, made once; the last 256 are kept."""
+        demand = self.tiers.get(figures)
+        if demand is None:
+            demand = make()
+            if len(self.tiers) >= _MOST_TIERS:
+                self.tiers.popitem(last=False)
+            self.tiers[figures] = demand
+        return demand
+
     def covers(self, method: str, host: str, readings: tuple[str, ...]) -> bool:
         """Whether the guard is about such a request, by any reading of its path."""
-        if self.methods is not None and method not in self.methods:
+        if self.methods is not None and method.upper() not in self.methods:
             return False
         if self.hosts is not None and normal_host(host) not in self.hosts:
             return False
@@ -265,8 +282,13 @@ def check_status(status: object) -> int:
     return status
 
 
-def unique_names(guards: Iterable[Guard]) -> list[str]:
-    """A name for each guard: given ones must differ, made ones get a number when alike."""
+def unique_names(
+    guards: Iterable[Guard], taken: Mapping[str, Guard] = MappingProxyType({})
+) -> list[str]:
+    """A name for each guard: given ones must differ, made ones get a number when alike.
+
+    taken: names that outer throttles have; only an equal guard may have the same.
+    """
     guards = list(guards)
     given = [guard.name for guard in guards if guard.name is not None]
     for name in given:
@@ -275,17 +297,15 @@ def unique_names(guards: Iterable[Guard]) -> list[str]:
                 f"name: {name!r} is given to {given.count(name)} guards, and each keeps its state "
                 "under its name: give each its own, or leave the names out"
             )
-    taken, names = set(given), []
+    used = {name for name in given if name not in taken}
+    names = []
     for guard in guards:
-        if guard.name is not None:
-            names.append(guard.name)
-            continue
-        name = base = guard.default_name()
-        number = 1
-        while name in taken:
+        base = guard.name or guard.default_name()
+        name, number = base, 1
+        while (name in used and name != guard.name) or taken.get(name, guard) != guard:
             number += 1
             name = f"{base} {number}"
-        taken.add(name)
+        used.add(name)
         names.append(name)
     return names
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from guardrails.errors import ConfigurationError
 from guardrails.request import Request, normal_host
+from guardrails.store.contract import Visit
 
 By = str | Callable[[dict[str, Any]], str | None]
 LONGEST_AGENT = 512
 _WORDS_OF_BY = ("client", "client+agent", "all", "host", "path", "user")
 _LONGEST_SHOWN_KEY = 128
+_LONGEST_KEY = 128
 
 
 def key_function(by: By) -> Callable[[Request], bytes | None]:
@@ -31,8 +34,8 @@ def key_function(by: By) -> Callable[[Request], bytes | None]:
         "client": lambda request: request.client.key if request.client else None,
         "client+agent": _client_and_agent,
         "all": lambda _request: b"",
-        "host": lambda request: normal_host(request.host).encode("latin-1", "replace"),
-        "path": lambda request: request.path.encode("latin-1", "replace"),
+        "host": lambda request: _text_key(normal_host(request.host)),
+        "path": lambda request: _text_key(request.path),
         "user": lambda request: _text_key(request.environ.get("REMOTE_USER") or None),
     }
     if by not in keys:
@@ -61,12 +64,17 @@ def _client_and_agent(request: Request) -> bytes | None:
 def _or_client(request: Request, value: str | None) -> bytes | None:
     if value:
         # Marked, so that nobody can send another client's key as a header.
-        return b"\0value\0" + value.encode("latin-1", "replace")
+        return b"\0value\0" + _bounded(value.encode("utf-8", "surrogatepass"))
     return request.client.key if request.client is not None else None
 
 
 def _text_key(value: str | None) -> bytes | None:
-    return None if value is None else str(value).encode("utf-8", "surrogateescape")
+    return None if value is None else _bounded(str(value).encode("utf-8", "surrogatepass"))
+
+
+def _bounded(key: bytes) -> bytes:
+    """A key of any length as one that may be remembered."""
+    return key if len(key) <= _LONGEST_KEY else hashlib.blake2b(key, digest_size=32).digest()
 
 
 def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
@@ -78,12 +86,13 @@ def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
     return None
 
 
-def shown_key(by: By, key: bytes | None, client: str) -> str | None:
+def shown_key(by: By, key: bytes | None, visit: Visit) -> str | None:
     """How a key is shown to people; None for what nobody needs to read, such as a header's value."""
     if key is None or by == "client":
-        return client
+        return visit.client
     if by == "all":
         return "all"
     if by in ("host", "path"):
-        return ascii(key[:_LONGEST_SHOWN_KEY].decode("latin-1"))[1:-1]
+        text = visit.host if by == "host" else visit.path
+        return ascii(text[:_LONGEST_SHOWN_KEY])[1:-1]
     return None

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication
 
-from guardrails.address import ClientReader, Networks
+from guardrails.address import Client, ClientReader, Networks
 from guardrails.answers import refuse
 from guardrails.decision import (
     DELAYED,
@@ -52,9 +52,6 @@ from guardrails.store.urls import store_from_url, unnamed_store
 from guardrails.stream import FLIGHT, Flight
 
 log = logging.getLogger("guardrails")
-
-NEVER_REFUSED = "/robots.txt"
-"""A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
 
 _new: Callable[..., Decision] = tuple.__new__  # several times faster than the named constructor
 
@@ -139,10 +136,11 @@ class Throttle:
             )
         ]
         _check_slots(self._posts)
-        self._posts_by_name = {post.name: post for post in self._posts}
+        self._names = tuple(post.name for post in self._posts)
+        self._posts_by_name: dict[str, Post] = {}
         own_exempt = Networks(exempt, "exempt")
-        self._exempt_paths = (NEVER_REFUSED, *exempt_path_prefixes(exempt_paths))
-        self._own_exemptions = bool(own_exempt) or len(self._exempt_paths) > 1
+        self._exempt_paths = exempt_path_prefixes(exempt_paths)
+        self._own_exemptions = bool(own_exempt or self._exempt_paths)
         self._own_client = trusted_proxies is not None
         self._clients = ClientReader(
             trusted_proxies,
@@ -150,14 +148,10 @@ class Throttle:
         )
         self._reporter = Reporter()
         self.errors = self._reporter.errors
-        self._planner = Planner(
-            self._posts,
-            self._exempt_paths,
-            dry_run=position == DRY_RUN,
-            callable_failed=self._callable_failed,
-        )
+        self._dry_run = position == DRY_RUN
+        self._planner = self._make_planner(self._posts)
+        self._planners_within: dict[tuple[str, ...], Planner] = {}
         self._entrance = Entrance(
-            self.guards,
             on_store_error,
             self._reporter,
             waits=any(post.wait for post in self._posts),
@@ -179,6 +173,8 @@ class Throttle:
         try:
             flight, decision = self._decide(environ, outer)
             if not decision.admitted:
+                if flight is not outer:
+                    _put_back(environ, outer)
                 drain = flight is not None and flight.may_drain
                 return refuse(decision, environ, start_response, drain=drain)
             if flight is None:
@@ -228,43 +224,74 @@ class Throttle:
 
     def _board(self, environ: dict[str, Any], outer: Flight | None) -> Flight:
         """The flight of this request: a new one, or the outer throttle's with our asks."""
-        get = environ.get
-        plan = self._planner.plan(
-            get("REQUEST_METHOD", "GET"),
-            get("HTTP_HOST") or get("SERVER_NAME", ""),
-            get("SCRIPT_NAME", "") + get("PATH_INFO", ""),
-        )
-        pid = os.getpid()
         if outer is not None:
-            return self._board_within(outer, plan, environ, pid)
+            return self._board_within(outer, environ)
         client = self._clients.read(environ)
+        plan = _plan(self._planner, environ)
         asks = self._planner.asks(plan, client, environ)
-        flight = Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards)
+        flight = self._new_flight(asks, client, plan)
         if plan.exempt or (client is not None and 0 in client.exempt):
             flight.exempt = True
         environ["guardrails.client"] = flight.client or None
         environ[FLIGHT] = flight
         return flight
 
-    def _board_within(self, outer: Flight, plan: Plan, environ: dict[str, Any], pid: int) -> Flight:
+    def _new_flight(self, asks: Sequence[Ask], client: Client | None, plan: Plan) -> Flight:
+        return Flight(
+            self.store, self._unreleased, asks, os.getpid(), client, plan, self.guards, self._names
+        )
+
+    def _make_planner(self, posts: Sequence[Post]) -> Planner:
+        self._posts_by_name.update((post.name, post) for post in posts)
+        return Planner(
+            posts,
+            self._exempt_paths,
+            dry_run=self._dry_run,
+            callable_failed=self._callable_failed,
+        )
+
+    def _planner_within(self, outer: Flight) -> Planner:
+        """The planner to use inside: where a name is another guard's already, ours gets a number.
+
+        Two guards under one name would share their state, and wipe out each other's.
+        """
+        taken = dict(zip(outer.names, outer.guards, strict=True))
+        if all(taken.get(post.name, post.guard) == post.guard for post in self._posts):
+            return self._planner
+        planner = self._planners_within.get(outer.names)
+        if planner is None:
+            names = unique_names(self.guards, taken)
+            planner = self._planners_within[outer.names] = self._make_planner(
+                [
+                    Post(post.guard, name, post.number)
+                    for post, name in zip(self._posts, names, strict=True)
+                ]
+            )
+        return planner
+
+    def _board_within(self, outer: Flight, environ: dict[str, Any]) -> Flight:
         """Take client, store and exemptions from the outer throttle, unless given our own."""
         if self._own_client:
             client = self._clients.read(environ)
         else:
             client = outer.who and self._clients.same(outer.who)
-        shared = not self._own_store and not outer.settled and outer.pid == pid
+        same_store = not self._own_store or self.store is outer.store
+        shared = same_store and outer.is_open() and outer.pid == os.getpid()
+        planner = self._planner_within(outer) if shared else self._planner
+        plan = _plan(planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)
         if not self._own_exemptions:
             exempt = exempt or outer.exempt
         met = outer.guards if shared else ()
         asks: Sequence[Ask] = ()
         if not exempt:
-            asks = self._planner.asks(plan, client, environ, met, as_usual=not shared)
+            asks = planner.asks(plan, client, environ, met, as_usual=not shared)
         if shared:
             outer.asks = asks
             outer.guards += self.guards
+            outer.names += planner.names
             return outer
-        flight = Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards)
+        flight = self._new_flight(asks, client, plan)
         flight.exempt = exempt
         environ[FLIGHT] = flight
         return flight
@@ -295,6 +322,7 @@ class Throttle:
         refusals = verdict.refusals or verdict.dry_run_refusals
         if not refusals:
             return Decision(False, REJECTED, retry_after=1, status=503)
+        visit.banned = refusals[0].banned
         visit.may_drain = not any(refusal.banned or refusal.ask.demand.refused for refusal in refusals)
         first = refusals[0]
         post = self._posts_by_name[first.ask.demand.guard]
@@ -323,7 +351,7 @@ class Throttle:
 
     def _shown_key(self, guard: Guard, key: bytes | None, flight: Flight) -> str:
         """A client as its address, a header's or cookie's value as a keyed hash."""
-        plain = shown_key(getattr(guard, "by", "client"), key, flight.client)
+        plain = shown_key(getattr(guard, "by", "client"), key, flight)
         return flight.store.pseudonym(key or b"") if plain is None else plain
 
     def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
@@ -336,19 +364,37 @@ class Throttle:
         )
         return (b"", post.failure) if deny else (None, None)
 
-    def _log(self, decision: Decision, visit: Flight) -> None:
+    def _log(self, decision: Decision, flight: Flight) -> None:
         if log.isEnabledFor(logging.INFO):
             log.info(
-                "%s by %.200s: %s from %s, %.20a %.200a, retry after %s s, reference %x",
+                "%s by %.200s%s: %s from %s, %.20a %.200a, %s, reference %x",
                 decision.outcome,
                 decision.guard,
+                " (banned)" if flight.banned else "",
                 decision.key,
-                visit.client or "an unknown client",
-                visit.method,
-                visit.path,
-                decision.retry_after,
+                flight.client or "an unknown client",
+                flight.method,
+                flight.path,
+                "no retry" if decision.retry_after is None else f"retry after {decision.retry_after} s",
                 decision.id,
             )
+
+
+def _plan(planner: Planner, environ: dict[str, Any]) -> Plan:
+    get = environ.get
+    return planner.plan(
+        get("REQUEST_METHOD", "GET"),
+        get("HTTP_HOST") or get("SERVER_NAME", ""),
+        get("SCRIPT_NAME", "") + get("PATH_INFO", ""),
+    )
+
+
+def _put_back(environ: dict[str, Any], outer: Flight | None) -> None:
+    """A refused request is over: whoever tries again with the same environ is asked again."""
+    if outer is None:
+        environ.pop(FLIGHT, None)
+    else:
+        environ[FLIGHT] = outer
 
 
 def _check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:

@@ -15,6 +15,9 @@ from guardrails.guard import Guard, Post
 from guardrails.request import Request, falls_under, path_readings
 from guardrails.store.contract import Ask, Asks, Demand
 
+NEVER_REFUSED = "/robots.txt"
+"""A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
+
 _PLANS = 4096
 _LONGEST_PLANNED_PATH = 512
 _NO_ASKS = Asks()
@@ -61,6 +64,7 @@ class Planner:
         callable_failed: Callable[[Post, Exception], tuple[bytes | None, Demand | None]],
     ) -> None:
         self._posts = posts
+        self.names = tuple(post.name for post in posts)
         self._exempt_paths = exempt_paths
         self._dry_run = dry_run
         self._callable_failed = callable_failed
@@ -108,7 +112,8 @@ class Planner:
 
     def _duties(self, method: str, host: str, path: str) -> tuple[Duty, ...] | None:
         readings = path_readings(path)
-        if all(falls_under(reading, self._exempt_paths) for reading in readings):
+        exempt = self._exempt_paths
+        if all(reading == NEVER_REFUSED or falls_under(reading, exempt) for reading in readings):
             return None
         covered = [(post, post.covers(method, host, readings)) for post in self._posts]
         return tuple(

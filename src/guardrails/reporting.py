@@ -1,7 +1,6 @@
 """Errors of guardrails' own: counted always, logged once a minute each."""
 
 import logging
-import threading
 from collections import Counter
 
 from cachetools import TTLCache
@@ -20,7 +19,6 @@ class Reporter:
     def __init__(self) -> None:
         self.errors: Counter[str] = Counter()
         self._said: TTLCache[str, bool] = TTLCache(maxsize=_MOST_REMEMBERED, ttl=_SILENCE_SECONDS)
-        self._lock = threading.Lock()
 
     def report(self, error: Exception, what: str) -> None:
         """Count an error, and log it with its trace."""
@@ -36,8 +34,10 @@ class Reporter:
             log.warning("%s", message)
 
     def _first_in_a_while(self, about: str) -> bool:
-        with self._lock:
+        try:
             if about in self._said:
                 return False
             self._said[about] = True
+        except (KeyError, RuntimeError):  # two threads at once: at worst it is said twice
             return True
+        return True

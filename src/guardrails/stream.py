@@ -65,7 +65,7 @@ class Flight(Visit):
     """A request between its admission and the end of its response.
 
     store: where it was admitted.   who: its client.   plan: what is known of such requests.
-    guards: those of the throttles that it has met.
+    guards, names: those of the throttles that it has met.
     """
 
     settled = False
@@ -79,6 +79,7 @@ class Flight(Visit):
     _file_response: object = None
     file_returned = False
     may_drain = False
+    banned = False
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Flight(Visit):
         who: Client | None,
         plan: Plan,
         guards: tuple[Guard, ...],
+        names: tuple[str, ...],
     ) -> None:
         self.store = store
         self.unreleased = unreleased
@@ -97,6 +99,7 @@ class Flight(Visit):
         self.who = who
         self.plan = plan
         self.guards = guards
+        self.names = names
         self.thread = get_ident()
         if who is not None:
             self.key = who.key
@@ -122,7 +125,7 @@ class Flight(Visit):
 
     def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
-        if "wsgi.file_wrapper" in environ:
+        if environ.get("wsgi.file_wrapper"):
             response = self._call_with_file_wrapper(app, environ, start_response)
         else:
             response = self.measure(app, environ, start_response)
@@ -156,13 +159,17 @@ class Flight(Visit):
         finally:
             environ["wsgi.file_wrapper"] = self._server_file_wrapper
 
-    def companion(self, guards: tuple[Guard, ...]) -> Flight:
+    def is_open(self) -> bool:
+        """Whether it has been admitted and its response is not over."""
+        return bool(self.generation) and not self.settled
+
+    def companion(self) -> Flight:
         """A flight of its own for what an inner throttle asks now."""
-        return Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, guards)
+        return Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, (), ())
 
     def left_behind(self) -> Flight:
         """What a failing store may hold of this request, to be given back later; this starts anew."""
-        left = Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, ())
+        left = Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, (), ())
         left.row, left.generation = self.row, self.generation
         self.row, self.generation, self.entered = -1, 0, False
         return left

@@ -95,7 +95,12 @@ def assert_refused(
 ) -> None:
     """Check that guardrails refused, and if given with which status, by whom, for how long."""
     decision = response.request.environ.get("guardrails.decision")
-    if decision is None or decision.admitted:
+    if decision is None:
+        raise AssertionError(
+            f"the response {response.status} carries no decision: send the request with "
+            "guardrails.testing.Client, and see that GUARDRAILS is not off"
+        )
+    if decision.admitted:
         raise AssertionError(f"the request was not refused: status {response.status}, {decision}")
     if status is not None and response.status_code != status:
         raise AssertionError(f"refused with {response.status}, not with {status}: {decision}")

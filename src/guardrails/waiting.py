@@ -13,12 +13,18 @@ class WaitingRoom:
     """Counts the threads that serve requests, and those that wait."""
 
     def __init__(self) -> None:
+        self._begin(0)
+
+    def _begin(self, pid: int) -> None:
+        self._pid = pid
         self._lock = threading.Lock()
         self._threads: set[int] = set()
         self._waiting = 0
 
-    def may_wait(self) -> bool:
-        """Whether one more may wait; notes the thread that asks."""
+    def may_wait(self, pid: int) -> bool:
+        """Whether one more may wait in this process; notes the thread that asks."""
+        if pid != self._pid:
+            self._begin(pid)
         if len(self._threads) < _MOST_COUNTED:
             self._threads.add(threading.get_ident())
         return self._waiting < len(self._threads) // 4

@@ -128,6 +128,8 @@ class Interrupted(BaseException):
 def interrupts(lock, times):
     """Be cut off by a raising signal handler, again and again, anywhere in a guarded request."""
     url = f"shm:test-interrupts-{os.getpid()}?private&clients=64&rows=64&lock={lock}"
+    if lock == "memory":
+        url = "memory:"
     app = guardrails.throttle(
         testing.hello,
         guardrails.MaxConcurrentReqs(3),

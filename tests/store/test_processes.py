@@ -229,7 +229,7 @@ def test_fork_in_mid_request_doubles_nothing_and_frees_nothing(store):
     assert store.enter(visit(cap)).admitted
 
 
-@pytest.mark.parametrize("lock", ["mutex", "flock"])
+@pytest.mark.parametrize("lock", ["mutex", "flock", "memory"])
 def test_ten_thousand_interrupts_lose_no_slot_and_keep_no_lock(lock, start):
     interrupted, left, works = said(start("interrupts", lock, 10_000))
     assert int(interrupted) >= 10_000

@@ -57,7 +57,9 @@ class MaxConcurrentReqs(StandsAlone, StatefulGuard):
 
     def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
         limit = self.limit(environ) if callable(self.limit) else self.limit
-        return None if limit is None else self._demand(post, parse_count(limit, "limit"))
+        if limit is None:
+            return None
+        return post.tier(limit, lambda: self._demand(post, parse_count(limit, "limit")))
 
     def _demand(self, post: Post, limit: int) -> Demand:
         slot = Slot(

@@ -70,7 +70,9 @@ class CPUThrottle(StandsAlone, StatefulGuard):
 
     def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
         percent = self.percent(environ) if callable(self.percent) else self.percent
-        return None if percent is None else self._demand(post, parse_percent(percent, "percent"))
+        if percent is None:
+            return None
+        return post.tier(percent, lambda: self._demand(post, parse_percent(percent, "percent")))
 
     def _demand(self, post: Post, share: float) -> Demand:
         window = parse_duration(self.window, "window")

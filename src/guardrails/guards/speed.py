@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
@@ -12,8 +11,6 @@ from guardrails.guard import Post, StatefulGuard
 from guardrails.guards.alone import StandsAlone
 from guardrails.store.contract import Demand, Meter
 from guardrails.units import Rate, check_figure, format_duration, parse_count, parse_rates
-
-_MOST_TIERS = 256
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,10 +34,6 @@ class SpeedLimit(StandsAlone, StatefulGuard):
     strict: bool = False
     cost: int | Callable[[dict[str, Any]], int] = 1
     _rates: tuple[Rate, ...] = field(default=(), init=False, repr=False, compare=False)
-    _tiers: OrderedDict[tuple[str, object, int], Demand] = field(
-        default_factory=OrderedDict, init=False, repr=False, compare=False
-    )
-
     kind: ClassVar[str] = "speed-limit"
     default_status: ClassVar[int] = 429
 
@@ -72,15 +65,11 @@ class SpeedLimit(StandsAlone, StatefulGuard):
         if rate is None:
             return None
         cost = self.cost(environ) if callable(self.cost) else self.cost
-        tier = (post.name, rate, cost)
-        demand = self._tiers.get(tier)
-        if demand is None:
-            rates = self._effective(parse_rates(rate)) if callable(self.rate) else self._rates
-            demand = self._demand(post, rates, parse_count(cost, "cost", least=0))
-            if len(self._tiers) >= _MOST_TIERS:
-                self._tiers.popitem(last=False)
-            self._tiers[tier] = demand
-        return demand
+        return post.tier((rate, cost), lambda: self._tier(post, rate, cost))
+
+    def _tier(self, post: Post, rate: str, cost: object) -> Demand:
+        rates = self._effective(parse_rates(rate)) if callable(self.rate) else self._rates
+        return self._demand(post, rates, parse_count(cost, "cost", least=0))
 
     def _effective(self, rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
         if self.burst is not None:
@@ -102,6 +91,9 @@ class SpeedLimit(StandsAlone, StatefulGuard):
             charge = cost * rate.interval
             limit = rate.interval * rate.burst
             name = post.name if index == 0 else f"{post.name} #{index + 1}"
+            if callable(self.rate):
+                # Each tier has a meter of its own: two rates on one would wipe out each other.
+                name = f"{name} {rate}"
             meters.append(
                 Meter(
                     name,

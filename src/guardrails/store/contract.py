@@ -21,12 +21,15 @@ The rules
     7. Nothing here knows HTTP.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
+
+log = logging.getLogger("guardrails")
 
 ON, DRY_RUN, OFF = "on", "dry-run", "off"
 """The words of the switch, for a whole store or for one guard."""
@@ -246,6 +249,16 @@ def check_switch_word(word: str) -> str:
             + ", ".join(map(repr, SWITCH_WORDS))
         )
     return word
+
+
+def warn_of_unknown_guard(guard: str | None, known: Iterable[str]) -> None:
+    """A slip in a guard's name would else look like a switch that does not work."""
+    if guard is not None and guard not in known:
+        log.warning(
+            "switch: no guard %r has been met in this store yet; it knows %s",
+            guard,
+            ", ".join(map(repr, known)) or "none",
+        )
 
 
 class Store(Protocol):

@@ -81,7 +81,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     if words[H_SWITCHED] or visit.entered or type(asks) is not Asks:
         return enter_with_care(file, visit, final, number)
     program = asks.prepared
-    if program is None or program.file is not file:
+    if program is None or program.token is not file.token:
         program = file.prepare(asks)
     if not program.simple:
         return enter_with_care(file, visit, final, number)
@@ -156,7 +156,8 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     words[row] = number
     visit.entered = True
     for place, cell, held, _deadline, _record in taken:
-        if place >= 0:
+        # A total that was begun just now may have taken this place.
+        if place >= 0 and words[place] == cell:
             words[place + 1] = held + 1
         else:
             totals.add(cell, 1)
@@ -463,7 +464,7 @@ def _refuse(file: StoreFile, refusal: Refusal, visit: Visit, now: int, *, dry: b
     words = file.words
     demand, key, _ = refusal.ask
     key = visit.key if key is None else key
-    bound = file.bounds[demand]
+    bound = file.bounds.get(demand) or file.bind(demand)
     words[bound.counter + (G_DRY_RUN_REFUSED if dry else G_REFUSED)] += 1
     if refusal.banned:
         return

@@ -52,6 +52,7 @@ from guardrails.store.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
 from guardrails.store.processes import Owner, this_process
 
 _MEMO_SIZE = 65536
+_MOST_BOUNDS = 4096
 
 read_three = layout.ACQUISITION.unpack_from
 write_two = layout.ONE_CELL.pack_into
@@ -104,10 +105,10 @@ class Program:
     Each meter and each slot has its hash, to be mixed with the visitor's where `own` is true.
     """
 
-    __slots__ = ("bans", "counters", "file", "meters", "request_text", "simple", "slots")
+    __slots__ = ("bans", "counters", "meters", "request_text", "simple", "slots", "token")
 
     def __init__(self, asks: Asks, file: "StoreFile") -> None:
-        self.file = file
+        self.token = file.token
         self.request_text = b""
         self.simple = len(asks) > 0
         meters, slots, bans, counters = [], [], [], []
@@ -149,6 +150,8 @@ class StoreFile:
         self.owner_bytes = layout.ROW_OWNER.pack(*self.owner)
         self.free_rows: list[int] = []
         self.bounds: dict[Demand, Bound] = {}
+        # Stands for this file in what outlives it, so that nothing keeps its memory mapped.
+        self.token = object()
         self.hashes: OrderedDict[bytes, int] = OrderedDict()
         self.name_hashes: dict[str, int] = {}
         self.inside = _Inside()
@@ -167,11 +170,15 @@ class StoreFile:
         self._secret = bytes(self.buffer[secret : secret + layout.SECRET_BYTES])
         self.mutex: RobustMutex | FileLock
         if self.words[layout.H_LOCK_KIND] == LOCK_FLOCK:
-            self.mutex = FileLock(f"{self.path}.lock")
+            self.mutex = FileLock(self.lock_path())
         else:
             self.mutex = self.mutex_in_place()
         self._try_lock, self._unlock = self.mutex.try_lock, self.mutex.unlock
         return self
+
+    def lock_path(self) -> str:
+        """The file that flock works on: one for each file that ever had this name."""
+        return f"{self.path}.{self.identity[1]:x}.lock"
 
     def mutex_in_place(self) -> RobustMutex:
         """The mutex that lies in the file."""
@@ -188,6 +195,7 @@ class StoreFile:
         if inside.here:
             raise InsideError("shared store: called from within itself; ask again")
         try_lock, unlock, buffer = self._try_lock, self._unlock, self.map
+        code = 0
         try:
             inside.here = True
             try:
@@ -211,7 +219,9 @@ class StoreFile:
                 write_two(buffer, _NUMBER_AT, number, 0)
                 return result
             finally:
-                unlock()
+                # A mutex that is lost for good must not be touched again: glibc would crash on it.
+                if code == 0 or code == OWNER_DEAD or code in BUSY:
+                    unlock()
         finally:
             inside.here = False
 
@@ -248,6 +258,8 @@ class StoreFile:
 
     def bind(self, demand: Demand) -> Bound:
         """Put a demand in terms of this file. Needs the lock, since it may take a record."""
+        if len(self.bounds) >= _MOST_BOUNDS:
+            self.bounds.clear()
         bound = self.bounds[demand] = Bound(demand, self)
         return bound
 

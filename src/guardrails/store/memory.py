@@ -10,8 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from guardrails.errors import InsideError, StoreError
 from guardrails.store import gcra
@@ -33,32 +32,10 @@ from guardrails.store.contract import (
     Visit,
     check_switch_word,
     monotonic_microseconds,
+    warn_of_unknown_guard,
 )
 
-
-class _Exclusive:
-    """A lock that says "busy" to the thread that already holds it (a destructor, a signal)."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = 0
-
-    def __enter__(self) -> Self:
-        me = threading.get_ident()
-        if self._owner == me:
-            raise InsideError("memory store: called from within itself; ask again")
-        self._lock.acquire()
-        self._owner = me
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._owner = 0
-        self._lock.release()
+_FIRST_PURGE = 16384
 
 
 class _Held(NamedTuple):
@@ -101,7 +78,10 @@ class MemoryStore:
     def __init__(self, clock: Callable[[], int] = monotonic_microseconds) -> None:
         self._clock = clock
         self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
-        self._exclusive = _Exclusive()
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._under_way = False
+        self._purge_at = _FIRST_PURGE
         self._pid = os.getpid()
         self._secret = secrets.token_bytes(16)
         self._cells: dict[tuple[str, bytes], int] = {}
@@ -118,11 +98,15 @@ class MemoryStore:
         return "memory:"
 
     def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
-        with self._exclusive:
+        if visit.pid != self._pid:
             self._forget_parent(visit.pid)
+        with self._exclusive():
             if self._switch[""] == OFF:
                 return None
+            self._begin()
             now = self._clock()
+            if len(self._cells) >= self._purge_at:
+                self._purge(now)
             verdict = self._decide(visit, now)
             if any(refusal.by_slot for refusal in verdict.refusals) and self._reap(now):
                 verdict = self._decide(visit, now)
@@ -135,29 +119,34 @@ class MemoryStore:
                 for refusal in verdict.dry_run_refusals:
                     shadow = refusal.ask.demand.shadow_ban
                     self._refuse(refusal, shadow, "dry_run_refused", visit, now)
+            self._under_way = False
             return verdict
 
     def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
-        with self._exclusive:
-            if visit.pid != os.getpid():
-                return
+        if visit.pid != os.getpid():
+            return
+        with self._exclusive():
+            self._begin()
             now = self._clock()
             self._debit(debits, now)
             row = self._rows.get(visit.generation)
             if row is not None:
                 for held in [held for held in row.held if held.slot in release]:
                     self._give_back(row, held, now)
+            self._under_way = False
 
     def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
-        with self._exclusive:
-            if visit.pid != os.getpid():
-                return
+        if visit.pid != os.getpid():
+            return
+        with self._exclusive():
+            self._begin()
             now = self._clock()
             self._debit(debits, now)
             row = self._rows.pop(visit.generation, None)
             if row is not None:
                 for held in list(row.held):
                     self._give_back(row, held, now)
+            self._under_way = False
 
     def sleep(self, microseconds: int) -> None:
         self._sleep(microseconds / 1_000_000)
@@ -166,7 +155,7 @@ class MemoryStore:
         return hashlib.blake2b(key, key=self._secret, digest_size=8).hexdigest()
 
     def requests(self) -> list[InFlight]:
-        with self._exclusive:
+        with self._exclusive():
             now = self._clock()
             return [
                 InFlight(
@@ -183,34 +172,51 @@ class MemoryStore:
             ]
 
     def slots_held(self) -> Mapping[str, int]:
-        with self._exclusive:
+        with self._exclusive():
             held: Counter[str] = Counter()
             for (name, _key), count in self._held.items():
                 held[name] += count
             return dict(held)
 
     def counters(self) -> Mapping[str, GuardCounters]:
-        with self._exclusive:
+        with self._exclusive():
             return {name: GuardCounters(**counter) for name, counter in self._counters.items()}
 
     def alarms(self) -> Mapping[str, int]:
-        with self._exclusive:
+        with self._exclusive():
             return dict(self._alarms)
 
     def switch(self, word: str | None = None, guard: str | None = None) -> str:
-        with self._exclusive:
+        with self._exclusive():
             if word is not None:
                 self._switch[guard or ""] = check_switch_word(word)
+                warn_of_unknown_guard(guard, self._counters)
             return self._switch.get(guard or "", ON)
 
     def reset(self) -> None:
-        with self._exclusive:
+        with self._exclusive():
             self._cells.clear()
             self._counters.clear()
             self._service_times.clear()
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _exclusive(self) -> threading.Lock:
+        """The lock to hold; never the one that this thread holds already."""
+        me = threading.get_ident()
+        if self._owner == me and self._lock.locked():
+            raise InsideError("memory store: called from within itself; ask again")
+        return self._lock
+
+    def _begin(self) -> None:
+        """Mend what an exception cut off, as from a signal: the rows are the truth, not the totals."""
+        self._owner = threading.get_ident()
+        if self._under_way:
+            self._held = Counter(
+                (held.slot.name, held.key) for row in self._rows.values() for held in row.held
+            )
+        self._under_way = True
 
     def _decide(self, visit: Visit, now: int) -> Verdict:
         """Look at everything, change nothing."""
@@ -403,8 +409,15 @@ class MemoryStore:
         counter[what] += 1
 
     def _forget_parent(self, pid: int) -> None:
-        """After a fork nobody here will leave for the parent's requests."""
-        if pid != self._pid:
-            self._pid = pid
-            self._rows.clear()
-            self._held.clear()
+        """After a fork nobody here will leave for the parent's requests, nor release its lock."""
+        self._pid = pid
+        self._lock = threading.Lock()
+        self._rows.clear()
+        self._held.clear()
+
+    def _purge(self, now: int) -> None:
+        """Forget what has passed, whenever twice as much has come together."""
+        self._cells = {
+            cell: word for cell, word in self._cells.items() if word >> gcra.SMALL_BITS > now
+        }
+        self._purge_at = max(_FIRST_PURGE, 2 * len(self._cells))

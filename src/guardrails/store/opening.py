@@ -107,6 +107,7 @@ def condemn(file: StoreFile) -> None:
         new, path = _build(file.path.parent, spec, file.words[H_LOCK_KIND])
         _copy(file, new, without=number)
         _put_in_place(new, path, file.path)
+        _remove_lock(file)
 
 
 def is_current(file: StoreFile) -> bool:
@@ -125,7 +126,7 @@ def release(file: StoreFile) -> None:
             fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_current(file):
                 file.path.unlink()
-                Path(f"{file.path}.lock").unlink(missing_ok=True)
+                _remove_lock(file)
     file.close()
 
 
@@ -158,6 +159,7 @@ def _open_in(folder: Path, spec: FileSpec, *, create: bool) -> StoreFile | None:
             )
             new, temporary = _build(folder, spec, kind)
             _move(file, new)
+            _remove_lock(file)
         _put_in_place(new, temporary, path)
     return _existing(path, spec)
 
@@ -307,6 +309,11 @@ def _put_in_place(new: StoreFile, temporary: Path, path: Path) -> None:
     temporary.rename(path)
 
 
+def _remove_lock(file: StoreFile) -> None:
+    """Whoever still has a retired file's lock open harms nobody."""
+    Path(file.lock_path()).unlink(missing_ok=True)
+
+
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left: half-made files, private files that nobody has open."""
     for path in folder.glob(".new-*"):
@@ -317,7 +324,8 @@ def _sweep(folder: Path) -> None:
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
-                Path(f"{path}.lock").unlink(missing_ok=True)
+                for lock in folder.glob(f"{path.name}.*.lock"):
+                    lock.unlink(missing_ok=True)
             os.close(descriptor)
 
 

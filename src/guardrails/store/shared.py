@@ -24,6 +24,7 @@ from typing import Any
 from guardrails.errors import InsideError, StoreBusyError, StoreError
 from guardrails.store import decisions, layout, opening
 from guardrails.store.contract import (
+    ON,
     REAP_INTERVAL,
     SWITCH_WORDS,
     Debit,
@@ -34,6 +35,7 @@ from guardrails.store.contract import (
     Visit,
     check_switch_word,
     monotonic_microseconds,
+    warn_of_unknown_guard,
 )
 from guardrails.store.file import LostError, StoreFile
 from guardrails.store.layout import (
@@ -163,7 +165,12 @@ class SharedStore:
 
     def switch(self, word: str | None = None, guard: str | None = None) -> str:
         position = None if word is None else SWITCH_WORDS.index(check_switch_word(word))
+        known = self.counters()
+        if position is None and guard is not None and guard not in known:
+            return ON
         found: int = self._call(os.getpid(), _switch, position, guard)
+        if position is not None:
+            warn_of_unknown_guard(guard, known)
         return SWITCH_WORDS[found]
 
     def reset(self) -> None:
@@ -227,6 +234,8 @@ class SharedStore:
         self._spec = self._spec._replace(clients=None, rows=None)
         self._file = file
         log.info("store %r: opened %s", self, file.path)
+        if file.words[H_SWITCHED]:
+            log.warning("store %r: the switch is not on for all: %s", self, _positions(file))
         _close_at_exit(self)
         self._reap(file)
         return file
@@ -319,6 +328,13 @@ def _switch(file: StoreFile, position: int | None, guard: str | None, _number: i
         switched = [file.words[record + G_SWITCH] for record in file.names("guards")]
         file.words[H_SWITCHED] = any((file.words[H_SWITCH], *switched))
     return file.words[word]
+
+
+def _positions(file: StoreFile) -> dict[str, str]:
+    """Where the switch stands, for the store ("") and each guard, unless it is on."""
+    words = {"": file.words[H_SWITCH]}
+    words |= {name: file.words[record + G_SWITCH] for record, name in file.names("guards").items()}
+    return {name: SWITCH_WORDS[position] for name, position in words.items() if position}
 
 
 def _reset(file: StoreFile, _first: None, _second: None, _number: int) -> None:
