@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 from wsgiref.types import StartResponse
@@ -20,6 +21,7 @@ _REASONS = {
 }
 
 
+@cache
 def status_line(status: int) -> str:
     """The status with its phrase."""
     try:
