@@ -1,7 +1,7 @@
-"""The verbs of the shared store, as they run inside the critical section of one file.
+"""How a request enters the shared store, inside the critical section of one file.
 
-They answer exactly as the memory store does, which is easier to read; here everything is looked at
-through numbers computed beforehand (`Bound`), and charged in one go at the end.
+It answers exactly as the memory store does, which is easier to read; here everything is looked at
+through numbers computed beforehand (`Program`, `Bound`), and charged in one go at the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,6 @@ from guardrails.store.contract import (
     SHORTEST_RETRY,
     Ask,
     Asks,
-    Debit,
     Refusal,
     Slot,
     Verdict,
@@ -21,7 +20,6 @@ from guardrails.store.contract import (
 from guardrails.store.file import Program, StoreFile
 from guardrails.store.gcra import MARK, SMALL_BITS, SMALL_MASK
 from guardrails.store.layout import (
-    A_EVICTED,
     A_GARBAGE,
     G_ADMITTED,
     G_DELAYED,
@@ -52,7 +50,6 @@ REAP_FIRST = "reap first"
 
 _UNBOUNDED = 2**62
 read_cell = ONE_CELL.unpack_from
-read_slot = ONE_SLOT.unpack_from
 write_slot = ONE_SLOT.pack_into
 _new: Callable[..., Any] = tuple.__new__  # several times faster than the named constructor
 
@@ -166,7 +163,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         if place >= 0 and words[place] == cell:
             words[place + 1] = word
         else:
-            _write(file, -1, cell, word, now)
+            file.write_cell(-1, cell, word, now)
     for counter in program.counters:
         words[counter] += 1
     verdict: Verdict = _new(
@@ -243,86 +240,6 @@ def _ban_left(file: StoreFile, ban: tuple[int, int] | None, visit: Visit, now: i
     place = file.cells.find(file.key_hash(visit.ban_key) ^ ban[0])
     left = (file.words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
     return left if 0 < left <= ban[1] else 0
-
-
-def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) -> None:
-    """Charge what the request cost, and drop its row with all it holds."""
-    words = file.words
-    row = visit.row + file.first_row
-    now = file.clock()
-    # A file that took the place of a removed one may have fewer rows than the visit's.
-    fits = visit.generation and visit.row < file.row_words
-    if fits and words[row + R_GENERATION] == visit.generation:
-        slots = words[row + R_SLOTS]
-        words[row + R_GENERATION] = 0
-        at = (row + R_FIRST_SLOT) << 3
-        for _ in range(slots):
-            cell, since, _deadline, record = read_slot(file.map, at)
-            at += SLOT_WORDS << 3
-            if cell:
-                totals = file.totals
-                place = totals.first + ((cell & totals.mask) << 1)
-                found, held = read_cell(file.map, place << 3)
-                if found == cell and held:
-                    words[place + 1] = held - 1
-                else:
-                    totals.add(cell, -1)
-                mean = words[record + L_MEAN]
-                words[record + L_MEAN] = _moving_mean(mean, now - since)
-        file.free_rows.append(row)
-    if debits:
-        debit(file, debits, now)
-
-
-def update(
-    file: StoreFile,
-    visit: Visit,
-    change: tuple[Sequence[Debit], Sequence[Slot]],
-    _number: int,
-) -> None:
-    """Charge what a request has cost so far, and give some of its slots back."""
-    debits, release = change
-    words = file.words
-    now = file.clock()
-    if debits:
-        debit(file, debits, now)
-    row = visit.row + file.first_row
-    if release and visit.entered and words[row + R_GENERATION] == visit.generation:
-        records = {file.record("slots", slot.name) for slot in release}
-        for slot in file.held_slots(row):
-            if words[slot + S_RECORD] in records:
-                key = words[slot + S_KEY]
-                words[slot + S_KEY] = 0
-                file.totals.add(key, -1)
-                record = words[slot + S_RECORD]
-                lasted = now - words[slot + S_SINCE]
-                words[record + L_MEAN] = _moving_mean(words[record + L_MEAN], lasted)
-
-
-def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
-    """Charge after the fact; a debit never refuses and never passes the meter's horizon."""
-    words, cells = file.words, file.cells
-    for meter, key, amount in debits:
-        hashed = file.hashes.get(key) or file.key_hash(key)
-        cell = hashed ^ (file.name_hashes.get(meter.name) or file.name_hash(meter.name))
-        place = cells.first + ((cell & cells.mask) << 1)
-        found, word = read_cell(file.map, place << 3)
-        if found != cell:
-            place = cells.find(cell)
-            word = words[place + 1] if place >= 0 else 0
-        tat = word >> SMALL_BITS
-        latest = now + meter.horizon
-        if not now < tat <= latest:
-            tat, word = now, 0
-        tat += amount
-        if tat > latest:
-            tat = latest
-        if tat <= now:
-            continue
-        if place >= 0:
-            words[place + 1] = tat << SMALL_BITS | word & MARK
-        else:
-            _write(file, -1, cell, tat << SMALL_BITS | word & MARK, now)
 
 
 def _look(
@@ -441,7 +358,7 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
         if place >= 0 and words[place] == cell:
             words[place + 1] = word
         else:
-            _write(file, -1, cell, word, now)
+            file.write_cell(-1, cell, word, now)
     for counter in charges.counters:
         words[counter] += 1
     return None
@@ -479,17 +396,4 @@ def _refuse(file: StoreFile, refusal: Refusal, visit: Visit, now: int, *, dry: b
     if ban is not None and visit.ban_key:
         cell = file.key_hash(visit.ban_key) ^ ban[0]
         place = file.cells.find(cell)
-        _write(file, place, cell, (now + demand.ban_for) << SMALL_BITS, now)
-
-
-def _write(file: StoreFile, place: int, cell: int, word: int, now: int) -> None:
-    if place < 0:
-        place, evicted = file.cells.take(cell, now)
-        if evicted:
-            file.words[A_EVICTED] += 1
-    file.words[place + 1] = word
-
-
-def _moving_mean(mean: int, lasted: int) -> int:
-    """How long a slot is held, over about eight requests."""
-    return mean + (lasted - mean) // 8 if mean else lasted
+        file.write_cell(place, cell, (now + demand.ban_for) << SMALL_BITS, now)

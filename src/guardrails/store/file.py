@@ -25,6 +25,7 @@ from guardrails.store import layout
 from guardrails.store.cells import Cells, Totals
 from guardrails.store.contract import Asks, Demand, Meter
 from guardrails.store.layout import (
+    A_EVICTED,
     A_HELD_TOO_LONG,
     A_RECLAIMED,
     A_REPAIRED,
@@ -301,6 +302,14 @@ class StoreFile:
 
     def __del__(self) -> None:
         self.close()
+
+    def write_cell(self, place: int, cell: int, word: int, now: int) -> None:
+        """Write a cell's word, taking a place for it where it has none."""
+        if place < 0:
+            place, evicted = self.cells.take(cell, now)
+            if evicted:
+                self.words[A_EVICTED] += 1
+        self.words[place + 1] = word
 
     def take_row(self) -> int:
         """The first word of a free row; -1 when all are taken."""

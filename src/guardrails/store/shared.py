@@ -2,8 +2,8 @@
 
 Nothing that is inherited through fork is shared under every server, so nothing here is: the file
 is found by name, opened at the first request of each process under the uid of that moment, and
-opened anew after a fork. layout.py has the bytes, file.py the lock and the repair, decisions.py
-what the verbs do, opening.py how a file comes and goes.
+opened anew after a fork. layout.py has the bytes, file.py the lock and the repair, decisions.py and
+leaving.py what the verbs do, opening.py how a file comes and goes.
 
 Moving over: a file is given up when it was retired (made larger, or taken from a holder of its
 lock that stands still), or when its name has come to mean another file. The next call then opens
@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
-from guardrails.store import decisions, layout, opening
+from guardrails.store import decisions, layout, leaving, opening
 from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
@@ -125,7 +125,7 @@ class SharedStore:
     def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
         pid = os.getpid()
         if visit.pid == pid:
-            self._call(pid, decisions.update, visit, (debits, release))
+            self._call(pid, leaving.update, visit, (debits, release))
 
     def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
         pid = os.getpid()
@@ -133,12 +133,12 @@ class SharedStore:
             return
         file = self._usable(pid)
         try:
-            file.attempt(decisions.leave, visit, debits)
+            file.attempt(leaving.leave, visit, debits)
         except StoreError:
-            self._call(pid, decisions.leave, visit, debits)
+            self._call(pid, leaving.leave, visit, debits)
             file = self._usable(pid)
         if file.words[H_RETIRED] and file.was_condemned():
-            self._call(pid, decisions.leave, visit, ())
+            self._call(pid, leaving.leave, visit, ())
 
     def sleep(self, microseconds: int) -> None:
         self._sleep(microseconds / 1_000_000)
