@@ -122,7 +122,7 @@ class ClientReader:
         forwarded = environ.get("HTTP_X_FORWARDED_FOR") if self._reads_header else None
         try:
             return self._memo[peer, forwarded]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError):  # not seen yet, or no text at all
             pass
         client = self._read(peer, forwarded)
         if isinstance(peer, str) and (forwarded is None or len(forwarded) <= LONGEST_HEADER):

@@ -72,10 +72,9 @@ class Planner:
 
     def plan(self, method: str, host: str, path: str) -> Plan:
         """The plan of such a request."""
-        try:
-            return self._plans[method, host, path]
-        except KeyError:
-            pass
+        known = self._plans.get((method, host, path))
+        if known is not None:
+            return known
         plan = Plan(method, host, path, self._duties(method, host, path))
         plan.asks = self._usual_asks(plan, watched=False)
         plan.watched = self._usual_asks(plan, watched=True)

@@ -183,10 +183,11 @@ def test_a_new_worker_takes_back_what_dead_ones_held(store, start):
     fresh.close()
 
 
+@pytest.mark.parametrize("lock", ["mutex", "flock"])
 @pytest.mark.parametrize("call", range(1, 4))
-def test_a_stopped_holder_of_the_lock_stops_nobody_for_long(call, start):
+def test_a_stopped_holder_of_the_lock_stops_nobody_for_long(call, lock, start):
     """SIGSTOP inside the critical section: its file is condemned, the state goes on, it follows."""
-    store = private_store(clients=256, rows=64)
+    store = private_store(clients=256, rows=64, lock=lock)
     cap = demand(slot("cap", limit=2), guard="cap")
     spent = demand(meter("spent", period=60 * MINUTE), guard="spent")
     held = visit(cap, spent)

@@ -44,7 +44,7 @@ def is_dead(owner: Owner, namespace: int) -> bool:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):
+    except (PermissionError, OverflowError):  # it is there, or no pid at all: /proc knows
         pass
     found = _state_and_start(owner.pid)
     if found is None:
