@@ -16,7 +16,8 @@ import peers
 from subjects import ENVIRON, Counting, guarded, own_store, serve
 from timing import interleave
 
-from guardrails.address import Client, parse_address
+from guardrails.address import Client
+from guardrails.networks import parse_address
 from guardrails.store import layout
 from guardrails.store.contract import Debit
 from guardrails.store.opening import DEFAULT_ROWS

@@ -1,11 +1,10 @@
 import os
-import time
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import guardrails
-from guardrails import testing
+from guardrails import cputime, testing
 from support import Browser, HandCPU
 
 # A deadline by the wall clock would be a timing assertion.
@@ -53,5 +52,5 @@ def serve(store):
 def cpu(monkeypatch):
     """The thread's CPU clock, by hand."""
     hand = HandCPU()
-    monkeypatch.setattr(time, "thread_time_ns", hand)
+    monkeypatch.setattr(cputime, "now", hand)
     return hand

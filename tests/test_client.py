@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from guardrails import BlockAgents, MaxConcurrentReqs, SpeedLimit, testing, throttle
 from support import Browser, lines
@@ -39,6 +40,11 @@ def behind_proxies(serve):
         ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
         ("::ffff:198.51.100.7", "198.51.100.7"),
         ("198.51.100.7, 2001:db8:f::1", "198.51.100.7"),
+        ("198.51.100.7:1234", "198.51.100.7"),
+        ("[2001:db8:1:2::1]", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::1]:443", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("[::ffff:198.51.100.7]:80, 10.1.1.1:5000", "198.51.100.7"),
     ],
 )
 def test_the_client_is_the_right_most_address_that_is_no_trusted_proxys(
@@ -52,14 +58,20 @@ def test_the_client_is_the_right_most_address_that_is_no_trusted_proxys(
     [
         "unknown",
         "",
-        "198.51.100.7:1234",
-        "[2001:db8::1]",
+        "198.51.100.7:",
+        "198.51.100.7:port",
+        "198.51.100.7:123456",
+        "[198.51.100.7]",
+        "[2001:db8::1",
+        "2001:db8::1]",
+        "[2001:db8::1]:",
+        "[2001:db8::1]443",
+        "198.51.100.7%eth0",
         "198.51.100.07",
         "198.51.100",
         "0x7f.1",
         "_hidden",
         "198.51.100.7\x00",
-        "fe80::1%eth0",
         "x" * 5000,
     ],
 )
@@ -160,7 +172,7 @@ def test_behind_an_undeclared_proxy_guards_by_client_only_watch(serve, caplog, p
     assert line == (
         f"{peer} sends X-Forwarded-For and trusted_proxies was never given: guards that count by "
         "client only watch until you say whom to trust, as in throttle(..., "
-        f'trusted_proxies=["{peer}"]), or trusted_proxies=() if it is a client'
+        f'trusted_proxies=["{peer}"]), or trusted_proxies=() if it is a client [undeclared-proxy]'
     )
 
 
@@ -206,7 +218,9 @@ def test_a_public_peer_that_sends_the_header_is_a_client_as_any_other(serve, cap
     site = serve(SpeedLimit("1/minute"), address="203.0.113.9")
 
     assert site.statuses(2, headers={"X-Forwarded-For": "198.51.100.7"}) == [200, 429]
-    assert lines(caplog, level="WARNING") == []
+    (line,) = lines(caplog, level="WARNING")
+    assert line.startswith("203.0.113.9 sends a forwarding header, which is not read")
+    assert line.endswith("[ignored-forwarding-header]")
 
 
 def test_no_trusted_proxies_at_all_means_that_peers_are_clients(serve, caplog):
@@ -270,3 +284,248 @@ def test_without_a_usable_address_nobody_is_exempt_or_banned(serve):
     site.at(agent="EvilBot").get("/", **facts)
 
     assert site.statuses(2, **facts) == [200, 429]
+
+
+def test_one_text_is_one_network(serve):
+    site = serve(app=telling, trusted_proxies="10.0.0.0/8", exempt="198.51.100.0/24")
+
+    assert client_of(site, PROXY, "198.51.100.7") == "198.51.100.7"
+
+
+@pytest.mark.parametrize(
+    ("hops", "forwarded", "client"),
+    [
+        (1, "203.0.113.5, 198.51.100.7", "198.51.100.7"),
+        (2, "203.0.113.5, 198.51.100.7", "203.0.113.5"),
+        (3, "203.0.113.5, 198.51.100.7", PROXY),
+        (2, "203.0.113.5, junk, 198.51.100.7", PROXY),
+        (1, "junk", PROXY),
+        (1, "", PROXY),
+        (32, ", ".join(["203.0.113.5"] * 31), PROXY),
+        (32, ", ".join(["203.0.113.5"] * 40), "203.0.113.5"),
+    ],
+)
+def test_a_number_of_hops_is_counted_from_the_right(serve, hops, forwarded, client):
+    """With too few entries, or junk where the client should stand, the peer is the client."""
+    assert client_of(serve(app=telling, proxy_hops=hops), PROXY, forwarded) == client
+
+
+def test_hops_are_counted_behind_a_unix_socket_too(serve):
+    site = serve(app=telling, proxy_hops=1)
+
+    assert client_of(site, "", "203.0.113.9, 198.51.100.7") == "198.51.100.7"
+    assert client_of(site, "", "junk") == "None"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "header"),
+    [
+        ("x-real-ip", "X-Real-IP"),
+        ("CF-Connecting-IP", "Cf-Connecting-Ip"),
+        ("forwarded", "Forwarded"),
+        ("x-forwarded-for", "X-Forwarded-For"),
+    ],
+)
+def test_only_the_header_that_was_chosen_is_read(serve, chosen, header):
+    site = serve(app=telling, address=PROXY, trusted_proxies=["10.0.0.0/8"], forwarded=chosen)
+    everything = {
+        "X-Forwarded-For": "203.0.113.1",
+        "Forwarded": "for=203.0.113.1",
+        "X-Real-IP": "203.0.113.1",
+        "CF-Connecting-IP": "203.0.113.1",
+    }
+    true = "for=198.51.100.7" if chosen == "forwarded" else "198.51.100.7"
+    seen = {name.lower(): value for name, value in everything.items()} | {header.lower(): true}
+
+    assert site.get("/", headers=seen).text == "198.51.100.7"
+    del seen[header.lower()]
+    assert site.get("/", headers=seen).text == PROXY
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        ("for=198.51.100.7", "198.51.100.7"),
+        ('For="198.51.100.7:4711"', "198.51.100.7"),
+        ('for="198.51.100.7:_port"', "198.51.100.7"),
+        ('for="[2001:db8:1:2::17]:4711"', "2001:db8:1:2::/64"),
+        ('for="[2001:db8:1:2::17]"', "2001:db8:1:2::/64"),
+        ("for=203.0.113.5, for=198.51.100.7;proto=https;by=10.1.1.1", "198.51.100.7"),
+        ("for=198.51.100.7, for=10.1.1.1", "198.51.100.7"),
+        ('for=198.51.100.7;host="a,b"', "198.51.100.7"),
+        ('for=198.51.100.7;host="a\\",for=203.0.113.5;x=\\"b"', "198.51.100.7"),
+        ('for="203.0.113.5, for=198.51.100.7', "198.51.100.7"),
+        ("for=unknown", PROXY),
+        ("for=_hidden", PROXY),
+        ('for="2001:db8::1"', PROXY),
+        ("for=2001:db8::1", PROXY),
+        ("proto=https", PROXY),
+        ("for=198.51.100.7;for=203.0.113.5", PROXY),
+        ("198.51.100.7", PROXY),
+        ("for=198.51.100.7,", PROXY),
+        ("for=203.0.113.5, for=unknown, for=10.9.9.9", "10.9.9.9"),
+        ("", PROXY),
+        ('"', PROXY),
+    ],
+)
+def test_forwarded_is_read_as_rfc_7239_has_it(serve, forwarded, client):
+    site = serve(app=telling, trusted_proxies=["10.0.0.0/8"], forwarded="forwarded", address=PROXY)
+
+    assert site.get("/", headers={"Forwarded": forwarded}).text == client
+
+
+@given(forged=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=255), max_size=1200))
+def test_nothing_that_a_client_sends_in_forwarded_changes_who_it_is(forged):
+    """Not even a quote that is never closed: each hop is read from the right."""
+    app = throttle(
+        telling,
+        store=testing.memory_store(),
+        trusted_proxies=["10.0.0.0/8"],
+        forwarded="forwarded",
+    )
+    header = f'{forged}, for="198.51.100.7:80";proto=https;host="example.org"'
+
+    seen = Browser(app).get("/", environ_overrides={"REMOTE_ADDR": PROXY, "HTTP_FORWARDED": header})
+    assert seen.text == "198.51.100.7"
+
+
+@given(
+    forged=st.text(alphabet=st.sampled_from('for=";,\\ 9.:[]_a'), max_size=60),
+    hops=st.integers(1, 3),
+)
+def test_nothing_that_a_client_sends_changes_who_it_is_by_hops(forged, hops):
+    app = throttle(telling, store=testing.memory_store(), proxy_hops=hops)
+    forwarded = ", ".join([forged, "198.51.100.7", *["10.1.1.1"] * (hops - 1)])
+
+    assert client_of(Browser(app), PROXY, forwarded) == "198.51.100.7"
+
+
+def test_a_callable_may_say_who_the_client_is(serve):
+    site = serve(
+        SpeedLimit("1/minute"), app=telling, client=lambda environ: environ.get("HTTP_X_TENANT_ADDRESS")
+    )
+
+    for client in ["198.51.100.1", "198.51.100.2"]:
+        headers = {"X-Tenant-Address": client, "X-Forwarded-For": "203.0.113.1"}
+        assert site.get("/", headers=headers).text == client
+        assert site.get("/", headers=headers).status_code == 429
+    assert site.statuses(2) == [200, 200]
+
+
+@pytest.mark.parametrize("said", ["me", "", "0.0.0.0"])
+def test_a_callable_that_says_no_address_means_nobody(serve, caplog, said):
+    site = serve(SpeedLimit("1/minute"), client=lambda _environ: said)
+
+    assert site.statuses(2) == [200, 200]
+    (line,) = lines(caplog, level="WARNING")
+    assert line.startswith(
+        f"client: the callable says {said!r}, which is no address: guards that count"
+    )
+    assert line.endswith("[no-client-address]")
+
+
+def test_a_callable_that_raises_costs_nobody_the_request(serve, caplog):
+    site = serve(SpeedLimit("1/minute"), client=lambda environ: environ["no such key"])
+
+    assert site.statuses(2) == [200, 200]
+    assert lines(caplog, level="ERROR")[0].startswith("client: the callable raised")
+
+
+@pytest.mark.parametrize(
+    ("bits", "one", "same", "other"),
+    [
+        (48, "2001:db8:1:2::1", "2001:db8:1:ffff::1", "2001:db8:2::1"),
+        (56, "2001:db8:1:200::1", "2001:db8:1:2ff::1", "2001:db8:1:300::1"),
+        (60, "2001:db8:1:10::1", "2001:db8:1:1f::1", "2001:db8:1:20::1"),
+        (64, "2001:db8:1:2::1", "2001:db8:1:2:ffff::1", "2001:db8:1:3::1"),
+        (96, "2001:db8::1:0:1", "2001:db8::1:ffff:1", "2001:db8::2:0:1"),
+        (128, "2001:db8::1", "2001:0db8:0::0001", "2001:db8::2"),
+    ],
+)
+def test_an_ipv6_client_is_a_network_of_so_many_bits(serve, bits, one, same, other):
+    site = serve(SpeedLimit("1/minute"), ipv6_prefix=bits)
+    site.at(one).get("/")
+
+    assert site.at(same).get("/").status_code == 429
+    assert site.at(other).get("/").status_code == 200
+
+
+def test_every_ipv4_mapped_address_is_a_client_of_its_own_whatever_the_prefix(serve):
+    """CVE-2026-30827: a prefix put on mapped addresses made one client of all IPv4."""
+    site = serve(SpeedLimit("1/minute"), ipv6_prefix=48)
+
+    assert site.at("::ffff:192.0.2.1").statuses(2) == [200, 429]
+    assert site.at("::ffff:c000:202").statuses(2) == [200, 429]
+    assert site.at("192.0.2.2").get("/").status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        ("[2001:db8::1]", "2001:db8::/64"),
+        ("192.0.2.7:5000", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7%2", "192.0.2.7"),
+    ],
+)
+def test_a_server_may_write_a_peer_with_brackets_port_or_zone(serve, peer, client):
+    assert client_of(serve(app=telling), peer) == client
+
+
+def test_proxy_fix_outside_that_leaves_the_proxys_address_makes_guards_only_watch(serve, caplog):
+    """Everybody would be one client: with x_for=0, ProxyFix replaces the scheme alone."""
+    site = serve(SpeedLimit("1/minute"), trusted_proxies=["10.0.0.0/8"])
+    fixed = Browser(ProxyFix(site.application_under_test, x_for=0), address=PROXY)
+
+    assert fixed.statuses(3, headers={"X-Forwarded-For": "198.51.100.7"}) == [200, 200, 200]
+    (line,) = lines(caplog, level="WARNING")
+    assert line.startswith(f"ProxyFix ran before guardrails and left the proxy's address {PROXY}")
+
+
+def test_proxy_fix_inside_changes_nothing(serve):
+    site = serve(app=ProxyFix(telling), trusted_proxies=["10.0.0.0/8"])
+
+    assert client_of(site, PROXY, "203.0.113.5, 198.51.100.7") == "198.51.100.7"
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "X-Real-IP"])
+def test_an_undeclared_proxy_shows_itself_by_any_forwarding_header(serve, header):
+    site = serve(SpeedLimit("1/minute"), address=PROXY)
+
+    assert site.statuses(3, headers={header: "198.51.100.7"}) == [200, 200, 200]
+
+
+def test_an_exemption_may_be_a_callable(serve):
+    site = serve(
+        SpeedLimit("1/minute"),
+        exempt=["198.51.100.0/24", lambda environ: environ.get("HTTP_X_STAFF") == "yes"],
+    )
+
+    assert site.statuses(3, headers={"X-Staff": "yes"}) == [200, 200, 200]
+    assert site.at("198.51.100.1").statuses(3) == [200, 200, 200]
+    assert site.statuses(2) == [200, 429]
+
+
+def test_a_guards_own_exemption_may_be_a_callable(serve):
+    site = serve(
+        SpeedLimit("1/minute", exempt=lambda environ: "HTTP_X_STAFF" in environ),
+        SpeedLimit("2/minute", by="all"),
+    )
+
+    assert site.statuses(2, headers={"X-Staff": "yes"}) == [200, 200]
+    assert site.get("/", headers={"X-Staff": "yes"}).headers["Retry-After"] == "30"
+
+
+def test_an_exemption_that_raises_exempts_nobody(serve, caplog):
+    site = serve(SpeedLimit("1/minute"), exempt=lambda environ: environ["no such key"])
+
+    assert site.statuses(2) == [200, 429]
+    assert lines(caplog, level="ERROR")[0].startswith("exempt: a callable raised")
+
+
+def test_whoever_is_exempt_by_a_callable_outside_is_exempt_inside(serve, store):
+    inner = throttle(telling, SpeedLimit("1/minute"))
+    site = serve(app=inner, exempt=lambda environ: "HTTP_X_STAFF" in environ)
+
+    assert site.statuses(3, headers={"X-Staff": "yes"}) == [200, 200, 200]
+    assert site.statuses(2) == [200, 429]

@@ -31,6 +31,14 @@ WRITE_A_NETWORK = (
     'write an address such as "192.0.2.7", a network such as "192.0.2.0/24" or "2001:db8::/32", '
     '"loopback" or "private"'
 )
+WRITE_HOPS = (
+    "is not a number of proxies from 1 to 32: write how many of them each request passes, or leave it "
+    "out"
+)
+WRITE_A_PREFIX = (
+    "is not a number of bits from 16 to 128: write 64, which is what one customer has at the least, or "
+    "56 or 48"
+)
 WRITE_A_STORE = 'use "memory:", "shm:" or "shm:NAME?clients=50000"'
 USE_A_METHOD = (
     "is not an HTTP method: use CONNECT, DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, TRACE or a "
@@ -307,10 +315,65 @@ WRONG_THROTTLES = [
         "rows=NUMBER, private and lock=flock",
     ),
     wrong(
-        "proxies in one text",
-        lambda: throttle(hello, trusted_proxies="10.0.0.0/8"),
-        "trusted_proxies: '10.0.0.0/8' is one text: give a list of networks, such as "
-        '["192.0.2.0/24"]',
+        "proxies are no list",
+        lambda: throttle(hello, trusted_proxies=1),
+        'trusted_proxies: 1 is no list: give a list of networks, such as ["192.0.2.0/24"]',
+    ),
+    wrong(
+        "no proxy at all",
+        lambda: throttle(hello, proxy_hops=0),
+        f"proxy_hops: 0 {WRITE_HOPS}",
+    ),
+    wrong(
+        "hops by yes or no",
+        lambda: throttle(hello, proxy_hops=True),
+        f"proxy_hops: True {WRITE_HOPS}",
+    ),
+    wrong(
+        "hops and networks",
+        lambda: throttle(hello, proxy_hops=2, trusted_proxies=["10.0.0.0/8"]),
+        "proxy_hops: 2 was given beside trusted_proxies, and each of them says who the client is: "
+        "write the proxies' networks, or their number where those are not known",
+    ),
+    wrong(
+        "no header's name",
+        lambda: throttle(hello, forwarded="X-Forwarded-For:"),
+        "forwarded: 'X-Forwarded-For:' is not the name of a header: write \"x-forwarded-for\", "
+        '"forwarded", or the one that your proxy sets, such as "x-real-ip"',
+    ),
+    wrong(
+        "client is a text",
+        lambda: throttle(hello, client="192.0.2.1"),
+        "client: '192.0.2.1' is not callable: give a function of the environ that returns an address "
+        "as a text, or None",
+    ),
+    wrong(
+        "client beside what it stands in for",
+        lambda: throttle(hello, client=lambda _environ: None, proxy_hops=1),
+        "client: a callable was given beside trusted_proxies, proxy_hops or forwarded, which it stands "
+        "in for: give one of them",
+    ),
+    wrong(
+        "prefix of no use",
+        lambda: throttle(hello, ipv6_prefix=0),
+        f"ipv6_prefix: 0 {WRITE_A_PREFIX}",
+    ),
+    wrong(
+        "prefix in words",
+        lambda: throttle(hello, ipv6_prefix="64"),
+        f"ipv6_prefix: '64' {WRITE_A_PREFIX}",
+    ),
+    wrong(
+        "exempt is neither",
+        lambda: throttle(hello, exempt=[5]),
+        f"exempt: 5 is not a network (it is not a text): {WRITE_A_NETWORK}",
+    ),
+    wrong(
+        "silence of an unknown check",
+        lambda: throttle(hello, silence="undeclared_proxy"),
+        "silence: 'undeclared_proxy' is not the code of a check: use undeclared-proxy, "
+        "ignored-forwarding-header, no-client-address, everything-trusted, guard-met-twice, "
+        "guard-never-matched, cap-above-threads, wait-without-threads",
     ),
     wrong(
         "proxy that does not parse",

@@ -7,17 +7,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guardrails import BlockAgents, testing, throttle
+from guardrails import BlockAgents, SpeedLimit, testing, throttle
 from support import Exchange
 
 ENVIRON = Exchange(testing.hello).environ
+
+
+def wire(path):
+    """A path as a server delivers it: each byte a character."""
+    return path.encode().decode("latin-1")
 
 
 def refused(asked, *, script="", exempt_paths=(), **options):
     """Whether a guard that refuses all it covers refuses that path."""
     guard = BlockAgents(".", **options)
     app = throttle(testing.hello, guard, store=testing.memory_store(), exempt_paths=exempt_paths)
-    facts = {"PATH_INFO": asked, "SCRIPT_NAME": script, "HTTP_USER_AGENT": "any"}
+    facts = {"PATH_INFO": wire(asked), "SCRIPT_NAME": wire(script), "HTTP_USER_AGENT": "any"}
     return Exchange(app, environ=ENVIRON, **facts).call().status.startswith("403")
 
 
@@ -38,7 +43,7 @@ def as_software_reads_it(path):
     cut = re.split("[?#]", path, maxsplit=1)[0]
     without_parameters = re.sub(";[^/]*", "", cut)
     without_host = re.sub(r"\A[a-z]+://[^/]*", "", path)
-    return [
+    readings = [
         path,
         resolved(path),
         cut,
@@ -48,6 +53,8 @@ def as_software_reads_it(path):
         without_host,
         resolved(without_host),
     ]
+    # A router's "$" matches before a last newline.
+    return readings + [reading.removesuffix("\n") for reading in readings]
 
 
 def lies_in(path, prefix):
@@ -81,6 +88,10 @@ def lies_in(path, prefix):
         "HTTP://user@host:80/admin/users?x",
         "admin/users",
         "//x/..//./admin;a//users;b",
+        "/admin/users\n",
+        "//admin/users;a\n",
+        "/admin/users;\n",
+        "/x/../admin/users\n",
     ],
 )
 def test_each_of_these_spellings_is_covered(spelling):
@@ -136,7 +147,7 @@ def test_each_of_these_spellings_is_exempt(spelling):
 
 PIECES = st.sampled_from(
     [
-        *("/", "//", ".", "..", "/.", "/..", ";", ";x", "?", "#", "\x00", "http://h", "é"),
+        *("/", "//", ".", "..", "/.", "/..", ";", ";x", "?", "#", "\x00", "\n", "http://h", "é"),
         *("admin", "users", "/admin", "/users", "/static", "x", "/x"),
     ]
 )
@@ -187,7 +198,7 @@ SEGMENTS = st.lists(st.text(alphabet="abz-_~é", min_size=1, max_size=4), min_si
         st.sampled_from(["", "/.", "//", "/", "/x/..", "/x;y/..;z"]), min_size=5, max_size=5
     ),
     parameters=st.lists(st.sampled_from(["", ";a=1"]), min_size=5, max_size=5),
-    end=st.sampled_from(["", "/", "?q", "#f", "/more"]),
+    end=st.sampled_from(["", "/", "?q", "#f", "/more", "\n"]),
     front=st.sampled_from(["", "http://host"]),
 )
 def test_no_noise_between_the_segments_uncovers_a_path(segments, noise, parameters, end, front):
@@ -220,6 +231,45 @@ def test_no_text_at_all_breaks_the_reading_of_a_path(path):
 )
 def test_a_path_of_any_length_is_read(path):
     assert refused(path + "/admin/users", path="/admin/users")
+
+
+@pytest.mark.parametrize("guarded", ["/café", re.compile(r"/caf\w\Z")])
+def test_a_path_is_written_as_people_read_it(guarded):
+    """WSGI delivers the bytes of UTF-8, each as a character; a broken one is no letter."""
+    assert refused("/café", path=guarded)
+    assert not refused("/cafe/", path=guarded)
+    assert not refused("/caf", path=guarded)
+
+
+def test_an_exemption_is_written_as_people_read_it():
+    assert not refused("/bücher/1", exempt_paths=["/bücher"])
+    assert refused("/bucher/1", exempt_paths=["/bücher"])
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "/search",
+        "//search",
+        "/search/",
+        "/./search",
+        "/x/../search",
+        "/search;a=1",
+        "/search\n",
+        "/search?q",
+        "/search#top",
+        "/search\x00",
+        "http://host/search",
+        "search",
+    ],
+)
+def test_spelling_a_path_differently_is_no_way_to_a_new_count_by_path(spelling):
+    app = throttle(testing.hello, SpeedLimit("1/hour", by="path"), store=testing.memory_store())
+
+    def status(path):
+        return Exchange(app, PATH_INFO=path).call().status[:3]
+
+    assert [status("/search"), status(spelling), status("/other")] == ["200", "429", "200"]
 
 
 def test_a_pattern_sees_every_reading(store):

@@ -1,68 +1,99 @@
 """Who is asking: the client behind trusted proxies, as a key that cannot be chosen freely.
 
-A client is a key, not a text: an IPv4 address as it is, an IPv6 address by its /64, an IPv4-mapped
-address folded to IPv4 first. Forwarding headers count only from a trusted proxy; they are read from
-the right, and the first address that is not a trusted proxy's is the client. What does not parse
-ends the reading at the last trusted hop: it is never somebody's key.
+A client is a key, not a text: an IPv4 address as it is, an IPv6 address by its network, an
+IPv4-mapped address folded to IPv4 first. Forwarding headers count only from a trusted proxy; they
+are read from the right, and the first address that is not a trusted proxy's is the client. What does
+not parse ends the reading at the last trusted hop: it is never somebody's key.
 """
 
-import ipaddress
-import logging
+from __future__ import annotations
+
 import socket
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from guardrails.checks import Checks
 from guardrails.errors import ConfigurationError
+from guardrails.forwarded import (
+    FORWARDING_VARIABLES,
+    LONGEST_HEADER,
+    MOST_HOPS,
+    header_reader,
+    header_variable,
+)
+from guardrails.networks import Networks, listed, parse_node
 
-log = logging.getLogger("guardrails")
-
-IPV6_PREFIX_BYTES = 8
-LONGEST_HEADER = 1024
-MOST_HOPS = 32
+DEFAULT_FORWARDED = "x-forwarded-for"
+DEFAULT_IPV6_PREFIX = 64
 _MEMO_SIZE = 65536
-_MAPPED = bytes(10) + b"\xff\xff"
 _UNIX = "unix"
 _ANYBODY = ("0.0.0.0", "::")  # noqa: S104 - what some servers say of a unix socket
-_NAMED = {
-    "loopback": ("127.0.0.0/8", "::1/128"),
-    "private": ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "169.254.0.0/16"),
-}
+_PROXY_FIX = "werkzeug.proxy_fix.orig"
+_LONGEST_SHOWN = 64
+
+Told = str | bool | None
+"""What a request says of its client besides its peer: a header's text; whether there is one, where
+that is all that counts; None for nothing."""
 
 
-def parse_address(text: str) -> bytes | None:
-    """The 4 or 16 bytes of an address, IPv4-mapped ones folded; None for anything else."""
-    try:
-        if ":" not in text:
-            return socket.inet_pton(socket.AF_INET, text)
-        packed = socket.inet_pton(socket.AF_INET6, text)
-    except (OSError, ValueError):
-        return None
-    return packed[12:] if packed.startswith(_MAPPED) else packed
+@dataclass(frozen=True)
+class Identity:
+    """How a client is recognised; the arguments of `throttle()`, checked.
 
+    trusted_proxies: networks, "loopback", "private", or "unix" for whoever comes without an address;
+    None when nobody said.   proxy_hops: how many proxies there are, where their networks are not
+    known.   forwarded: the header that they write.   client: environ -> address, instead of all that.
+    ipv6_prefix: the bits of an IPv6 address that make a client.
+    """
 
-class Networks:
-    """A set of networks, asked by bisection."""
+    trusted_proxies: Any = None
+    proxy_hops: int | None = None
+    forwarded: str = DEFAULT_FORWARDED
+    client: Callable[[dict[str, Any]], str | None] | None = None
+    ipv6_prefix: int = DEFAULT_IPV6_PREFIX
 
-    def __init__(self, networks: Iterable[str], argument: str) -> None:
-        ranges = sorted(_ranges(networks, argument))
-        merged: list[list[int]] = []
-        for first, last in ranges:
-            if merged and first <= merged[-1][1] + 1:
-                merged[-1][1] = max(merged[-1][1], last)
-            else:
-                merged.append([first, last])
-        self._first = [first for first, _ in merged]
-        self._last = [last for _, last in merged]
+    def __post_init__(self) -> None:
+        given = self.trusted_proxies
+        if given is not None:
+            texts = listed(given, "trusted_proxies")
+            Networks([text for text in texts if text != _UNIX], "trusted_proxies")
+            object.__setattr__(self, "trusted_proxies", texts)
+        header_variable(self.forwarded)
+        hops = self.proxy_hops
+        if hops is not None and (type(hops) is not int or not 1 <= hops <= MOST_HOPS):
+            raise ConfigurationError(
+                f"proxy_hops: {hops!r} is not a number of proxies from 1 to {MOST_HOPS}: write how "
+                "many of them each request passes, or leave it out"
+            )
+        if given is not None and hops is not None:
+            raise ConfigurationError(
+                f"proxy_hops: {hops} was given beside trusted_proxies, and each of them says who the "
+                "client is: write the proxies' networks, or their number where those are not known"
+            )
+        if self.client is not None:
+            if not callable(self.client):
+                raise ConfigurationError(
+                    f"client: {self.client!r} is not callable: give a function of the environ that "
+                    "returns an address as a text, or None"
+                )
+            if given is not None or hops is not None or self.forwarded != DEFAULT_FORWARDED:
+                raise ConfigurationError(
+                    "client: a callable was given beside trusted_proxies, proxy_hops or forwarded, "
+                    "which it stands in for: give one of them"
+                )
+        bits = self.ipv6_prefix
+        if type(bits) is not int or not 16 <= bits <= 128:
+            raise ConfigurationError(
+                f"ipv6_prefix: {bits!r} is not a number of bits from 16 to 128: write 64, which is "
+                "what one customer has at the least, or 56 or 48"
+            )
 
-    def __contains__(self, address: bytes) -> bool:
-        number = _number(address)
-        index = bisect_right(self._first, number) - 1
-        return index >= 0 and number <= self._last[index]
-
-    def __bool__(self) -> bool:
-        return bool(self._first)
+    @property
+    def proxies_declared(self) -> bool:
+        """Whether anybody said which proxies there are."""
+        return self.trusted_proxies is not None or self.proxy_hops is not None
 
 
 class Client:
@@ -75,7 +106,13 @@ class Client:
 
     __slots__ = ("address", "exempt", "key", "text", "undeclared_proxy")
 
-    def __init__(self, address: bytes, *, undeclared_proxy: bool = False) -> None:
+    def __init__(
+        self,
+        address: bytes,
+        *,
+        undeclared_proxy: bool = False,
+        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
+    ) -> None:
         self.address = address
         self.undeclared_proxy = undeclared_proxy
         self.exempt: frozenset[int] = frozenset()
@@ -83,8 +120,11 @@ class Client:
             self.key = address
             self.text = socket.inet_ntop(socket.AF_INET, address)
         else:
-            self.key = address[:IPV6_PREFIX_BYTES]
-            self.text = socket.inet_ntop(socket.AF_INET6, self.key + bytes(8)) + "/64"
+            mask = (1 << 128) - (1 << (128 - ipv6_prefix))
+            network = (int.from_bytes(address, "big") & mask).to_bytes(16, "big")
+            # Never 4 bytes, so that it is nobody's IPv4 address.
+            self.key = network[: max(8, -(-ipv6_prefix // 8))]
+            self.text = f"{socket.inet_ntop(socket.AF_INET6, network)}/{ipv6_prefix}"
 
     def __repr__(self) -> str:
         return f"<Client {self.text}>"
@@ -93,92 +133,167 @@ class Client:
 class ClientReader:
     """Reads the client of a request, and remembers the last 65,536.
 
-    trusted_proxies: networks of the proxies in front, "loopback", "private", or "unix" for whoever
-    comes without an address; None when nobody said.
     exemptions: for each guard by its number, the networks that it leaves alone.
+    callable_failed: told of an exception of the callable's.
     """
 
     def __init__(
-        self, trusted_proxies: Iterable[str] | None, exemptions: list[Networks] | None = None
+        self,
+        identity: Identity,
+        exemptions: list[Networks],
+        checks: Checks,
+        callable_failed: Callable[[Exception], object],
     ) -> None:
-        self._trusts_unix = False
-        self._trusted: Networks | None = None
-        if trusted_proxies is not None:
-            if not isinstance(trusted_proxies, str) and isinstance(trusted_proxies, Iterable):
-                trusted_proxies = list(trusted_proxies)
-                self._trusts_unix = _UNIX in trusted_proxies
-                trusted_proxies = [each for each in trusted_proxies if each != _UNIX]
-            self._trusted = Networks(trusted_proxies, "trusted_proxies")
-        self._reads_header = self._trusted is None or bool(self._trusted) or self._trusts_unix
-        self._exemptions = exemptions or []
-        self._memo: OrderedDict[tuple[str, str | None], Client | None] = OrderedDict()
-        self._same: OrderedDict[tuple[bytes, bool], Client] = OrderedDict()
+        self._identity = identity
+        self._choose = identity.client
+        self._callable_failed = callable_failed
+        self._exemptions = exemptions if any(exemptions) else []
+        self._checks = checks
+        texts = identity.trusted_proxies or ()
+        self._trusted = Networks([text for text in texts if text != _UNIX], "trusted_proxies")
+        self._hops = identity.proxy_hops
+        self._trusts_unix = _UNIX in texts
+        variable = header_variable(identity.forwarded)
+        self._addresses = header_reader(variable)
+        self._variables: tuple[str, ...] = ()
+        if not identity.proxies_declared:
+            self._variables = tuple(dict.fromkeys((variable, *FORWARDING_VARIABLES)))
+        elif self._trusted or self._trusts_unix or self._hops:
+            self._variables = (variable,)
+        self._only_presence = not identity.proxies_declared
         self._near = Networks(("loopback", "private"), "trusted_proxies")
-        self._said: set[str] = set()
+        self._memo: OrderedDict[tuple[str, Told, bool], Client | None] = OrderedDict()
+        self._same: OrderedDict[tuple[bytes, bool], Client] = OrderedDict()
+        if self._trusted.has_everything():
+            checks.warn(
+                "everything-trusted",
+                "trusted_proxies=%r trusts everybody, so each client can say who it is: name the "
+                "networks of your proxies alone, or say how many there are with proxy_hops=1",
+                list(texts),
+            )
 
     def read(self, environ: dict[str, Any]) -> Client | None:
         """The client, or None when the request has no usable address."""
+        if self._choose is not None:
+            return self._chosen(environ)
         peer = environ.get("REMOTE_ADDR", "")
-        forwarded = environ.get("HTTP_X_FORWARDED_FOR") if self._reads_header else None
+        told: Told = None
+        for variable in self._variables:
+            told = environ.get(variable)
+            if told is not None:
+                break
+        replaced = False
+        if told is not None:
+            if self._only_presence:
+                told = True
+            if _PROXY_FIX in environ:
+                told, replaced = True, environ[_PROXY_FIX].get("REMOTE_ADDR") != peer
         try:
-            return self._memo[peer, forwarded]
+            return self._memo[peer, told, replaced]
         except (KeyError, TypeError):  # not seen yet, or no text at all
             pass
-        client = self._read(peer, forwarded)
-        if isinstance(peer, str) and (forwarded is None or len(forwarded) <= LONGEST_HEADER):
-            self._remember((peer, forwarded), client)
+        client = self._read(peer, told, replaced=replaced)
+        if isinstance(peer, str) and (type(told) is not str or len(told) <= LONGEST_HEADER):
+            _remember(self._memo, (peer, told, replaced), client)
         return client
 
     def same(self, client: Client) -> Client:
         """The same client with this reader's own exemptions."""
-        known = (client.address, client.undeclared_proxy)
-        found = self._same.get(known)
+        asked = (client.address, client.undeclared_proxy)
+        found = self._same.get(asked)
         if found is None:
             found = self._known(client.address, undeclared=client.undeclared_proxy)
-            if len(self._same) >= _MEMO_SIZE:
-                self._same.popitem(last=False)
-            self._same[known] = found
+            found.key, found.text = client.key, client.text
+            _remember(self._same, asked, found)
         return found
 
-    def _remember(self, asked: tuple[str, str | None], client: Client | None) -> None:
-        if len(self._memo) >= _MEMO_SIZE:
-            self._memo.popitem(last=False)
-        self._memo[asked] = client
-
-    def _read(self, peer: str, forwarded: str | None) -> Client | None:
-        address = _peer_address(peer)
-        if address is None and self._trusts_unix and forwarded is not None:
-            address = self._behind(None, forwarded)
-            if address is not None:
-                return self._known(address, undeclared=False)
+    def _chosen(self, environ: dict[str, Any]) -> Client | None:
+        """The client that a callable of the user's names."""
+        assert self._choose is not None  # noqa: S101 - asked only where there is one
+        try:
+            text = self._choose(environ)
+        except Exception as error:
+            self._callable_failed(error)
+            return None
+        asked = (text or "", None, True)
+        try:
+            return self._memo[asked]
+        except (KeyError, TypeError):
+            pass
+        address = _peer_address(text)
         if address is None:
-            self._say_once(
-                "no address",
+            self._checks.warn(
+                "no-client-address",
+                "client: the callable says %r, which is no address: guards that count by client do "
+                "not apply to such requests; return an address as a text, or count by something "
+                "else with by=",
+                _shown(text),
+            )
+            return None
+        client = self._known(address, undeclared=False)
+        _remember(self._memo, asked, client)
+        return client
+
+    def _read(self, peer: str, told: Told, *, replaced: bool) -> Client | None:
+        """Who it is. `replaced`: another middleware has read the header already."""
+        address = _peer_address(peer)
+        if told is not None and not replaced:
+            if type(told) is str:
+                if self._trusts(address):
+                    address = self._behind(address, told)
+            elif address is not None:
+                return self._known(address, undeclared=self._looks_like_a_proxy(address, peer))
+        if address is None:
+            self._checks.warn(
+                "no-client-address",
                 "REMOTE_ADDR is %r, which is no address: guards that count by client do not apply "
                 "to such requests; if that is a proxy on a unix socket that sends X-Forwarded-For "
                 'write trusted_proxies=["unix"], else bind the server to a TCP port',
-                str(peer)[:64],
+                _shown(peer),
             )
             return None
-        undeclared = False
-        if forwarded is not None:
-            if self._trusted is None:
-                undeclared = address in self._near
-            elif address in self._trusted:
-                address = self._behind(address, forwarded) or address
-        if undeclared:
-            self._say_once(
-                "undeclared proxy",
+        return self._known(address, undeclared=False)
+
+    def _trusts(self, peer: bytes | None) -> bool:
+        if self._hops:
+            return True
+        return self._trusts_unix if peer is None else peer in self._trusted
+
+    def _looks_like_a_proxy(self, address: bytes, peer: str) -> bool:
+        """Whether a peer that sends a forwarding header nobody reads may speak for many clients."""
+        if self._identity.proxies_declared:
+            # werkzeug's ProxyFix ran outside, and left the proxy's own address where it was.
+            undeclared = self._trusts(address)
+            if undeclared:
+                self._checks.warn(
+                    "undeclared-proxy",
+                    "ProxyFix ran before guardrails and left the proxy's address %s in REMOTE_ADDR: "
+                    "guards that count by client only watch such requests; set its x_for=1, or leave "
+                    "the header to guardrails and put ProxyFix inside of it",
+                    _shown(peer),
+                )
+        elif undeclared := address in self._near:
+            self._checks.warn(
+                "undeclared-proxy",
                 "%s sends X-Forwarded-For and trusted_proxies was never given: guards that count "
                 "by client only watch until you say whom to trust, as in "
                 'throttle(..., trusted_proxies=["%s"]), or trusted_proxies=() if it is a client',
-                peer[:64],
-                peer[:64],
+                _shown(peer),
+                _shown(peer),
             )
-        return self._known(address, undeclared=undeclared)
+        else:
+            self._checks.warn(
+                "ignored-forwarding-header",
+                "%s sends a forwarding header, which is not read since trusted_proxies was never "
+                "given: if that is a proxy or a CDN, all its clients count as one until it is named, "
+                "as in throttle(..., trusted_proxies=[...]); if clients send it, write "
+                "trusted_proxies=()",
+                _shown(peer),
+            )
+        return undeclared
 
     def _known(self, address: bytes, *, undeclared: bool) -> Client:
-        client = Client(address, undeclared_proxy=undeclared)
+        client = Client(address, undeclared_proxy=undeclared, ipv6_prefix=self._identity.ipv6_prefix)
         if self._exemptions:
             client.exempt = frozenset(
                 number
@@ -187,15 +302,16 @@ class ClientReader:
             )
         return client
 
-    def _behind(self, proxy: bytes | None, forwarded: str) -> bytes | None:
-        """The right-most address that no trusted proxy has."""
-        assert self._trusted is not None  # noqa: S101 - asked only where proxies are trusted
-        entries = forwarded[-LONGEST_HEADER:].split(",")
-        if len(forwarded) > LONGEST_HEADER:
-            del entries[0]
+    def _behind(self, proxy: bytes | None, header: str) -> bytes | None:
+        """The client behind a trusted proxy, or the last hop that is known to be one."""
+        hops_left = self._hops
         hop = proxy
-        for entry in reversed(entries[-MOST_HOPS:]):
-            address = parse_address(entry.strip(" \t"))
+        for address in self._addresses(header):
+            if hops_left:
+                hops_left -= 1
+                if hops_left:
+                    continue
+                return proxy if address is None else address
             if address is None:
                 break
             hop = address
@@ -203,43 +319,19 @@ class ClientReader:
                 break
         return hop
 
-    def _say_once(self, what: str, message: str, *values: object) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            log.warning(message, *values)
-
 
 def _peer_address(peer: object) -> bytes | None:
-    """The address of REMOTE_ADDR, without a zone; None for what says nothing of who it is."""
+    """The address of a peer; None for what says nothing of who it is."""
     if not isinstance(peer, str) or peer in _ANYBODY:
         return None
-    return parse_address(peer.partition("%")[0])
+    return parse_node(peer)
 
 
-def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]:
-    if isinstance(networks, str) or not isinstance(networks, Iterable):
-        what = "one text" if isinstance(networks, str) else "no list"
-        raise ConfigurationError(
-            f'{argument}: {networks!r} is {what}: give a list of networks, such as ["192.0.2.0/24"]'
-        )
-    for text in networks:
-        for name in _NAMED.get(text, (text,)):
-            try:
-                if not isinstance(name, str):
-                    raise ValueError("it is not a text")  # noqa: TRY301, TRY004
-                network = ipaddress.ip_network(name, strict=False)
-            except ValueError as error:
-                raise ConfigurationError(
-                    f"{argument}: {text!r} is not a network ({error}): write an address such as "
-                    '"192.0.2.7", a network such as "192.0.2.0/24" or "2001:db8::/32", '
-                    '"loopback" or "private"'
-                ) from None
-            yield (
-                _number(network.network_address.packed),
-                _number(network.broadcast_address.packed),
-            )
+def _shown(text: object) -> str:
+    return str(text)[:_LONGEST_SHOWN]
 
 
-def _number(packed: bytes) -> int:
-    """One number line for both families: IPv4 lies where its IPv4-mapped addresses do."""
-    return int.from_bytes(packed if len(packed) == 16 else _MAPPED + packed, "big")
+def _remember(memo: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    if len(memo) >= _MEMO_SIZE:
+        memo.popitem(last=False)
+    memo[key] = value

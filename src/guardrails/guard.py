@@ -16,10 +16,11 @@ from http import HTTPMethod
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from guardrails.address import Networks
 from guardrails.errors import ConfigurationError
+from guardrails.exemptions import Exempt, Exemptions
 from guardrails.keys import By, key_function
-from guardrails.request import Request, falls_under, normal_host
+from guardrails.networks import listed
+from guardrails.request import Request, falls_under, normal_host, plain_text, wsgi_text
 from guardrails.store.contract import Demand, Meter
 from guardrails.units import parse_duration
 
@@ -37,7 +38,8 @@ class Guard:
     path: one or several prefixes on segment borders, or a compiled pattern tried with `match`.
     methods: which methods it covers; GET implies HEAD. None is all.
     host: one or several hosts; case, port and a last dot do not count. None is all.
-    exempt: networks that it leaves alone.   exempt_paths: prefixes that it leaves alone.
+    exempt: whom it leaves alone: networks, addresses, "loopback", "private", or callables of the
+    environ.   exempt_paths: prefixes that it leaves alone.
     status: the HTTP status of a refusal.   dry_run: only say what it would do.
     ban: bans the client of a refused request from everything for so long, such as "20m".
     on_error: "allow" or "deny" when a callable of yours raises.
@@ -48,7 +50,7 @@ class Guard:
     path: str | Iterable[str] | re.Pattern[str] | None = None
     methods: str | Iterable[str] | None = None
     host: str | Iterable[str] | None = None
-    exempt: Iterable[str] = ()
+    exempt: Exempt = ()
     exempt_paths: str | Iterable[str] = ()
     status: int = 0
     dry_run: bool = False
@@ -62,8 +64,8 @@ class Guard:
         self._set("path", _paths(self.path, "path"))
         self._set("methods", _methods(self.methods))
         self._set("host", None if self.host is None else _texts(self.host, "host"))
-        self._set("exempt", _texts(self.exempt, "exempt"))
-        Networks(self.exempt, "exempt")
+        self._set("exempt", listed(self.exempt, "exempt"))
+        Exemptions(self.exempt)
         self._set("exempt_paths", exempt_path_prefixes(self.exempt_paths))
         self._set("status", check_status(self.status or self.default_status))
         if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
@@ -164,18 +166,23 @@ class StatefulGuard(Guard):
 
 
 class Post:
-    """A guard on duty: its final name, which requests it covers, what it demands."""
+    """A guard on duty: its final name, which requests it covers, what it demands.
+
+    met: whether a request that it covers has come.
+    """
 
     __slots__ = (
         "ban",
         "ban_for",
         "ban_only",
         "by_client",
+        "exempt",
         "exempt_paths",
         "failure",
         "fixed_key",
         "guard",
         "hosts",
+        "met",
         "methods",
         "name",
         "nothing",
@@ -194,10 +201,13 @@ class Post:
         self.guard = guard
         self.name = name
         self.number = number
-        self.path = guard.path
+        path: Any = guard.path
+        self.path = tuple(map(wsgi_text, path)) if isinstance(path, tuple) else path
         self.methods = guard.methods
         self.hosts = guard.host and tuple(map(normal_host, guard.host))
-        self.exempt_paths = guard.exempt_paths
+        self.exempt = Exemptions(guard.exempt)
+        self.exempt_paths = tuple(map(wsgi_text, guard.exempt_paths))
+        self.met = False
         self.wait = parse_duration(getattr(guard, "wait", 0), "wait")
         self.ban_for = parse_duration(guard.ban, "ban") if guard.ban is not None else 0
         self.ban = self.shadow_ban = None
@@ -249,7 +259,7 @@ class Post:
         if path is None:
             return True
         if isinstance(path, re.Pattern):
-            return any(path.match(reading) for reading in readings)
+            return any(path.match(plain_text(reading)) for reading in readings)
         return any(falls_under(reading, path) for reading in readings)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from guardrails.errors import ConfigurationError
-from guardrails.request import Request, normal_host
+from guardrails.request import Request, canonical_path, normal_host
 from guardrails.store.contract import Visit
 
 By = str | Callable[[dict[str, Any]], str | None]
@@ -35,7 +35,7 @@ def key_function(by: By) -> Callable[[Request], bytes | None]:
         "client+agent": _client_and_agent,
         "all": lambda _request: b"",
         "host": lambda request: _text_key(normal_host(request.host)),
-        "path": lambda request: _text_key(request.path),
+        "path": lambda request: _text_key(canonical_path(request.path)),
         "user": lambda request: _text_key(request.environ.get("REMOTE_USER") or None),
     }
     if by not in keys:
@@ -93,6 +93,6 @@ def shown_key(by: By, key: bytes | None, visit: Visit) -> str | None:
     if by == "all":
         return "all"
     if by in ("host", "path"):
-        text = visit.host if by == "host" else visit.path
+        text = visit.host if by == "host" else canonical_path(visit.path)
         return ascii(text[:_LONGEST_SHOWN_KEY])[1:-1]
     return None

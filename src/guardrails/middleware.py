@@ -17,8 +17,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication
 
-from guardrails.address import Client, ClientReader, Networks
+from guardrails import cputime
+from guardrails.address import (
+    DEFAULT_FORWARDED,
+    DEFAULT_IPV6_PREFIX,
+    Client,
+    ClientReader,
+    Identity,
+)
 from guardrails.answers import refuse
+from guardrails.checks import Checks
 from guardrails.decision import (
     DELAYED,
     DELAYED_DRY_RUN,
@@ -29,6 +37,7 @@ from guardrails.decision import (
 )
 from guardrails.entrance import Entrance
 from guardrails.errors import ConfigurationError
+from guardrails.exemptions import Exempt, Exemptions
 from guardrails.guard import (
     Guard,
     Post,
@@ -36,8 +45,9 @@ from guardrails.guard import (
     exempt_path_prefixes,
     unique_names,
 )
+from guardrails.inspection import Inspector
 from guardrails.keys import shown_key
-from guardrails.planning import Plan, Planner
+from guardrails.planning import NO_ASKS, Plan, Planner
 from guardrails.reporting import Reporter
 from guardrails.store.contract import (
     DRY_RUN,
@@ -53,6 +63,8 @@ from guardrails.stream import FLIGHT, Flight
 
 log = logging.getLogger("guardrails")
 
+_REQUESTS_BETWEEN_LOOKS = 1024
+
 _new: Callable[..., Decision] = tuple.__new__  # several times faster than the named constructor
 
 
@@ -60,9 +72,14 @@ def throttle(
     app: WSGIApplication,
     *guards: Guard,
     store: str | Store | None = None,
-    trusted_proxies: Iterable[str] | None = None,
-    exempt: Iterable[str] = (),
-    exempt_paths: Iterable[str] = (),
+    trusted_proxies: str | Iterable[str] | None = None,
+    proxy_hops: int | None = None,
+    forwarded: str = DEFAULT_FORWARDED,
+    client: Callable[[dict[str, Any]], str | None] | None = None,
+    ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
+    exempt: Exempt = (),
+    exempt_paths: str | Iterable[str] = (),
+    silence: str | Iterable[str] = (),
     enabled: bool = True,
     dry_run: bool = False,
     on_decision: Callable[[Decision, dict[str, Any]], object] | None = None,
@@ -73,10 +90,18 @@ def throttle(
     store: where the state is: a URL ("memory:", "shm:", "shm:NAME?clients=50000"), a store, or None
     for a file in shared memory that belongs to the place that calls; the environment variable
     GUARDRAILS_STORE stands in for None.
-    trusted_proxies: networks of the proxies whose X-Forwarded-For is believed, "loopback",
+    trusted_proxies: networks of the proxies whose forwarding header is believed, "loopback",
     "private", or "unix" for a proxy on a unix socket. () says that peers are clients. With None,
     per-client guards only watch behind a proxy that nobody declared.
-    exempt: networks that are never throttled.   exempt_paths: prefixes that never are.
+    proxy_hops: how many proxies each request passes, where their networks are not known; the server
+    must not be reachable but through them.
+    forwarded: the header that they write: "x-forwarded-for", "forwarded" (RFC 7239), or another with
+    an address or a list of them, such as "x-real-ip". All others are ignored.
+    client: environ -> address, or None for nobody; stands in for all of the three.
+    ipv6_prefix: the bits of an IPv6 address that make one client, from 16 to 128.
+    exempt: who is never throttled: networks, addresses, "loopback", "private", or callables of the
+    environ.   exempt_paths: prefixes that never are.
+    silence: codes of checks (docs/errors.md) that need not be said.
     enabled, dry_run: the switch. GUARDRAILS=off, dry-run or on in the environment overrides both.
     on_decision: called with (decision, environ) for refusals and dry-run refusals.
     on_store_error: when the store fails: "fallback" counts in this process's memory, "allow" lets
@@ -98,9 +123,10 @@ def throttle(
         guards,
         store,
         own_store=own_store,
-        trusted_proxies=trusted_proxies,
+        identity=Identity(trusted_proxies, proxy_hops, forwarded, client, ipv6_prefix),
         exempt=exempt,
         exempt_paths=exempt_paths,
+        silence=silence,
         position=_switch_position(enabled, dry_run),
         on_decision=on_decision,
         on_store_error=on_store_error,
@@ -117,9 +143,10 @@ class Throttle:
         store: Store,
         *,
         own_store: bool,
-        trusted_proxies: Iterable[str] | None,
-        exempt: Iterable[str],
-        exempt_paths: Iterable[str],
+        identity: Identity,
+        exempt: Exempt,
+        exempt_paths: str | Iterable[str],
+        silence: str | Iterable[str],
         position: str,
         on_decision: Callable[[Decision, dict[str, Any]], object] | None,
         on_store_error: str,
@@ -138,15 +165,21 @@ class Throttle:
         _check_slots(self._posts)
         self._names = tuple(post.name for post in self._posts)
         self._posts_by_name: dict[str, Post] = {}
-        own_exempt = Networks(exempt, "exempt")
+        self._exempt = Exemptions(exempt)
         self._exempt_paths = exempt_path_prefixes(exempt_paths)
-        self._own_exemptions = bool(own_exempt or self._exempt_paths)
-        self._own_client = trusted_proxies is not None
-        self._clients = ClientReader(
-            trusted_proxies,
-            [own_exempt, *(Networks(post.guard.exempt, "exempt") for post in self._posts)],
-        )
+        self._own_exemptions = bool(self._exempt or self._exempt_paths)
+        self._own_client = identity != Identity()
         self._reporter = Reporter()
+        self._checks = Checks(silence)
+        self._clients = ClientReader(
+            identity,
+            [self._exempt.networks, *(post.exempt.networks for post in self._posts)],
+            self._checks,
+            self._client_failed,
+        )
+        self._pid = 0
+        self._boarded = 0
+        self._inspector = Inspector(self._posts_by_name, store, self._checks)
         self.errors = self._reporter.errors
         self._dry_run = position == DRY_RUN
         self._planner = self._make_planner(self._posts)
@@ -224,22 +257,35 @@ class Throttle:
 
     def _board(self, environ: dict[str, Any], outer: Flight | None) -> Flight:
         """The flight of this request: a new one, or the outer throttle's with our asks."""
+        pid = os.getpid()
+        if pid != self._pid:
+            self._begin(pid, environ)
+        self._boarded += 1
+        if not self._boarded % _REQUESTS_BETWEEN_LOOKS:
+            self._inspector.look_again()
         if outer is not None:
-            return self._board_within(outer, environ)
+            return self._board_within(outer, environ, pid)
         client = self._clients.read(environ)
         plan = _plan(self._planner, environ)
-        asks = self._planner.asks(plan, client, environ)
-        flight = self._new_flight(asks, client, plan)
-        if plan.exempt or (client is not None and 0 in client.exempt):
+        exempt = plan.exempt or (client is not None and 0 in client.exempt)
+        if self._exempt.callables and not exempt:
+            exempt = self._exempt.chosen(environ, self._exempt_failed)
+        asks = NO_ASKS if exempt else self._planner.asks(plan, client, environ)
+        flight = self._new_flight(asks, client, plan, pid)
+        if exempt:
             flight.exempt = True
         environ["guardrails.client"] = flight.client or None
         environ[FLIGHT] = flight
         return flight
 
-    def _new_flight(self, asks: Sequence[Ask], client: Client | None, plan: Plan) -> Flight:
-        return Flight(
-            self.store, self._unreleased, asks, os.getpid(), client, plan, self.guards, self._names
-        )
+    def _new_flight(self, asks: Sequence[Ask], client: Client | None, plan: Plan, pid: int) -> Flight:
+        return Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards, self._names)
+
+    def _begin(self, pid: int, environ: dict[str, Any]) -> None:
+        """What is done at the first request of a process, after every fork."""
+        self._pid = pid
+        cputime.follow_greenlets()
+        self._inspector.begin(environ)
 
     def _make_planner(self, posts: Sequence[Post]) -> Planner:
         self._posts_by_name.update((post.name, post) for post in posts)
@@ -248,6 +294,8 @@ class Throttle:
             self._exempt_paths,
             dry_run=self._dry_run,
             callable_failed=self._callable_failed,
+            exempt_failed=self._exempt_failed,
+            met_twice=self._met_twice,
         )
 
     def _planner_within(self, outer: Flight) -> Planner:
@@ -269,17 +317,19 @@ class Throttle:
             )
         return planner
 
-    def _board_within(self, outer: Flight, environ: dict[str, Any]) -> Flight:
+    def _board_within(self, outer: Flight, environ: dict[str, Any], pid: int) -> Flight:
         """Take client, store and exemptions from the outer throttle, unless given our own."""
         if self._own_client:
             client = self._clients.read(environ)
         else:
             client = outer.who and self._clients.same(outer.who)
         same_store = not self._own_store or self.store is outer.store
-        shared = same_store and outer.is_open() and outer.pid == os.getpid()
+        shared = same_store and outer.is_open() and outer.pid == pid
         planner = self._planner_within(outer) if shared else self._planner
         plan = _plan(planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)
+        if self._exempt.callables and not exempt:
+            exempt = self._exempt.chosen(environ, self._exempt_failed)
         if not self._own_exemptions:
             exempt = exempt or outer.exempt
         met = outer.guards if shared else ()
@@ -291,7 +341,7 @@ class Throttle:
             outer.guards += self.guards
             outer.names += planner.names
             return outer
-        flight = self._new_flight(asks, client, plan)
+        flight = self._new_flight(asks, client, plan, pid)
         flight.exempt = exempt
         environ[FLIGHT] = flight
         return flight
@@ -363,6 +413,21 @@ class Throttle:
             + ("refuses the request" if deny else "does not apply"),
         )
         return (b"", post.failure) if deny else (None, None)
+
+    def _client_failed(self, error: Exception) -> None:
+        self._reporter.report(error, "client: the callable raised, so this request has no client")
+
+    def _exempt_failed(self, error: Exception) -> None:
+        self._reporter.report(error, "exempt: a callable raised, so it exempts nobody")
+
+    def _met_twice(self, post: Post) -> None:
+        self._checks.warn(
+            "guard-met-twice",
+            "%s: nested throttles meet it twice in one request, and it is charged once, so the inner "
+            "one does nothing: leave one of them out, or give the inner one another path, figure or "
+            "name",
+            post.name,
+        )
 
     def _log(self, decision: Decision, flight: Flight) -> None:
         if log.isEnabledFor(logging.INFO):

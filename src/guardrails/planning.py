@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from guardrails.address import Client
 from guardrails.guard import Guard, Post
-from guardrails.request import Request, falls_under, path_readings
+from guardrails.request import Request, falls_under, path_readings, wsgi_text
 from guardrails.store.contract import Ask, Asks, Demand
 
 NEVER_REFUSED = "/robots.txt"
@@ -20,7 +20,8 @@ NEVER_REFUSED = "/robots.txt"
 
 _PLANS = 4096
 _LONGEST_PLANNED_PATH = 512
-_NO_ASKS = Asks()
+NO_ASKS = Asks()
+"""What is asked for an exempt request."""
 
 
 class Duty(NamedTuple):
@@ -62,12 +63,16 @@ class Planner:
         *,
         dry_run: bool,
         callable_failed: Callable[[Post, Exception], tuple[bytes | None, Demand | None]],
+        exempt_failed: Callable[[Exception], object],
+        met_twice: Callable[[Post], object],
     ) -> None:
         self._posts = posts
         self.names = tuple(post.name for post in posts)
-        self._exempt_paths = exempt_paths
+        self._exempt_paths = tuple(map(wsgi_text, exempt_paths))
         self._dry_run = dry_run
         self._callable_failed = callable_failed
+        self._exempt_failed = exempt_failed
+        self._met_twice = met_twice
         self._plans: OrderedDict[tuple[str, str, str], Plan] = OrderedDict()
 
     def plan(self, method: str, host: str, path: str) -> Plan:
@@ -105,8 +110,6 @@ class Planner:
                         break
                 else:
                     return asks
-        if client is not None and 0 in client.exempt:
-            return _NO_ASKS
         return self._asks_one_by_one(plan, client, environ, met)
 
     def _duties(self, method: str, host: str, path: str) -> tuple[Duty, ...] | None:
@@ -115,6 +118,8 @@ class Planner:
         if all(reading == NEVER_REFUSED or falls_under(reading, exempt) for reading in readings):
             return None
         covered = [(post, post.covers(method, host, readings)) for post in self._posts]
+        for post, covers in covered:
+            post.met = post.met or covers
         return tuple(
             Duty(post, ban_only=not covers) for post, covers in covered if covers or post.ban_for
         )
@@ -122,6 +127,8 @@ class Planner:
     def _usual_asks(self, plan: Plan, *, watched: bool) -> Asks | None:
         asks = []
         for post, ban_only in plan.duties:
+            if post.exempt.callables:
+                return None
             dry_run = self._runs_dry(post, watched=watched)
             if ban_only:
                 asks.append(Ask(post.ban_only, b"", dry_run))
@@ -142,7 +149,12 @@ class Planner:
         watched = client is not None and client.undeclared_proxy
         asks = []
         for post, ban_only in plan.duties:
-            if (client is not None and post.number in client.exempt) or post.guard in met:
+            if client is not None and post.number in client.exempt:
+                continue
+            if post.guard in met:
+                self._met_twice(post)
+                continue
+            if post.exempt.callables and post.exempt.chosen(environ, self._exempt_failed):
                 continue
             dry_run = self._runs_dry(post, watched=watched)
             if ban_only:

@@ -8,6 +8,7 @@ falls under it, while an exemption holds only if *every* one does:
     cleaned          scheme and host dropped, repeated slashes collapsed; cut at ? and # or not,
                      ;params removed or not
     resolved         each of these with . and .. resolved too
+    without an end   a last newline dropped, which a router's `$` does not see
 
 A path in normal form, which is nearly every one, has just one reading.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from guardrails.address import Client
 
-_ABNORMAL = re.compile(r"//|;|\?|#|/\.{1,2}(?:/|\Z)|\A(?!/)|\0")
+_ABNORMAL = re.compile(r"//|;|\?|#|/\.{1,2}(?:/|\Z)|\A(?!/)|\0|\n\Z")
 _SCHEME_AND_HOST = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
@@ -50,7 +51,26 @@ def path_readings(path: str) -> tuple[str, ...]:
         for kept in (_PARAMETERS.sub("", text), text):
             cleaned = _SLASHES.sub("/", "/" + kept)
             readings += (cleaned, _resolve_dots(cleaned), _resolve_dots(kept))
+    readings += [reading.removesuffix("\n") for reading in readings]
     return tuple(dict.fromkeys(readings))
+
+
+def canonical_path(path: str) -> str:
+    """The one path that stands for all spellings: cleaned, cut, resolved, without a last slash."""
+    if _ABNORMAL.search(path) is not None:
+        cut = re.split("[?#\0]", _SCHEME_AND_HOST.sub("", path, count=1), maxsplit=1)[0]
+        path = _resolve_dots(_SLASHES.sub("/", "/" + _PARAMETERS.sub("", cut))).removesuffix("\n")
+    return path.rstrip("/") or "/"
+
+
+def wsgi_text(text: str) -> str:
+    """A path of the user's as WSGI delivers it: its UTF-8 bytes, each as a character."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def plain_text(text: str) -> str:
+    """A path from the environ as people write it, for patterns."""
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def falls_under(path: str, prefixes: Iterable[str]) -> bool:

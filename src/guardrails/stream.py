@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import get_ident
 from typing import Any
 
+from guardrails import cputime
 from guardrails.address import Client
 from guardrails.guard import Guard
 from guardrails.planning import Plan
@@ -179,11 +180,11 @@ class Flight(Visit):
         if self.measuring or not self._charged:
             return app(environ, start_response)
         self.measuring = True
-        started = time.thread_time_ns()
+        started = cputime.now()
         try:
             return app(environ, start_response)
         finally:
-            self.cpu_nanoseconds += time.thread_time_ns() - started
+            self.cpu_nanoseconds += cputime.now() - started
 
     def settle(self) -> None:
         """Charge what is left to charge and give everything back. Any number of times."""
@@ -207,11 +208,11 @@ class Flight(Visit):
         """Do one step of the response, and charge its CPU."""
         if not self._charged:
             return advance()
-        started = time.thread_time_ns()
+        started = cputime.now()
         try:
             return advance()
         finally:
-            self.cpu_nanoseconds += time.thread_time_ns() - started
+            self.cpu_nanoseconds += cputime.now() - started
             now = time.monotonic()
             if now >= self._debit_at:
                 if self._debit_at:

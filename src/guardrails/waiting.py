@@ -6,6 +6,9 @@ environ are known to be wrong on some.
 
 import threading
 
+THREADS_PER_WAITING_ONE = 4
+"""How many threads of a process there must be for each one that waits."""
+
 _MOST_COUNTED = 4096
 
 
@@ -27,12 +30,12 @@ class WaitingRoom:
             self._begin(pid)
         if len(self._threads) < _MOST_COUNTED:
             self._threads.add(threading.get_ident())
-        return self._waiting < len(self._threads) // 4
+        return self._waiting < len(self._threads) // THREADS_PER_WAITING_ONE
 
     def enter(self) -> bool:
         """Take a place, if there is one."""
         with self._lock:
-            if self._waiting >= len(self._threads) // 4:
+            if self._waiting >= len(self._threads) // THREADS_PER_WAITING_ONE:
                 return False
             self._waiting += 1
             return True

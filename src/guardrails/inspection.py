@@ -1,0 +1,85 @@
+"""Whether the guards fit the server and its traffic: looked at once per process, and now and then.
+
+Nothing here changes what happens to a request; what looks wrong is said once, under its code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from guardrails.checks import Checks
+from guardrails.guard import Post
+from guardrails.server import Server, running_server
+from guardrails.store.contract import GuardCounters, Store
+from guardrails.waiting import THREADS_PER_WAITING_ONE
+
+LONG_ENOUGH = 24 * 3600
+"""Seconds after which a guard should have met a request."""
+
+monotonic = time.monotonic
+
+
+class Inspector:
+    """Looks at the guards of one throttle, in one process.
+
+    posts: its guards on duty, by name; more of them may come.
+    """
+
+    def __init__(self, posts: Mapping[str, Post], store: Store, checks: Checks) -> None:
+        self._posts = posts
+        self._store = store
+        self._checks = checks
+        self._began = 0.0
+
+    def begin(self, environ: dict[str, Any]) -> Server:
+        """At the first request of a process: see which server this is, and what it can do."""
+        self._began = monotonic()
+        server = running_server(environ)
+        for post in self._posts.values():
+            self._look_at_cap(post, server)
+            if post.wait and server.threads is not None and server.threads < THREADS_PER_WAITING_ONE:
+                self._checks.warn(
+                    "wait-without-threads",
+                    "%s: wait= has no effect on %s: at most one in %d of a process's threads may "
+                    "wait, so that the others go on serving; give each process at least %d threads, "
+                    "or leave wait= out",
+                    post.name,
+                    server,
+                    THREADS_PER_WAITING_ONE,
+                    THREADS_PER_WAITING_ONE,
+                )
+        return server
+
+    def look_again(self) -> None:
+        """Now and then: say which guards have met nothing in a day."""
+        if monotonic() - self._began < LONG_ENOUGH:
+            return
+        met = {post.number for post in self._posts.values() if post.met}
+        counters = self._store.counters()
+        for post in self._posts.values():
+            if post.number not in met and counters.get(post.name, _NOTHING) == _NOTHING:
+                self._checks.warn(
+                    "guard-never-matched",
+                    "%s: no request that it covers has come in a day: compare its path, methods and "
+                    "host with what clients ask for (the case of a path counts), or leave it out",
+                    post.name,
+                )
+
+    def _look_at_cap(self, post: Post, server: Server) -> None:
+        demand, most = post.usual_demand, server.at_once
+        limits = [slot.limit for slot in demand.slots] if demand is not None else []
+        if most is not None and limits and min(limits) > most:
+            self._checks.warn(
+                "cap-above-threads",
+                "%s: a cap of %d is never reached, since %s serves %d at once: lower it below that, "
+                "or leave it out",
+                post.name,
+                min(limits),
+                server,
+                most,
+            )
+
+
+_NOTHING = GuardCounters()

@@ -1,0 +1,130 @@
+"""What is known of the server that runs us: its name, and how many requests it serves at once.
+
+No server tells its app, and the flags `wsgi.multithread` and `wsgi.multiprocess` are wrong on some.
+So each server is asked in its own way, once per process, while it calls us. What cannot be learnt is
+None, and nothing but advice depends on any of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from socketserver import ThreadingMixIn
+from typing import Any
+
+_DEEPEST = 64
+
+
+@dataclass(frozen=True)
+class Server:
+    """processes: its workers.   threads: requests at once in each of them. None is unknown."""
+
+    name: str
+    processes: int | None = None
+    threads: int | None = None
+
+    @property
+    def at_once(self) -> int | None:
+        """How many requests can be served at once, over all workers."""
+        if self.processes is None or self.threads is None:
+            return None
+        return self.processes * self.threads
+
+    def __str__(self) -> str:
+        return f"{self.name} with {_several(self.processes, 'process', 'processes')} of " + _several(
+            self.threads, "thread", "threads"
+        )
+
+
+def running_server(environ: dict[str, Any]) -> Server:
+    """The server that is calling. Never raises: what it does not know it leaves out."""
+    software = str(environ.get("SERVER_SOFTWARE", ""))
+    name = software.partition("/")[0].partition(" ")[0].lower() or "unknown"
+    for marker, ask in _ASK.items():
+        if name == marker or marker in sys.modules or f"{marker}.version" in environ:
+            try:
+                found = ask()
+            except Exception:  # noqa: S112 - a server changed its ways: advice is not worth an error
+                continue
+            if found is not None:
+                return found
+    return Server(name)
+
+
+def _gunicorn() -> Server | None:
+    for worker in _callers("gunicorn.workers"):
+        settings = getattr(worker, "cfg", None)
+        if settings is None:
+            continue
+        kind = settings.worker_class_str
+        if kind == "sync":
+            threads = 1
+        elif kind == "gthread":
+            threads = settings.threads
+        else:
+            threads = settings.worker_connections
+        return Server(f"gunicorn ({kind})", settings.workers, threads)
+    return None
+
+
+def _uwsgi() -> Server | None:
+    uwsgi = sys.modules["uwsgi"]  # made by the server itself
+    options = uwsgi.opt
+    threads = options.get("threads") or options.get("gevent") or options.get("async") or b"1"
+    return Server("uWSGI", uwsgi.numproc, int(threads))
+
+
+def _mod_wsgi() -> Server | None:
+    mod_wsgi = sys.modules["mod_wsgi"]  # as above
+    return Server("mod_wsgi", mod_wsgi.maximum_processes, mod_wsgi.threads_per_process)
+
+
+def _waitress() -> Server | None:
+    for task in _callers("waitress.task"):
+        channel = getattr(task, "channel", None)
+        if channel is not None:
+            return Server("waitress", 1, channel.adj.threads)
+    return None
+
+
+def _cheroot() -> Server | None:
+    for thread in _callers("cheroot.workers.threadpool"):
+        pool = thread.server.requests
+        return Server("cheroot", 1, pool.max if pool.max > 0 else None)
+    return None
+
+
+def _wsgiref() -> Server | None:
+    for handler in _callers("wsgiref.handlers"):
+        server = handler.request_handler.server
+        return Server("wsgiref", 1, None if isinstance(server, ThreadingMixIn) else 1)
+    return None
+
+
+_ASK: dict[str, Callable[[], Server | None]] = {
+    "gunicorn": _gunicorn,
+    "uwsgi": _uwsgi,
+    "mod_wsgi": _mod_wsgi,
+    "waitress": _waitress,
+    "cheroot": _cheroot,
+    "wsgiserver": _wsgiref,
+}
+"""By the name in SERVER_SOFTWARE, its module, or its key in the environ."""
+
+
+def _callers(module: str) -> Iterator[Any]:
+    """The objects whose methods are calling us, from within a module of the server's."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the call comes from the server, which tells us nothing
+    for _ in range(_DEEPEST):
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+        if str(frame.f_globals.get("__name__", "")).startswith(module) and "self" in frame.f_locals:
+            yield frame.f_locals["self"]
+
+
+def _several(count: int | None, one: str, many: str) -> str:
+    if count is None:
+        return f"an unknown number of {many}"
+    return f"{count} {one if count == 1 else many}"
