@@ -1,12 +1,17 @@
-"""A Django project in one file, behind guards: a search, and an export that is slow to make.
+"""A shop in Django, its project in one file, behind guards.
 
-Run    gunicorn --workers 2 --chdir examples django_app:application
-and    for i in 1 2 3 4 5 6; do curl -so/dev/null -w '%{http_code} ' 127.0.0.1:8000/search; done
-to see `200` five times and then `429`, whichever worker was asked. Two exports at once,
-       for i in 1 2; do curl -so/dev/null -w '%{http_code} ' 127.0.0.1:8000/export & done; wait
-give one `200` and one `503`.
+Run   gunicorn --workers 2 --threads 4 --chdir examples django_app:application
+Ask   for i in 1 2 3 4 5 6; do curl -s 127.0.0.1:8000/search; done
+See   "4 more" down to "0 more", then "429 Too Many Requests", whichever worker was asked
+Ask   for i in 1 2 3; do curl -s 127.0.0.1:8000/report & done; wait
+See   "All is well" from one, and from the others "503 Service Unavailable"
+Ask   curl -s '127.0.0.1:8000/healthz?[1-150]' | sort | uniq -c
+See   "150 ok", though the limit is 120 a minute: what is exempt is never refused
+
+tests/test_examples.py shows how such a program is tested, with guards and without.
 """
 
+import logging
 import time
 
 from django.conf import settings
@@ -15,43 +20,75 @@ from django.http import HttpResponse
 from django.urls import path
 
 import guardrails
-from guardrails import BlockAgents, MaxConcurrentReqs, SpeedLimit
+from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
+
+logging.basicConfig(format="%(name)s: %(message)s")
+logging.getLogger("guardrails").setLevel(logging.INFO)  # each refusal is a line at INFO
+
+FRONT_PAGE = """\
+<link rel="stylesheet" href="/static/site.css">
+<p>Try <a href="/search">the search</a> and <a href="/report">the report</a>.
+"""
+STYLE = "p { font: 1.2em sans-serif }\n"
+
+
+def what_remains(environ):
+    decision = environ.get("guardrails.decision")  # there is none while guardrails is off
+    if decision is None or decision.remaining is None:
+        return "Nobody counts."
+    return f"{decision.remaining} more would be answered now."
+
 
 settings.configure(
     ALLOWED_HOSTS=["127.0.0.1", "localhost"],
     ROOT_URLCONF=__name__,
     SECRET_KEY="for this example only",  # noqa: S106 - nothing here is signed
-    LOGGING={
-        "version": 1,
-        "disable_existing_loggers": False,
-        "handlers": {"console": {"class": "logging.StreamHandler"}},
-        # Each refusal is a line at INFO.
-        "loggers": {"guardrails": {"handlers": ["console"], "level": "INFO"}},
-    },
 )
 
 
 def front_page(request):
-    return HttpResponse("Try /search and /export.\n", content_type="text/plain")
+    return HttpResponse(FRONT_PAGE)
 
 
 def search(request):
-    return HttpResponse("Nothing was found.\n", content_type="text/plain")
+    return HttpResponse(f"Nothing was found. {what_remains(request.META)}\n")
 
 
-def export(request):
+def report(request):
     time.sleep(1)
-    return HttpResponse("a,b\n1,2\n", content_type="text/csv")
+    return HttpResponse("All is well.\n")
 
 
-urlpatterns = [path("", front_page), path("search", search), path("export", export)]
+def stylesheet(request):
+    return HttpResponse(STYLE, content_type="text/css")
 
-application = guardrails.throttle(
-    get_wsgi_application(),
-    BlockAgents("zgrab", "EmailSiphon"),
-    SpeedLimit("120/minute"),
-    SpeedLimit("5/minute", path="/search"),
-    MaxConcurrentReqs(1, path="/export"),
-    exempt_paths=["/static/"],
-    trusted_proxies=(),  # nothing stands in front; behind nginx on this host: ["loopback"]
-)
+
+def health(request):
+    return HttpResponse("ok\n")
+
+
+urlpatterns = [
+    path("", front_page),
+    path("search", search),
+    path("report", report),
+    path("static/site.css", stylesheet),
+    path("healthz", health),
+]
+
+
+def create_app(**options):
+    """The shop behind its guards. Tests give a store of their own, or enabled=False."""
+    return guardrails.throttle(
+        get_wsgi_application(),
+        BlockAgents("zgrab", "EmailSiphon"),
+        SpeedLimit("120/minute"),
+        SpeedLimit("5/minute", path="/search"),
+        MaxConcurrentReqs(1, path="/report"),
+        CPUThrottle("50%", window="10s"),
+        exempt_paths=["/static/", "/healthz"],
+        trusted_proxies=["loopback"],  # nginx on this host may say who asks; others may not
+        **options,
+    )
+
+
+application = create_app()

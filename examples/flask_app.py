@@ -1,16 +1,20 @@
-"""A Flask app behind guards: a login, and a report that is slow to make.
+"""A shop in Flask, behind guards.
 
-Run    gunicorn --workers 2 --chdir examples flask_app:app
-and    for i in 1 2 3 4 5 6; do curl -so/dev/null -w '%{http_code} ' -d a=b 127.0.0.1:8000/login; done
-to see `200` five times and then `429`, whichever worker was asked. Two reports at once,
-       for i in 1 2; do curl -so/dev/null -w '%{http_code} ' 127.0.0.1:8000/report & done; wait
-give one `200` and one `503`, and `curl -A zgrab 127.0.0.1:8000/` gives `403`.
+Run   gunicorn --workers 2 --threads 4 --chdir examples flask_app:application
+Ask   for i in 1 2 3 4 5 6; do curl -s 127.0.0.1:8000/search; done
+See   "4 more" down to "0 more", then "429 Too Many Requests", whichever worker was asked
+Ask   for i in 1 2 3; do curl -s 127.0.0.1:8000/report & done; wait
+See   "All is well" from one, and from the others "503 Service Unavailable"
+Ask   curl -s '127.0.0.1:8000/healthz?[1-150]' | sort | uniq -c
+See   "150 ok", though the limit is 120 a minute: what is exempt is never refused
+
+tests/test_examples.py shows how such a program is tested, with guards and without.
 """
 
 import logging
 import time
 
-from flask import Flask, request
+from flask import Blueprint, Flask, request
 
 import guardrails
 from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
@@ -18,32 +22,65 @@ from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
 logging.basicConfig(format="%(name)s: %(message)s")
 logging.getLogger("guardrails").setLevel(logging.INFO)  # each refusal is a line at INFO
 
-app = Flask(__name__)
+FRONT_PAGE = """\
+<link rel="stylesheet" href="/static/site.css">
+<p>Try <a href="/search">the search</a> and <a href="/report">the report</a>.
+"""
+STYLE = "p { font: 1.2em sans-serif }\n"
 
 
-@app.get("/")
+def what_remains(environ):
+    decision = environ.get("guardrails.decision")  # there is none while guardrails is off
+    if decision is None or decision.remaining is None:
+        return "Nobody counts."
+    return f"{decision.remaining} more would be answered now."
+
+
+pages = Blueprint("pages", __name__)
+
+
+@pages.get("/")
 def front_page():
-    return "Try /login and /report.\n"
+    return FRONT_PAGE
 
 
-@app.post("/login")
-def login():
-    return f"Hello {request.form.get('name', 'you')}.\n"
+@pages.get("/search")
+def search():
+    return f"Nothing was found. {what_remains(request.environ)}\n"
 
 
-@app.get("/report")
+@pages.get("/report")
 def report():
     time.sleep(1)
     return "All is well.\n"
 
 
-app.wsgi_app = guardrails.throttle(
-    app.wsgi_app,
-    BlockAgents("zgrab", "EmailSiphon"),
-    SpeedLimit("120/minute"),
-    SpeedLimit("5/minute", path="/login", methods=["POST"]),
-    MaxConcurrentReqs(1, path="/report"),
-    CPUThrottle("50%", window="10s"),
-    exempt_paths=["/static/"],
-    trusted_proxies=(),  # nothing stands in front; behind nginx on this host: ["loopback"]
-)
+@pages.get("/static/site.css")
+def stylesheet():
+    return STYLE, {"Content-Type": "text/css"}
+
+
+@pages.get("/healthz")
+def health():
+    return "ok\n"
+
+
+def create_app(**options):
+    """The shop behind its guards. Tests give a store of their own, or enabled=False."""
+    app = Flask(__name__)
+    app.register_blueprint(pages)
+    app.wsgi_app = guardrails.throttle(
+        app.wsgi_app,
+        BlockAgents("zgrab", "EmailSiphon"),
+        SpeedLimit("120/minute"),
+        SpeedLimit("5/minute", path="/search"),
+        MaxConcurrentReqs(1, path="/report"),
+        CPUThrottle("50%", window="10s"),
+        exempt_paths=["/static/", "/healthz"],
+        trusted_proxies=["loopback"],  # nginx on this host may say who asks; others may not
+        **options,
+    )
+    return app
+
+
+application = create_app()

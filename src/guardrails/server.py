@@ -90,8 +90,8 @@ def _waitress() -> Server | None:
 
 def _cheroot() -> Server | None:
     for thread in _callers("cheroot.workers.threadpool"):
-        pool = thread.server.requests
-        return Server("cheroot", 1, pool.max if pool.max > 0 else None)
+        # The pool may grow, but nothing in cheroot lets it.
+        return Server("cheroot", 1, thread.server.requests.min)
     return None
 
 

@@ -1,0 +1,89 @@
+"""A shop in Pyramid, behind guards.
+
+Run   gunicorn --workers 2 --threads 4 --chdir examples pyramid_app:application
+Ask   for i in 1 2 3 4 5 6; do curl -s 127.0.0.1:8000/search; done
+See   "4 more" down to "0 more", then "429 Too Many Requests", whichever worker was asked
+Ask   for i in 1 2 3; do curl -s 127.0.0.1:8000/report & done; wait
+See   "All is well" from one, and from the others "503 Service Unavailable"
+Ask   curl -s '127.0.0.1:8000/healthz?[1-150]' | sort | uniq -c
+See   "150 ok", though the limit is 120 a minute: what is exempt is never refused
+
+tests/test_examples.py shows how such a program is tested, with guards and without.
+"""
+
+import logging
+import time
+
+from pyramid.config import Configurator
+from pyramid.response import Response
+
+import guardrails
+from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
+
+logging.basicConfig(format="%(name)s: %(message)s")
+logging.getLogger("guardrails").setLevel(logging.INFO)  # each refusal is a line at INFO
+
+FRONT_PAGE = """\
+<link rel="stylesheet" href="/static/site.css">
+<p>Try <a href="/search">the search</a> and <a href="/report">the report</a>.
+"""
+STYLE = "p { font: 1.2em sans-serif }\n"
+
+
+def what_remains(environ):
+    decision = environ.get("guardrails.decision")  # there is none while guardrails is off
+    if decision is None or decision.remaining is None:
+        return "Nobody counts."
+    return f"{decision.remaining} more would be answered now."
+
+
+def front_page(request):
+    return Response(FRONT_PAGE)
+
+
+def search(request):
+    return Response(f"Nothing was found. {what_remains(request.environ)}\n")
+
+
+def report(request):
+    time.sleep(1)
+    return Response("All is well.\n")
+
+
+def stylesheet(request):
+    return Response(STYLE, content_type="text/css")
+
+
+def health(request):
+    return Response("ok\n")
+
+
+VIEWS = {
+    "/": front_page,
+    "/search": search,
+    "/report": report,
+    "/static/site.css": stylesheet,
+    "/healthz": health,
+}
+
+
+def create_app(**options):
+    """The shop behind its guards. Tests give a store of their own, or enabled=False."""
+    with Configurator() as config:
+        for path, view in VIEWS.items():
+            config.add_route(view.__name__, path)
+            config.add_view(view, route_name=view.__name__)
+    return guardrails.throttle(
+        config.make_wsgi_app(),
+        BlockAgents("zgrab", "EmailSiphon"),
+        SpeedLimit("120/minute"),
+        SpeedLimit("5/minute", path="/search"),
+        MaxConcurrentReqs(1, path="/report"),
+        CPUThrottle("50%", window="10s"),
+        exempt_paths=["/static/", "/healthz"],
+        trusted_proxies=["loopback"],  # nginx on this host may say who asks; others may not
+        **options,
+    )
+
+
+application = create_app()
