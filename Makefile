@@ -4,15 +4,32 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml scripts/install
 
-.PHONY: demo test lint bench unit other-pythons clean
+SERVERS := .venv-servers/bin/python
+
+.PHONY: demo test lint bench unit other-pythons servers servers-page clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/three_services/demo.py
 
-test: lint unit other-pythons
+test: lint unit servers other-pythons
 
 unit: $(VENV)/.test
-	$(BIN)/python -X dev -m pytest
+	$(BIN)/python -X dev -m pytest --ignore tests/servers
+
+# Guardrails under every real server; what is seen must be what docs/servers.md says.
+servers: .venv-servers/.servers
+	rm -rf .servers
+	$(SERVERS) -X dev -m pytest tests/servers -n 4 -p no:randomly
+	$(SERVERS) tests/servers/page.py check
+
+servers-page: .venv-servers/.servers
+	rm -rf .servers
+	$(SERVERS) -X dev -m pytest tests/servers -n 4 -p no:randomly
+	$(SERVERS) tests/servers/page.py write
+
+.venv-servers/.servers: $(SOURCES) scripts/install-servers
+	scripts/install-servers "$(PYTHON)" .venv-servers
+	touch $@
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
@@ -31,4 +48,4 @@ $(VENV)/.%: $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .servers .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import os
 import re
 import secrets
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import page as servers_page
 import pytest
 
 import guardrails
@@ -109,6 +111,7 @@ def test_every_option_that_a_page_gives_a_guard_or_a_throttle_is_taken(page):
         "trusted_proxy",
         "bind",
         "x_for",
+        "trusted_proxy_headers",
     }
     known |= set(inspect.signature(guardrails.throttle).parameters)
     for guard in (BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit):
@@ -185,3 +188,10 @@ def test_every_check_has_its_section():
         assert "\n> " in section
         assert "**Cause.**" in section
         assert "**Remedy.**" in section
+
+
+def test_the_page_of_the_servers_is_made_of_what_was_seen():
+    """`make servers-page` writes both; `make servers` fails where a server does otherwise."""
+    observed = json.loads((ROOT / "tests/servers/observed.json").read_text(encoding="utf-8"))
+
+    assert (ROOT / "docs/servers.md").read_text(encoding="utf-8") == servers_page.page(observed)

@@ -42,7 +42,7 @@ def running_server(environ: dict[str, Any]) -> Server:
     software = str(environ.get("SERVER_SOFTWARE", ""))
     name = software.partition("/")[0].partition(" ")[0].lower() or "unknown"
     for marker, ask in _ASK.items():
-        if name == marker or marker in sys.modules or f"{marker}.version" in environ:
+        if name == marker or (name == "unknown" and marker in sys.modules):
             try:
                 found = ask()
             except Exception:  # noqa: S112 - a server changed its ways: advice is not worth an error
@@ -105,12 +105,13 @@ def _wsgiref() -> Server | None:
 _ASK: dict[str, Callable[[], Server | None]] = {
     "gunicorn": _gunicorn,
     "uwsgi": _uwsgi,
-    "mod_wsgi": _mod_wsgi,
+    "apache": _mod_wsgi,
     "waitress": _waitress,
     "cheroot": _cheroot,
     "wsgiserver": _wsgiref,
+    "_bjoern": lambda: Server("bjoern", 1, 1),
 }
-"""By the name in SERVER_SOFTWARE, its module, or its key in the environ."""
+"""By the name in SERVER_SOFTWARE, or for those that write none by their module."""
 
 
 def _callers(module: str) -> Iterator[Any]:

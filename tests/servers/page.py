@@ -1,0 +1,161 @@
+"""Writes docs/servers.md from what was seen under each set-up: `page.py write` or `page.py check`.
+
+The matrix leaves its observations in .servers; `write` keeps them in observed.json and makes the page
+of that. `check` compares a fresh run with what is kept.
+"""
+
+import json
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+from setups import OWN_TIMEOUT, SETUPS
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FRESH = Path(os.environ.get("SERVERS_OBSERVED", ROOT / ".servers"))
+KEPT = HERE / "observed.json"
+PAGE = ROOT / "docs" / "servers.md"
+VARIES = ("refused with 5 MB",)
+"""What depends on how fast the client and the kernel are."""
+
+INTRODUCTION = """\
+# Under real servers
+
+Every line of these tables was seen under the real server by `make servers`, which fails where it sees something else.
+The app and its guards are in [tests/servers/app.py](../tests/servers/app.py), the commands in
+[tests/servers/setups.py](../tests/servers/setups.py).
+
+What holds under all of them, with a test each: caps and rates are exact over all workers, wherever the app is imported;
+slots come back after every way in which a request can end; a slow reader holds nothing with `hold="call"`, and no longer
+than `max_hold` otherwise; responses pass untouched; a reload and a new start keep the state; no client can choose who it
+is behind the recommended proxy.
+"""
+
+TABLES = [
+    (
+        "Recommended set-ups",
+        (
+            "The proxy in front should write the header in the second column. Where `X_Forwarded_For`, with underscores, "
+            "becomes the real header, a client could choose its address; a header without a hyphen has no such twin."
+        ),
+        {
+            "proxy writes": lambda setup, seen: f"`{setup.proxy_writes}`",
+            "`X_Forwarded_For` becomes": lambda setup, seen: seen["underscores"],
+            "advice": lambda setup, seen: setup.advice or "as above",
+        },
+    ),
+    (
+        "Workers",
+        (
+            "Nothing relies on a hook: a worker is set up at its first request. `rlimits()` was called from where the third "
+            "column says. What guardrails learns is used for advice alone."
+        ),
+        {
+            "app imported": lambda setup, seen: f"{seen['imported']} the fork".replace(
+                "without a fork the fork", "without a fork"
+            ),
+            "hook": lambda setup, seen: f"`{seen['hook']}`".replace(" and ", "` and `"),
+            "learnt": lambda setup, seen: seen["learnt"],
+            "state kept over": lambda setup, seen: f"{seen['reload']} and a new start".replace(
+                "a new start and a new start", "a new start"
+            ),
+        },
+    ),
+    (
+        "Caps, rates and CPU",
+        (
+            "Eight clients at once, counted at the app: 24 requests for a page with a cap of 2, and 40 with a rate of 20. Of "
+            "two clients at once, one burns 50 ms of CPU and one 500, in the app's call and in a stream."
+        ),
+        {
+            "cap of 2": lambda setup, seen: seen["cap"],
+            "rate of 20": lambda setup, seen: seen["rate"],
+            "CPU of a call": lambda setup, seen: seen["cpu of burn"],
+            "CPU of a stream": lambda setup, seen: seen["cpu of burn-stream"],
+        },
+    ),
+    (
+        "Slots",
+        (
+            "After each of these the slot of a cap of one was free again. The status is what the client saw, a dash that "
+            f"nothing came. Servers that end a request that hangs were told to after {OWN_TIMEOUT} s."
+        ),
+        {
+            **{
+                ending: lambda setup, seen, ending=ending: seen["endings"][ending] or "-"
+                for ending in ("the app raises", "the app raises in the body", "write()", "304")
+            },
+            "worker killed": lambda setup, seen: seen["killed"],
+            "own time-out": lambda setup, seen: seen.get("timed out", "has none"),
+        },
+    ),
+    (
+        "Refusals and responses",
+        (
+            "What a client that sends its whole body first sees of a 429, and whether the connection can be used again. "
+            "At 5 MB it depends on the speed of both sides."
+        ),
+        {
+            "1 kB": lambda setup, seen: seen["refused with 1 kB"],
+            "100 kB": lambda setup, seen: seen["refused with 100 kB"],
+            "5 MB": lambda setup, seen: seen["refused with 5 MB"],
+            "Expect: 100-continue": lambda setup, seen: seen["Expect"],
+            "connection kept": lambda setup, seen: (
+                "yes" if seen["kept after POST with 100 kB"] else "no"
+            ),
+            "a file is": lambda setup, seen: seen["file"],
+            "a stream comes": lambda setup, seen: seen["stream"],
+        },
+    ),
+]
+
+
+def page(observed):
+    """The page, of what was seen by set-up."""
+    setups = [(setup, observed[setup.slug]) for setup in SETUPS if setup.slug in observed]
+    parts = [INTRODUCTION]
+    for title, text, columns in TABLES:
+        rows = [["set-up", *columns], ["---"] * (1 + len(columns))]
+        rows += [
+            [setup.name, *(str(tell(setup, seen)) for tell in columns.values())]
+            for setup, seen in setups
+        ]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts.append(f"## {title}\n\n{textwrap.fill(text, 118)}\n\n{table}\n")
+    commands = "\n".join(seen["command"] for _, seen in setups)
+    parts.append(f"## How they were started\n\n```text\n{commands}\n```\n")
+    return "\n".join(parts)
+
+
+def fresh():
+    return {file.stem: json.loads(file.read_text()) for file in sorted(FRESH.glob("*.json"))}
+
+
+def differences(kept, seen):
+    """Sentences about what was seen otherwise than it is kept."""
+    for slug, facts in seen.items():
+        for what, now in facts.items():
+            known = kept.get(slug, {}).get(what)
+            if now != known and what not in VARIES:
+                yield f"{slug}: {what} is {now!r}, and docs/servers.md was made of {known!r}"
+
+
+def main():
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if sys.argv[1:] == ["write"]:
+        kept |= fresh()
+        KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        PAGE.write_text(page(kept))
+        return 0
+    found = list(differences(kept, fresh()))
+    for sentence in found:
+        print(sentence)
+    if found:
+        print("If that is right, run `make servers-page`.")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""The set-ups of the matrix: every server that guardrails is tested under, and how it is started."""
+
+import grp
+import importlib.util
+import pwd
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+OWN_TIMEOUT = 4
+"""Seconds after which a server ends a request by itself, where it can."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to run the site.
+
+    command: what starts it, given a port and a folder.   processes, threads: how many requests it
+    serves at once.   imported: whether the app is imported before or after the fork.   hook: where
+    the worker's set-up is called from.   respawns: whether a killed worker is replaced.
+    ends_requests: whether its own time-out ends a request that hangs.   reload: the signal that
+    reloads it; None where it has to be started anew.   learnt: what guardrails finds out of it.
+    keeps_alive: a connection survives a refusal.   proxy_writes: the header that a proxy in front
+    should write.   advice: the recommended set-up, for the docs.
+    """
+
+    name: str
+    server: str
+    command: Callable[[int, Path], list[str]]
+    processes: int
+    threads: int
+    imported: str
+    hook: str
+    needs: str
+    learnt: str
+    user: str | None = None
+    respawns: bool = False
+    ends_requests: bool = False
+    reload: str | None = None
+    keeps_alive: bool = True
+    proxy_writes: str = "X-Forwarded-For"
+    advice: str = ""
+
+    @property
+    def slug(self):
+        """Its name in one word."""
+        return self.name.lower().replace(" --", "-").replace(" ", "-")
+
+    @property
+    def at_once(self):
+        return self.processes * self.threads
+
+    def shown_command(self):
+        """The command, as one would write it in a shell."""
+        line = shlex.join(self.command(8000, Path("/run/site")))
+        places = {sys.executable: "python", f"{BIN}/": "", f"{HERE}/": "", sys.prefix: "/path/to/venv"}
+        for place, written in places.items():
+            line = line.replace(place, written)
+        return line
+
+    def missing(self):
+        """Why it cannot be run on this machine, or None."""
+        found = importlib.util.find_spec(self.needs) or shutil.which(str(BIN / self.needs))
+        if not found:
+            return f"{self.needs} is not installed"
+        if self.server == "mod_wsgi" and not shutil.which("apache2"):
+            return "Apache is not installed"
+        if self.user is not None and not _readable_by_others():
+            return "this Python or this folder cannot be read by another user"
+        return None
+
+
+def _readable_by_others():
+    places = (Path(sys.executable).resolve(), Path(sys.prefix), HERE)
+    return all(folder.stat().st_mode & 0o001 for place in places for folder in (place, *place.parents))
+
+
+def group_of(user):
+    return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+
+
+def gunicorn(kind, *options, threads=1, preload=False, user=None):
+    def command(port, folder):
+        return [
+            *(sys.executable, "-m", "gunicorn", "app:application"),
+            *("--config", str(HERE / "gunicorn_settings.py")),
+            *("--bind", f"127.0.0.1:{port}", "--workers", "2", "--worker-class", kind),
+            *("--timeout", str(OWN_TIMEOUT), *options),
+            *(("--preload",) if preload else ()),
+            *(("--user", user, "--group", group_of(user)) if user else ()),
+        ]
+
+    name = f"gunicorn {kind}" + (" --preload" if preload else "") + (f" --user {user}" if user else "")
+    return Setup(
+        name,
+        "gunicorn",
+        command,
+        processes=2,
+        threads=threads,
+        imported="before" if preload else "after",
+        hook="post_fork and post_worker_init",
+        needs="gevent" if kind == "gevent" else "gunicorn",
+        learnt=f"gunicorn ({kind}) with 2 processes of {threads} thread" + "s" * (threads > 1),
+        user=user,
+        respawns=True,
+        # Threads and greenlets go on beating while a request hangs.
+        ends_requests=kind == "sync",
+        reload="HUP",
+        keeps_alive=kind != "sync",
+        advice=""
+        if preload or user
+        else {
+            "sync": "one request per worker: a cap of `--workers` or more refuses nobody, and a "
+            "refusal waits its turn like any request",
+            "gthread": "`--threads 4` or more, `trusted_proxies=` with the proxy's address; the "
+            "recommended way for most sites",
+            "gevent": "CPU is charged by greenlet, which switches itself on; set "
+            "`--worker-connections` to what the app can bear",
+        }[kind],
+    )
+
+
+UWSGI_ADVICE = (
+    "`--master`; nginx with `uwsgi_pass` gives it the client's address as REMOTE_ADDR: "
+    "`trusted_proxies=()`. Behind an HTTP proxy that passes headers with underscores, "
+    '`forwarded="forwarded"`'
+)
+
+
+def uwsgi(*options, threads=1, lazy=False):
+    def command(port, folder):
+        return [
+            *(str(BIN / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master"),
+            *("--processes", "2", "--home", sys.prefix, "--wsgi-file", str(HERE / "app.py")),
+            *("--harakiri", str(OWN_TIMEOUT), "--socket-timeout", "4", "--need-app", "--die-on-term"),
+            *("--reload-mercy", "2", "--worker-reload-mercy", "2"),
+            *(("--threads", str(threads)) if threads > 1 else ()),
+            *(("--lazy-apps",) if lazy else ()),
+        ]
+
+    return Setup(
+        "uWSGI" + (" --threads 4" if threads > 1 else "") + (" --lazy-apps" if lazy else ""),
+        "uWSGI",
+        command,
+        processes=2,
+        threads=threads,
+        imported="after" if lazy else "before",
+        # With --lazy-apps the decorator comes too late to be called.
+        hook="import" if lazy else "postfork",
+        needs="uwsgi",
+        learnt=f"uWSGI with 2 processes of {threads} thread" + "s" * (threads > 1),
+        respawns=True,
+        ends_requests=True,
+        reload="HUP",
+        keeps_alive=False,
+        proxy_writes="Forwarded",
+        advice="" if threads > 1 or lazy else UWSGI_ADVICE,
+    )
+
+
+def own_program(server, threads, **facts):
+    return Setup(
+        server,
+        server,
+        lambda port, folder: [sys.executable, str(HERE / "serve.py"), server, str(port)],
+        processes=1,
+        threads=threads,
+        imported="without a fork",
+        hook="import",
+        **facts,
+    )
+
+
+MANY = 1000
+"""Stands for a server that serves as many at once as come."""
+
+SETUPS = [
+    gunicorn("sync"),
+    gunicorn("sync", preload=True),
+    gunicorn("gthread", "--threads", "4", threads=4),
+    gunicorn("gthread", "--threads", "4", threads=4, preload=True),
+    gunicorn("gthread", "--threads", "4", threads=4, user="nobody"),
+    gunicorn("gevent", "--worker-connections", "50", threads=50),
+    gunicorn("gevent", "--worker-connections", "50", threads=50, preload=True),
+    uwsgi(),
+    uwsgi(threads=4),
+    uwsgi(lazy=True),
+    Setup(
+        "mod_wsgi",
+        "mod_wsgi",
+        lambda port, folder: [
+            *(str(BIN / "mod_wsgi-express"), "start-server", str(HERE / "app.py")),
+            *("--host", "127.0.0.1", "--port", str(port), "--user", "www-data", "--group", "www-data"),
+            *("--processes", "2", "--threads", "4", "--server-root", str(folder / "apache")),
+            *("--request-timeout", str(OWN_TIMEOUT), "--shutdown-timeout", "1"),
+            *("--graceful-timeout", "1", "--log-to-terminal", "--enable-sendfile"),
+        ],
+        processes=2,
+        threads=4,
+        imported="after",
+        hook="import",
+        needs="mod_wsgi-express",
+        learnt="mod_wsgi with 2 processes of 4 threads",
+        user="www-data",
+        respawns=True,
+        ends_requests=True,
+        reload="USR1",
+        advice="daemon mode; where Apache faces the clients itself, `trusted_proxies=()`",
+    ),
+    Setup(
+        "waitress",
+        "waitress",
+        lambda port, folder: [
+            *(sys.executable, "-m", "waitress", "--listen", f"127.0.0.1:{port}", "--threads", "4"),
+            *("--trusted-proxy", "127.0.0.1", "--trusted-proxy-headers", "x-forwarded-for"),
+            "app:application",
+        ],
+        processes=1,
+        threads=4,
+        imported="without a fork",
+        hook="import",
+        needs="waitress",
+        learnt="waitress with 1 process of 4 threads",
+        advice="it drops forwarding headers unless its own `trusted_proxy` is set: set that and "
+        '`trusted_proxy_headers="x-forwarded-for"`, and write `trusted_proxies=()`',
+    ),
+    Setup(
+        "cheroot",
+        "cheroot",
+        lambda port, folder: [
+            *(sys.executable, "-m", "cheroot", "app:application"),
+            *("--bind", f"127.0.0.1:{port}", "--threads", "8"),
+        ],
+        processes=1,
+        threads=8,
+        imported="without a fork",
+        hook="import",
+        needs="cheroot",
+        learnt="cheroot with 1 process of 8 threads",
+        proxy_writes="Forwarded",
+        advice='behind a proxy that passes headers with underscores, `forwarded="forwarded"`',
+    ),
+    Setup(
+        "granian",
+        "granian",
+        lambda port, folder: [
+            *(str(BIN / "granian"), "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port)),
+            *("--workers", "2", "--blocking-threads", "4", "--respawn-failed-workers"),
+            *("--no-ws", "app:application"),
+        ],
+        processes=2,
+        threads=4,
+        imported="after",
+        hook="import",
+        needs="granian",
+        learnt="granian with an unknown number of processes of an unknown number of threads",
+        respawns=True,
+        reload="HUP",
+        proxy_writes="Forwarded",
+        advice="`--respawn-failed-workers`, or one dead worker ends the server; behind a proxy that "
+        'passes headers with underscores, `forwarded="forwarded"`',
+    ),
+    own_program(
+        "bjoern",
+        1,
+        needs="bjoern",
+        learnt="bjoern with 1 process of 1 thread",
+        advice="one request at a time, so a cap has no effect; let the proxy send one "
+        "X-Forwarded-For, since two are glued together",
+    ),
+    own_program(
+        "pywsgi",
+        MANY,
+        needs="gevent",
+        learnt="gevent with an unknown number of processes of an unknown number of threads",
+        advice="CPU is charged by greenlet, which switches itself on",
+    ),
+    own_program(
+        "werkzeug",
+        MANY,
+        needs="werkzeug",
+        learnt="werkzeug with an unknown number of processes of an unknown number of threads",
+        keeps_alive=False,
+        advice="for development",
+    ),
+    own_program(
+        "wsgiref",
+        1,
+        needs="wsgiref",
+        learnt="wsgiref with 1 process of 1 thread",
+        keeps_alive=False,
+        proxy_writes="Forwarded",
+        advice="for tests",
+    ),
+]
