@@ -12,13 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from figures import START_SECONDS, STOP_SECONDS
 from setups import BIN, HERE, SETUPS
 from wire import ask, free_port
 
 from guardrails import open_store
 
-START_SECONDS = 40
-STOP_SECONDS = 15
 LONGEST_SECONDS = 20
 ROOT = Path(__file__).parents[2]
 OBSERVED = Path(os.environ.get("SERVERS_OBSERVED", ROOT / ".servers"))

@@ -1,4 +1,8 @@
-"""Figures that the site's guards have, and the tests know."""
+"""What the site and its tests both know."""
 
 RATE = 20
 CAP = 2
+
+START_SECONDS = 40
+STOP_SECONDS = 15
+"""How long a server may take to start, and to stop."""

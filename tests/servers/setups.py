@@ -182,11 +182,13 @@ MANY = 1000
 SETUPS = [
     gunicorn("sync"),
     gunicorn("sync", preload=True),
+    gunicorn("sync", user="nobody"),
     gunicorn("gthread", "--threads", "4", threads=4),
     gunicorn("gthread", "--threads", "4", threads=4, preload=True),
     gunicorn("gthread", "--threads", "4", threads=4, user="nobody"),
     gunicorn("gevent", "--worker-connections", "50", threads=50),
     gunicorn("gevent", "--worker-connections", "50", threads=50, preload=True),
+    gunicorn("gevent", "--worker-connections", "50", threads=50, user="nobody"),
     uwsgi(),
     uwsgi(threads=4),
     uwsgi(lazy=True),

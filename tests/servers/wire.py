@@ -27,12 +27,14 @@ NOTHING = Answer(0, {}, b"")
 class Wire:
     """A connection to a server."""
 
-    def __init__(self, port, *, seconds=SECONDS, receive_buffer=None):
+    def __init__(self, port, *, seconds=SECONDS, receive_buffer=None, source=None):
         self._socket = socket.socket()
         if receive_buffer is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._seen = b""
         try:
+            if source is not None:
+                self._socket.bind((source, 0))
             self._socket.settimeout(seconds)
             self._socket.connect(("127.0.0.1", port))
         except OSError:
