@@ -13,12 +13,13 @@ from guardrails import (
     CPUThrottle,
     MaxConcurrentReqs,
     SpeedLimit,
+    StoreError,
     inspection,
     testing,
     throttle,
 )
 from guardrails.checks import CODES
-from support import JOIN_SECONDS, Browser, lines
+from support import JOIN_SECONDS, Browser, PassingStore, lines
 
 REQUESTS_BETWEEN_LOOKS = 1024
 DAY = 24 * 3600
@@ -211,3 +212,23 @@ def test_every_check_can_be_silenced(caplog, days):
     site.statuses(REQUESTS_BETWEEN_LOOKS)
 
     assert lines(caplog, level="WARNING") == []
+
+
+def test_a_check_that_fails_leaves_requests_guarded(caplog, days):
+    """A store that is gone for a moment must not open the gate."""
+
+    class Unreadable(PassingStore):
+        def counters(self):
+            raise StoreError("store: gone for a moment")
+
+    app = throttle(
+        testing.hello, SpeedLimit("3/hour"), SpeedLimit("1/s", path="/never"), store=Unreadable()
+    )
+    site = Browser(app)
+    site.get("/")
+    days(1)
+
+    statuses = site.statuses(REQUESTS_BETWEEN_LOOKS)
+
+    assert statuses == [200, 200] + [429] * (REQUESTS_BETWEEN_LOOKS - 2)
+    assert lines(caplog, level="ERROR")[0].startswith("a check of the set-up failed")

@@ -20,7 +20,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.exemptions import Exempt, Exemptions
 from guardrails.keys import By, key_function
 from guardrails.networks import listed
-from guardrails.request import Request, falls_under, normal_host, plain_text, wsgi_text
+from guardrails.request import Readings, Request, falls_under, normal_host, plain_text, wsgi_text
 from guardrails.store.contract import Demand, Meter
 from guardrails.units import parse_duration
 
@@ -247,20 +247,20 @@ class Post:
             self.tiers[figures] = demand
         return demand
 
-    def covers(self, method: str, host: str, readings: tuple[str, ...]) -> bool:
+    def covers(self, method: str, host: str, readings: Readings) -> bool:
         """Whether the guard is about such a request, by any reading of its path."""
         if self.methods is not None and method.upper() not in self.methods:
             return False
         if self.hosts is not None and normal_host(host) not in self.hosts:
             return False
-        if all(falls_under(reading, self.exempt_paths) for reading in readings):
+        if readings.all_under(self.exempt_paths):
             return False
         path = self.path
         if path is None:
             return True
         if isinstance(path, re.Pattern):
-            return any(path.match(plain_text(reading)) for reading in readings)
-        return any(falls_under(reading, path) for reading in readings)
+            return readings.any(lambda reading: path.match(plain_text(reading)))
+        return readings.any(lambda reading: falls_under(reading, path))
 
 
 def check_wsgi_app(app: Any, guard: str, caller: str = "") -> Any:

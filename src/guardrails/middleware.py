@@ -262,7 +262,7 @@ class Throttle:
             self._begin(pid, environ)
         self._boarded += 1
         if not self._boarded % _REQUESTS_BETWEEN_LOOKS:
-            self._inspector.look_again()
+            self._inspect(self._inspector.look_again)
         if outer is not None:
             return self._board_within(outer, environ, pid)
         client = self._clients.read(environ)
@@ -285,7 +285,14 @@ class Throttle:
         """What is done at the first request of a process, after every fork."""
         self._pid = pid
         cputime.follow_greenlets()
-        self._inspector.begin(environ)
+        self._inspect(self._inspector.begin, environ)
+
+    def _inspect(self, look: Callable[..., object], *facts: object) -> None:
+        """Let a check look; one that fails costs nobody anything."""
+        try:
+            look(*facts)
+        except Exception as error:
+            self._reporter.report(error, "a check of the set-up failed")
 
     def _make_planner(self, posts: Sequence[Post]) -> Planner:
         self._posts_by_name.update((post.name, post) for post in posts)
@@ -447,10 +454,12 @@ class Throttle:
 
 def _plan(planner: Planner, environ: dict[str, Any]) -> Plan:
     get = environ.get
+    script = get("SCRIPT_NAME", "")
     return planner.plan(
         get("REQUEST_METHOD", "GET"),
         get("HTTP_HOST") or get("SERVER_NAME", ""),
-        get("SCRIPT_NAME", "") + get("PATH_INFO", ""),
+        script + get("PATH_INFO", ""),
+        script if script and "HTTP_SCRIPT_NAME" in environ else "",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from guardrails.address import Client
 from guardrails.guard import Guard, Post
-from guardrails.request import Request, falls_under, path_readings, wsgi_text
+from guardrails.request import Request, path_readings, wsgi_text
 from guardrails.store.contract import Ask, Asks, Demand
 
 NEVER_REFUSED = "/robots.txt"
@@ -73,20 +73,20 @@ class Planner:
         self._callable_failed = callable_failed
         self._exempt_failed = exempt_failed
         self._met_twice = met_twice
-        self._plans: OrderedDict[tuple[str, str, str], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, str, str, str], Plan] = OrderedDict()
 
-    def plan(self, method: str, host: str, path: str) -> Plan:
-        """The plan of such a request."""
-        known = self._plans.get((method, host, path))
+    def plan(self, method: str, host: str, path: str, sent_script: str = "") -> Plan:
+        """The plan of such a request. `sent_script`: the SCRIPT_NAME that a header set."""
+        known = self._plans.get((method, host, path, sent_script))
         if known is not None:
             return known
-        plan = Plan(method, host, path, self._duties(method, host, path))
+        plan = Plan(method, host, path, self._duties(method, host, path, sent_script))
         plan.asks = self._usual_asks(plan, watched=False)
         plan.watched = self._usual_asks(plan, watched=True)
         if len(path) + len(host) <= _LONGEST_PLANNED_PATH:
             if len(self._plans) >= _PLANS:
                 self._plans.popitem(last=False)
-            self._plans[method, host, path] = plan
+            self._plans[method, host, path, sent_script] = plan
         return plan
 
     def asks(
@@ -112,10 +112,9 @@ class Planner:
                     return asks
         return self._asks_one_by_one(plan, client, environ, met)
 
-    def _duties(self, method: str, host: str, path: str) -> tuple[Duty, ...] | None:
-        readings = path_readings(path)
-        exempt = self._exempt_paths
-        if all(reading == NEVER_REFUSED or falls_under(reading, exempt) for reading in readings):
+    def _duties(self, method: str, host: str, path: str, sent_script: str) -> tuple[Duty, ...] | None:
+        readings = path_readings(path, sent_script)
+        if readings.all_under(self._exempt_paths, besides=NEVER_REFUSED):
             return None
         covered = [(post, post.covers(method, host, readings)) for post in self._posts]
         for post, covers in covered:

@@ -17,8 +17,8 @@ ROOT = HERE.parents[1]
 FRESH = Path(os.environ.get("SERVERS_OBSERVED", ROOT / ".servers"))
 KEPT = HERE / "observed.json"
 PAGE = ROOT / "docs" / "servers.md"
-VARIES = ("refused with 5 MB",)
-"""What depends on how fast the client and the kernel are."""
+VARIES = ("refused with 5 MB", "spellings")
+"""What depends on how fast both sides are, or on the versions of many frameworks."""
 
 INTRODUCTION = """\
 # Under real servers
@@ -89,6 +89,17 @@ TABLES = [
             },
             "worker killed": lambda setup, seen: seen["killed"],
             "own time-out": lambda setup, seen: seen.get("timed out", "has none"),
+        },
+    ),
+    (
+        "Paths",
+        "Spellings of guarded and exempt paths, sent as they stand: how many the server let through, and how many of "
+        "those reached a guarded view of at least one of eleven routers (Flask's, Django's, Falcon's, Bottle's, Pyramid's "
+        "and werkzeug's among them). All of these were counted, and none was exempt.",
+        {
+            "asked": lambda setup, seen: seen["spellings"]["asked"],
+            "let through": lambda setup, seen: seen["spellings"]["let through"],
+            "reached a guarded view": lambda setup, seen: seen["spellings"]["reached guarded"],
         },
     ),
     (
