@@ -93,9 +93,11 @@ TABLES = [
     ),
     (
         "Paths",
-        "Spellings of guarded and exempt paths, sent as they stand: how many the server let through, and how many of "
-        "those reached a guarded view of at least one of eleven routers (Flask's, Django's, Falcon's, Bottle's, Pyramid's "
-        "and werkzeug's among them). All of these were counted, and none was exempt.",
+        (
+            "Spellings of guarded and exempt paths, sent as they stand: how many the server let through, and how many of "
+            "those reached a guarded view of at least one of eleven routers (Flask's, Django's, Falcon's, Bottle's, Pyramid's "
+            "and werkzeug's among them). All of these were counted, and none was exempt."
+        ),
         {
             "asked": lambda setup, seen: seen["spellings"]["asked"],
             "let through": lambda setup, seen: seen["spellings"]["let through"],
