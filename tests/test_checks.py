@@ -214,6 +214,20 @@ def test_every_check_can_be_silenced(caplog, days):
     assert lines(caplog, level="WARNING") == []
 
 
+def test_each_guard_is_named_and_strangers_cannot_fill_the_log(serve, caplog, days):
+    site = serve(SpeedLimit("1/hour", path="/serach"), SpeedLimit("1/hour", path="/logni"))
+    for number in range(100):
+        site.at(f"203.0.113.{number}").get("/", headers={"X-Forwarded-For": "198.51.100.7"})
+    days(1)
+    site.statuses(REQUESTS_BETWEEN_LOOKS)
+
+    said = lines(caplog, level="WARNING")
+    assert [line for line in said if line.endswith("[guard-never-matched]")] == [
+        line for line in said if "/serach" in line or "/logni" in line
+    ]
+    assert len(said) == 16 + 2
+
+
 def test_a_check_that_fails_leaves_requests_guarded(caplog, days):
     """A store that is gone for a moment must not open the gate."""
 

@@ -1,5 +1,8 @@
 """Who is asking: trusted proxies, undeclared ones, networks, and requests without an address."""
 
+import gc
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,7 +173,7 @@ def test_behind_an_undeclared_proxy_guards_by_client_only_watch(serve, caplog, p
     assert site.statuses(4, headers=headers) == [200] * 4
     (line,) = lines(caplog, level="WARNING")
     assert line == (
-        f"{peer} sends X-Forwarded-For and trusted_proxies was never given: guards that count by "
+        f"{peer} sends a forwarding header and trusted_proxies was never given: guards that count by "
         "client only watch until you say whom to trust, as in throttle(..., "
         f'trusted_proxies=["{peer}"]), or trusted_proxies=() if it is a client [undeclared-proxy]'
     )
@@ -263,7 +266,7 @@ def test_a_proxy_on_a_unix_socket_is_believed_when_that_was_said(serve, address)
 
     assert client_of(site, address, "203.0.113.9, 198.51.100.7") == "198.51.100.7"
     assert client_of(site, address, "198.51.100.7, 10.1.1.1") == "198.51.100.7"
-    assert client_of(site, address, "203.0.113.9, junk") == "None"
+    assert client_of(site, address, "203.0.113.9, junk") == "an unreadable header"
     assert client_of(site, address) == "None"
     assert client_of(site, "192.0.2.9", "198.51.100.7") == "192.0.2.9"
 
@@ -314,7 +317,7 @@ def test_hops_are_counted_behind_a_unix_socket_too(serve):
     site = serve(app=telling, proxy_hops=1)
 
     assert client_of(site, "", "203.0.113.9, 198.51.100.7") == "198.51.100.7"
-    assert client_of(site, "", "junk") == "None"
+    assert client_of(site, "", "junk") == "an unreadable header"
 
 
 @pytest.mark.parametrize(
@@ -357,8 +360,12 @@ def test_only_the_header_that_was_chosen_is_read(serve, chosen, header):
         ('for="203.0.113.5, for=198.51.100.7', "198.51.100.7"),
         ("for=unknown", PROXY),
         ("for=_hidden", PROXY),
-        ('for="2001:db8::1"', PROXY),
-        ("for=2001:db8::1", PROXY),
+        # Written by nginx's `for=$remote_addr`, though RFC 7239 wants it quoted and in brackets.
+        ("for=2001:db8:1:2::17", "2001:db8:1:2::/64"),
+        ("for=2001:db8:1:2::17;proto=https", "2001:db8:1:2::/64"),
+        ("for=[2001:db8:1:2::17]:4711, for=10.1.1.1", "2001:db8:1:2::/64"),
+        ('for="2001:db8:1:2::17"', "2001:db8:1:2::/64"),
+        ("for=2001:db8:1:2::17x", PROXY),
         ("proto=https", PROXY),
         ("for=198.51.100.7;for=203.0.113.5", PROXY),
         ("198.51.100.7", PROXY),
@@ -472,14 +479,128 @@ def test_a_server_may_write_a_peer_with_brackets_port_or_zone(serve, peer, clien
     assert client_of(serve(app=telling), peer) == client
 
 
-def test_proxy_fix_outside_that_leaves_the_proxys_address_makes_guards_only_watch(serve, caplog):
-    """Everybody would be one client: with x_for=0, ProxyFix replaces the scheme alone."""
-    site = serve(SpeedLimit("1/minute"), trusted_proxies=["10.0.0.0/8"])
-    fixed = Browser(ProxyFix(site.application_under_test, x_for=0), address=PROXY)
+@pytest.mark.parametrize("declared", [{}, {"trusted_proxies": [PROXY]}, {"proxy_hops": 1}])
+@pytest.mark.parametrize("forged", ['"x', "", "a, b", '"', "203.0.113.66"])
+def test_where_proxy_fix_reads_nothing_the_client_is_read_strictly(serve, declared, forged):
+    """With x_for=0 it reads nothing, and a quote in the header makes it give up.
 
-    assert fixed.statuses(3, headers={"X-Forwarded-For": "198.51.100.7"}) == [200, 200, 200]
-    (line,) = lines(caplog, level="WARNING")
-    assert line.startswith(f"ProxyFix ran before guardrails and left the proxy's address {PROXY}")
+    Whoever sends that must neither stand for everybody nor get away.
+    """
+    site = serve(SpeedLimit("1/minute"), app=telling, **declared)
+    for hops in (0, 1, 2):
+        fixed = Browser(ProxyFix(site.application_under_test, x_for=hops), address=PROXY)
+        client = f"198.51.100.{hops}"
+        headers = {"X-Forwarded-For": f"{forged}, {client}"}
+        if hops == 2:
+            headers = {"X-Forwarded-For": client}
+
+        answers = [fixed.get("/", headers=headers) for _ in range(2)]
+        assert (answers[0].text, answers[1].status_code) == (client, 429)
+
+
+def test_an_unreadable_header_takes_over_no_exemption(serve):
+    """Whoever sends one counts as the proxy that handed it on; the proxy's exemptions are its own."""
+    site = serve(
+        BlockAgents("EvilBot"), SpeedLimit("1/minute"), trusted_proxies=PROXY, exempt="private"
+    )
+    junk = {"X-Forwarded-For": "198.51.100.7, junk"}
+
+    assert site.at(PROXY).statuses(3) == [200, 200, 200]
+    assert site.at(PROXY, agent="EvilBot").get("/", headers=junk).status_code == 403
+    assert site.at(PROXY).statuses(2, headers=junk) == [200, 429]
+
+
+@pytest.mark.parametrize("options", [{"trusted_proxies": "unix"}, {"proxy_hops": 1}, {"proxy_hops": 2}])
+@pytest.mark.parametrize("junk", ["", "junk", "\xff", '"'])
+def test_unreadable_headers_on_a_unix_socket_count_as_one_client(serve, options, junk):
+    """Not as nobody, or a client could choose to be nobody."""
+    site = serve(SpeedLimit("2/minute"), **options)
+    facts = {"environ_overrides": {"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": junk}}
+
+    assert site.statuses(3, **facts) == [200, 200, 429]
+
+
+def test_an_undeclared_proxy_has_no_exemption(serve):
+    """exempt="loopback" is for this host, not for everybody whom nginx on this host serves."""
+    site = serve(BlockAgents("EvilBot"), address="127.0.0.1", exempt="loopback")
+    evil = site.at("127.0.0.1", agent="EvilBot")
+
+    assert evil.get("/").status_code == 200
+    assert evil.get("/", headers={"X-Forwarded-For": "198.51.100.7"}).status_code == 403
+
+
+def test_a_client_of_its_own_inside_is_charged_and_banned_by_itself(serve):
+    """The outer throttle sees a CDN; the inner one sees its clients, and bans one of them alone."""
+    cdn = "203.0.113.1"
+    inner = throttle(telling, BlockAgents("EvilBot", ban="1h"), trusted_proxies=[cdn])
+    site = serve(SpeedLimit("1000/minute"), app=inner, address=cdn, trusted_proxies=())
+    site.at(cdn, agent="EvilBot").get("/", headers={"X-Forwarded-For": "198.51.100.66"})
+
+    assert site.get("/", headers={"X-Forwarded-For": "198.51.100.7"}).text == "198.51.100.7"
+    assert site.get("/", headers={"X-Forwarded-For": "198.51.100.66"}).status_code == 403
+
+
+def test_a_prefix_inside_regroups_the_clients_of_the_outer_throttle(serve):
+    inner = throttle(telling, SpeedLimit("1/minute"), ipv6_prefix=48)
+    site = serve(app=inner, address=PROXY, trusted_proxies=[PROXY])
+
+    assert site.get("/", headers={"X-Forwarded-For": "2001:db8:1:2::1"}).text == "2001:db8:1::/48"
+    assert site.get("/", headers={"X-Forwarded-For": "2001:db8:1:3::1"}).status_code == 429
+    assert site.get("/", headers={"X-Forwarded-For": "2001:db8:2:3::1"}).status_code == 200
+
+
+def test_one_inner_throttle_under_two_prefixes_keeps_them_apart(serve, store):
+    inner = throttle(testing.hello, SpeedLimit("3/minute"))
+    wide, narrow = (serve(app=inner, ipv6_prefix=bits) for bits in (48, 64))
+    narrow.at("2001:db8:1:2::1").get("/")
+
+    assert [wide.at(f"2001:db8:1:{net}::1").get("/").status_code for net in (2, 3, 4, 5)] == [
+        *(200, 200, 200, 429)
+    ]
+
+
+@pytest.mark.parametrize("peer", ["100.96.0.5", "fe80::1%eth0", "169.254.1.1"])
+def test_an_undeclared_proxy_may_be_on_a_providers_network(serve, peer):
+    site = serve(SpeedLimit("1/minute"), address=peer)
+
+    assert site.statuses(3, headers={"X-Forwarded-For": "198.51.100.7"}) == [200, 200, 200]
+
+
+def test_all_of_ipv6_is_not_ipv4_too(serve):
+    site = serve(SpeedLimit("1/minute"), exempt=["::/0"])
+
+    assert site.at("2001:db8::1").statuses(2) == [200, 200]
+    assert site.at("192.0.2.1").statuses(2) == [200, 429]
+    assert site.at("::ffff:192.0.2.2").statuses(2) == [200, 429]
+
+
+def test_a_mapped_network_is_a_network_of_ipv4(serve):
+    site = serve(SpeedLimit("1/minute"), exempt=["::ffff:192.0.2.0/120"])
+
+    assert site.at("192.0.2.1").statuses(2) == [200, 200]
+    assert site.at("192.0.3.1").statuses(2) == [200, 429]
+
+
+def test_texts_of_the_clients_do_not_fill_the_memory():
+    """What is remembered of a client is short; what is long is read each time."""
+    app = throttle(telling, store=testing.memory_store(), trusted_proxies=[PROXY])
+    site = Browser(app)
+
+    def send(numbers):
+        for number in numbers:
+            client_of(site, PROXY, f"{number}{'x' * 900}, 198.51.100.7")
+            site.open("/", method="M" * 5000 + str(number))
+
+    tracemalloc.start()
+    send(range(100))
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    send(range(100, 500))
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+
+    assert grown < 400 * 900
 
 
 def test_proxy_fix_inside_changes_nothing(serve):

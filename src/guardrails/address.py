@@ -3,7 +3,8 @@
 A client is a key, not a text: an IPv4 address as it is, an IPv6 address by its network, an
 IPv4-mapped address folded to IPv4 first. Forwarding headers count only from a trusted proxy; they
 are read from the right, and the first address that is not a trusted proxy's is the client. What does
-not parse ends the reading at the last trusted hop: it is never somebody's key.
+not parse ends the reading at the last trusted hop: it is never somebody's key. Whoever sends such a
+header is counted as that hop, but has none of its exemptions.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from guardrails.checks import Checks
 from guardrails.errors import ConfigurationError
 from guardrails.forwarded import (
     FORWARDING_VARIABLES,
-    LONGEST_HEADER,
     MOST_HOPS,
     header_reader,
     header_variable,
@@ -27,11 +28,20 @@ from guardrails.networks import Networks, listed, parse_node
 
 DEFAULT_FORWARDED = "x-forwarded-for"
 DEFAULT_IPV6_PREFIX = 64
-_MEMO_SIZE = 65536
+_MEMO_SIZE = 32768
+_LONGEST_REMEMBERED = 128
 _UNIX = "unix"
 _ANYBODY = ("0.0.0.0", "::")  # noqa: S104 - what some servers say of a unix socket
 _PROXY_FIX = "werkzeug.proxy_fix.orig"
 _LONGEST_SHOWN = 64
+_NEAR = ("loopback", "private", "100.64.0.0/10", "fe80::/10")
+"""Where proxies of one's own are: this host, its networks, a provider's shared ones."""
+
+UNREADABLE = b""
+"""Stands for the address of all who come through a proxy without one and send what is unreadable."""
+
+_NONE, _REPLACED, _LEFT = range(3)
+"""What werkzeug's ProxyFix did with REMOTE_ADDR, where it ran before."""
 
 Told = str | bool | None
 """What a request says of its client besides its peer: a header's text; whether there is one, where
@@ -116,7 +126,10 @@ class Client:
         self.address = address
         self.undeclared_proxy = undeclared_proxy
         self.exempt: frozenset[int] = frozenset()
-        if len(address) == 4:
+        if address == UNREADABLE:
+            self.key = b"unreadable"
+            self.text = "an unreadable header"
+        elif len(address) == 4:
             self.key = address
             self.text = socket.inet_ntop(socket.AF_INET, address)
         else:
@@ -131,7 +144,7 @@ class Client:
 
 
 class ClientReader:
-    """Reads the client of a request, and remembers the last 65,536.
+    """Reads the client of a request, and remembers the last 32,768.
 
     exemptions: for each guard by its number, the networks that it leaves alone.
     callable_failed: told of an exception of the callable's.
@@ -161,12 +174,13 @@ class ClientReader:
         elif self._trusted or self._trusts_unix or self._hops:
             self._variables = (variable,)
         self._only_presence = not identity.proxies_declared
-        self._near = Networks(("loopback", "private"), "trusted_proxies")
-        self._memo: OrderedDict[tuple[str, Told, bool], Client | None] = OrderedDict()
-        self._same: OrderedDict[tuple[bytes, bool], Client] = OrderedDict()
+        self._near = Networks(_NEAR, "trusted_proxies")
+        self._memo: OrderedDict[tuple[str, Told, int], Client | None] = OrderedDict()
+        self._same: OrderedDict[tuple[bytes, bytes, bool], Client] = OrderedDict()
         if self._trusted.has_everything():
             checks.warn(
                 "everything-trusted",
+                "",
                 "trusted_proxies=%r trusts everybody, so each client can say who it is: name the "
                 "networks of your proxies alone, or say how many there are with proxy_hops=1",
                 list(texts),
@@ -182,28 +196,30 @@ class ClientReader:
             told = environ.get(variable)
             if told is not None:
                 break
-        replaced = False
+        proxy_fix = _NONE
         if told is not None:
-            if self._only_presence:
-                told = True
             if _PROXY_FIX in environ:
-                told, replaced = True, environ[_PROXY_FIX].get("REMOTE_ADDR") != peer
+                replaced = environ[_PROXY_FIX].get("REMOTE_ADDR") != peer
+                proxy_fix = _REPLACED if replaced else _LEFT
+            elif self._only_presence:
+                told = True
         try:
-            return self._memo[peer, told, replaced]
+            return self._memo[peer, told, proxy_fix]
         except (KeyError, TypeError):  # not seen yet, or no text at all
             pass
-        client = self._read(peer, told, replaced=replaced)
-        if isinstance(peer, str) and (type(told) is not str or len(told) <= LONGEST_HEADER):
-            _remember(self._memo, (peer, told, replaced), client)
+        client = self._read(peer, told, proxy_fix)
+        if isinstance(peer, str) and _is_short(peer) and (told is True or _is_short(told or "")):
+            _remember(self._memo, (peer, told, proxy_fix), client)
         return client
 
     def same(self, client: Client) -> Client:
-        """The same client with this reader's own exemptions."""
-        asked = (client.address, client.undeclared_proxy)
+        """The same client with this reader's own exemptions, and its prefix where it was given one."""
+        asked = (client.address, client.key, client.undeclared_proxy)
         found = self._same.get(asked)
         if found is None:
             found = self._known(client.address, undeclared=client.undeclared_proxy)
-            found.key, found.text = client.key, client.text
+            if self._identity.ipv6_prefix == DEFAULT_IPV6_PREFIX:
+                found.key, found.text = client.key, client.text
             _remember(self._same, asked, found)
         return found
 
@@ -215,7 +231,7 @@ class ClientReader:
         except Exception as error:
             self._callable_failed(error)
             return None
-        asked = (text or "", None, True)
+        asked = (text or "", None, _NONE)
         try:
             return self._memo[asked]
         except (KeyError, TypeError):
@@ -224,6 +240,7 @@ class ClientReader:
         if address is None:
             self._checks.warn(
                 "no-client-address",
+                "client",
                 "client: the callable says %r, which is no address: guards that count by client do "
                 "not apply to such requests; return an address as a text, or count by something "
                 "else with by=",
@@ -231,26 +248,25 @@ class ClientReader:
             )
             return None
         client = self._known(address, undeclared=False)
-        _remember(self._memo, asked, client)
+        if _is_short(text or ""):
+            _remember(self._memo, asked, client)
         return client
 
-    def _read(self, peer: str, told: Told, *, replaced: bool) -> Client | None:
-        """Who it is. `replaced`: another middleware has read the header already."""
+    def _read(self, peer: str, told: Told, proxy_fix: int) -> Client | None:
         address = _peer_address(peer)
-        if told is not None and not replaced:
-            if type(told) is str:
-                if self._trusts(address):
-                    address = self._behind(address, told)
-            elif address is not None:
-                return self._known(address, undeclared=self._looks_like_a_proxy(address, peer))
+        if told is None or proxy_fix == _REPLACED:
+            pass
+        elif told is True:
+            if address is not None and self._looks_like_a_proxy(address, peer):
+                return self._known(address, undeclared=True)
+        elif proxy_fix == _LEFT and self._only_presence:
+            # ProxyFix found nothing: its x_for is 0, or the client made a header that it cannot read.
+            if address is not None and address in self._near:
+                return self._behind(address, told, hops=1)
+        elif self._trusts(address):
+            return self._behind(address, told, hops=self._hops)
         if address is None:
-            self._checks.warn(
-                "no-client-address",
-                "REMOTE_ADDR is %r, which is no address: guards that count by client do not apply "
-                "to such requests; if that is a proxy on a unix socket that sends X-Forwarded-For "
-                'write trusted_proxies=["unix"], else bind the server to a TCP port',
-                _shown(peer),
-            )
+            self._say_that_nobody_is_there(peer)
             return None
         return self._known(address, undeclared=False)
 
@@ -259,42 +275,71 @@ class ClientReader:
             return True
         return self._trusts_unix if peer is None else peer in self._trusted
 
+    def _behind(self, proxy: bytes | None, header: Told, *, hops: int | None) -> Client:
+        """The client behind a trusted proxy.
+
+        Where the header does not say, whoever sent it counts as the last hop that is known, without
+        its exemptions; those that came without an address all count as one.
+        """
+        addresses = self._addresses(str(header))
+        if hops:
+            chosen = next(islice(addresses, hops - 1, None), None)
+            return self._fallback(proxy) if chosen is None else self._known(chosen, undeclared=False)
+        hop: bytes | None = None
+        for address in addresses:
+            if address is None:
+                return self._fallback(hop or proxy)
+            hop = address
+            if address not in self._trusted:
+                break
+        return self._fallback(proxy) if hop is None else self._known(hop, undeclared=False)
+
+    def _fallback(self, hop: bytes | None) -> Client:
+        return Client(UNREADABLE if hop is None else hop, ipv6_prefix=self._identity.ipv6_prefix)
+
     def _looks_like_a_proxy(self, address: bytes, peer: str) -> bool:
         """Whether a peer that sends a forwarding header nobody reads may speak for many clients."""
-        if self._identity.proxies_declared:
-            # werkzeug's ProxyFix ran outside, and left the proxy's own address where it was.
-            undeclared = self._trusts(address)
-            if undeclared:
-                self._checks.warn(
-                    "undeclared-proxy",
-                    "ProxyFix ran before guardrails and left the proxy's address %s in REMOTE_ADDR: "
-                    "guards that count by client only watch such requests; set its x_for=1, or leave "
-                    "the header to guardrails and put ProxyFix inside of it",
-                    _shown(peer),
-                )
-        elif undeclared := address in self._near:
+        if address in self._near:
             self._checks.warn(
                 "undeclared-proxy",
-                "%s sends X-Forwarded-For and trusted_proxies was never given: guards that count "
+                peer,
+                "%s sends a forwarding header and trusted_proxies was never given: guards that count "
                 "by client only watch until you say whom to trust, as in "
                 'throttle(..., trusted_proxies=["%s"]), or trusted_proxies=() if it is a client',
                 _shown(peer),
                 _shown(peer),
             )
-        else:
-            self._checks.warn(
-                "ignored-forwarding-header",
-                "%s sends a forwarding header, which is not read since trusted_proxies was never "
-                "given: if that is a proxy or a CDN, all its clients count as one until it is named, "
-                "as in throttle(..., trusted_proxies=[...]); if clients send it, write "
-                "trusted_proxies=()",
-                _shown(peer),
-            )
-        return undeclared
+            return True
+        self._checks.warn(
+            "ignored-forwarding-header",
+            peer,
+            "%s sends a forwarding header, which is not read since trusted_proxies was never "
+            "given: if that is a proxy or a CDN, all its clients count as one until it is named, "
+            "as in throttle(..., trusted_proxies=[...]); if clients send it, write "
+            "trusted_proxies=()",
+            _shown(peer),
+        )
+        return False
+
+    def _say_that_nobody_is_there(self, peer: object) -> None:
+        remedy = (
+            "if that is a proxy on a unix socket that sends X-Forwarded-For write "
+            'trusted_proxies=["unix"], else bind the server to a TCP port'
+        )
+        if self._trusts_unix or self._hops:
+            remedy = f"let the proxy there send {self._identity.forwarded}"
+        self._checks.warn(
+            "no-client-address",
+            "peer",
+            "REMOTE_ADDR is %r, which is no address: guards that count by client do not apply "
+            "to such requests; %s",
+            _shown(peer),
+            remedy,
+        )
 
     def _known(self, address: bytes, *, undeclared: bool) -> Client:
         client = Client(address, undeclared_proxy=undeclared, ipv6_prefix=self._identity.ipv6_prefix)
-        if self._exemptions:
+        if self._exemptions and not undeclared:
             client.exempt = frozenset(
                 number
                 for number, networks in enumerate(self._exemptions)
@@ -302,29 +347,17 @@ class ClientReader:
             )
         return client
 
-    def _behind(self, proxy: bytes | None, header: str) -> bytes | None:
-        """The client behind a trusted proxy, or the last hop that is known to be one."""
-        hops_left = self._hops
-        hop = proxy
-        for address in self._addresses(header):
-            if hops_left:
-                hops_left -= 1
-                if hops_left:
-                    continue
-                return proxy if address is None else address
-            if address is None:
-                break
-            hop = address
-            if address not in self._trusted:
-                break
-        return hop
-
 
 def _peer_address(peer: object) -> bytes | None:
     """The address of a peer; None for what says nothing of who it is."""
     if not isinstance(peer, str) or peer in _ANYBODY:
         return None
     return parse_node(peer)
+
+
+def _is_short(text: str) -> bool:
+    """Whether a text of the client's is worth remembering: nobody shall fill the memory with it."""
+    return len(text) <= _LONGEST_REMEMBERED
 
 
 def _shown(text: object) -> str:

@@ -1,7 +1,8 @@
 """What looks like a mistake in how guardrails is set up, each under a code that stays the same.
 
-A check never changes what happens to a request, and says its sentence once per process. Every code
-has a section in docs/errors.md with cause, remedy and how to silence it.
+A check never changes what happens to a request, and says its sentence once for each guard or peer
+that it is about, in each process. Every code has a section in docs/errors.md with cause, remedy and
+how to silence it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ CODES = (
 )
 
 
+_MOST_SUBJECTS = 16
+"""What a code is said of at most: strangers may bring some about."""
+
+
 class Checks:
     """Says what looks wrong, once each. silence: the codes that it keeps to itself."""
 
@@ -35,10 +40,11 @@ class Checks:
                 raise ConfigurationError(
                     f"silence: {code!r} is not the code of a check: use " + ", ".join(CODES)
                 )
-        self._silent = set(codes)
+        self._said: dict[str, set[object]] = {code: set() for code in CODES if code not in codes}
 
-    def warn(self, code: str, message: str, *values: object) -> None:
-        """Say it, unless it was said or silenced."""
-        if code not in self._silent:
-            self._silent.add(code)
+    def warn(self, code: str, about: object, message: str, *values: object) -> None:
+        """Say it, unless it was said of this guard or peer, or silenced."""
+        said = self._said.get(code)
+        if said is not None and about not in said and len(said) < _MOST_SUBJECTS:
+            said.add(about)
             log.warning(f"{message} [%s]", *values, code)  # noqa: G004 - the code ends each sentence

@@ -6,6 +6,7 @@ thread: there a tracer notes at each switch what the greenlet that stops has use
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -13,49 +14,92 @@ from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
+log = logging.getLogger("guardrails")
+
 thread_nanoseconds: Callable[[], int] = time.thread_time_ns
 
 now: Callable[[], int] = thread_nanoseconds
 """Nanoseconds of CPU that the caller has used; only differences mean something."""
 
 
+def follow_greenlets() -> None:
+    """From now on measure by greenlet whoever is served by one, where gevent is loaded at all."""
+    global now
+    if "gevent" in sys.modules and now is thread_nanoseconds:
+        now = _greenlet_clocks()
+
+
 class _GreenletClock:
     """The CPU of the greenlets of one thread, as greenlet's trace function."""
 
-    def __init__(self, previous: Callable[[str, Any], object] | None) -> None:
-        self.previous = previous
-        self.slice_began = thread_nanoseconds()
+    def __init__(self, greenlet: Any) -> None:
+        self._greenlet = greenlet
+        self._before: Callable[[str, Any], object] | None = None
+        self._began = 0
+        self._running: Any = None
+        self._misses = 0
+        self._passing_on = False
+        self._install()
 
     def __call__(self, event: str, switch: Any) -> None:
-        at = thread_nanoseconds()
-        stopping = switch[0]
-        stopping.guardrails_cpu = getattr(stopping, "guardrails_cpu", 0) + at - self.slice_began
-        self.slice_began = at
-        if self.previous is not None:
-            self.previous(event, switch)
+        try:
+            at = thread_nanoseconds()
+            stopping, self._running = switch
+            self._charge(stopping, at)
+        except Exception:  # noqa: S110 - raised into a switch it would break whoever is switched to
+            pass
+        if self._before is not None and not self._passing_on:
+            self._passing_on = True  # it may call us in turn
+            try:
+                self._before(event, switch)
+            finally:
+                self._passing_on = False
+
+    def nanoseconds(self, current: Any) -> int:
+        """What the current greenlet has used."""
+        if self._running is not current:
+            self._missed()
+        return getattr(current, "guardrails_cpu", 0) + thread_nanoseconds() - self._began
+
+    def _charge(self, stopping: Any, at: int) -> None:
+        used, self._began = at - self._began, at
+        stopping.guardrails_cpu = getattr(stopping, "guardrails_cpu", 0) + used
+
+    def _missed(self) -> None:
+        """Somebody set another trace function and does not call ours: begin anew, before theirs."""
+        self._misses += 1
+        if self._misses == 1:
+            log.warning(
+                "another trace function of greenlet's has taken the place of guardrails', so some CPU "
+                "was charged to the wrong request: let it call the function that was there before"
+            )
+        self._install()
+
+    def _install(self) -> None:
+        before = self._greenlet.gettrace()
+        if before is not self:
+            # Whoever traces already goes on hearing of switches; never twice of ours.
+            self._before = None if isinstance(before, _GreenletClock) else before
+            self._greenlet.settrace(self)
+        self._running = self._greenlet.getcurrent()
+        self._began = thread_nanoseconds()
 
 
-def follow_greenlets() -> bool:
-    """From now on measure by greenlet, if the caller is served by gevent. Returns whether it is."""
-    global now
-    if "gevent" not in sys.modules:
-        return False
-    greenlet = import_module("greenlet")  # gevent's own dependency
-    if greenlet.getcurrent().parent is None:
-        return False  # gevent is only imported: this is a thread as any other
+def _greenlet_clocks() -> Callable[[], int]:
+    """A clock that is the greenlet's in a greenlet, and else the thread's."""
+    greenlet: Any = import_module("greenlet")  # gevent's own dependency
+    getcurrent = greenlet.getcurrent
     clocks: WeakKeyDictionary[Any, _GreenletClock] = WeakKeyDictionary()
 
-    def greenlet_nanoseconds() -> int:
-        current = root = greenlet.getcurrent()
+    def nanoseconds() -> int:
+        current = root = getcurrent()
+        if root.parent is None:
+            return thread_nanoseconds()  # a thread as any other
         while root.parent is not None:
             root = root.parent
         clock = clocks.get(root)
         if clock is None:
-            # One for each thread, and whoever traces already goes on hearing of switches.
-            clock = clocks[root] = _GreenletClock(greenlet.gettrace())
-            greenlet.settrace(clock)
-        return getattr(current, "guardrails_cpu", 0) + thread_nanoseconds() - clock.slice_began
+            clock = clocks[root] = _GreenletClock(greenlet)
+        return clock.nanoseconds(current)
 
-    if now is thread_nanoseconds:
-        now = greenlet_nanoseconds
-    return True
+    return nanoseconds

@@ -25,7 +25,9 @@ FORWARDING_VARIABLES = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_I
 
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
-_PAIR = re.compile(rf"({_WORD})=({_WORD}|{_QUOTED})")
+# Not RFC 7239, which wants it quoted and in brackets, but what `for=$remote_addr` writes in nginx.
+_BARE_IPV6 = r"\[?[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]+\]?(?::[0-9]{1,5})?(?=[ \t;]|\Z)"
+_PAIR = re.compile(rf"({_WORD})=({_BARE_IPV6}|{_WORD}|{_QUOTED})")
 _SEPARATOR = re.compile(r"[ \t]*;[ \t]*")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _NAME = re.compile(rf"{_WORD}\Z")
@@ -61,9 +63,7 @@ def _forwarded_addresses(header: str) -> Addresses:
     for hops, element in enumerate(forwarded_elements(header)):
         if hops >= MOST_HOPS:
             return
-        node = element.get("for", "") if element is not None else ""
-        unbracketed = node.count(":") > 1 and node[0] != "["
-        yield None if unbracketed else parse_node(node)
+        yield None if element is None else parse_node(element.get("for", ""))
 
 
 def forwarded_elements(header: str) -> Iterator[dict[str, str] | None]:

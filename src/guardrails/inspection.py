@@ -37,11 +37,12 @@ class Inspector:
         """At the first request of a process: see which server this is, and what it can do."""
         self._began = monotonic()
         server = running_server(environ)
-        for post in self._posts.values():
+        for post in list(self._posts.values()):
             self._look_at_cap(post, server)
             if post.wait and server.threads is not None and server.threads < THREADS_PER_WAITING_ONE:
                 self._checks.warn(
                     "wait-without-threads",
+                    post.name,
                     "%s: wait= has no effect on %s: at most one in %d of a process's threads may "
                     "wait, so that the others go on serving; give each process at least %d threads, "
                     "or leave wait= out",
@@ -56,12 +57,17 @@ class Inspector:
         """Now and then: say which guards have met nothing in a day."""
         if monotonic() - self._began < LONG_ENOUGH:
             return
-        met = {post.number for post in self._posts.values() if post.met}
+        posts = list(self._posts.values())
+        met = {post.number for post in posts if post.met}
         counters = self._store.counters()
-        for post in self._posts.values():
-            if post.number not in met and counters.get(post.name, _NOTHING) == _NOTHING:
+        for post in posts:
+            # What varies may have met requests in other workers and asked nothing for them.
+            if post.number in met or post.varies or post.usual_demand is None:
+                continue
+            if counters.get(post.name, _NOTHING) == _NOTHING:
                 self._checks.warn(
                     "guard-never-matched",
+                    post.name,
                     "%s: no request that it covers has come in a day: compare its path, methods and "
                     "host with what clients ask for (the case of a path counts), or leave it out",
                     post.name,
@@ -73,6 +79,7 @@ class Inspector:
         if most is not None and limits and min(limits) > most:
             self._checks.warn(
                 "cap-above-threads",
+                post.name,
                 "%s: a cap of %d is never reached, since %s serves %d at once: lower it below that, "
                 "or leave it out",
                 post.name,

@@ -169,6 +169,7 @@ class Throttle:
         self._exempt_paths = exempt_path_prefixes(exempt_paths)
         self._own_exemptions = bool(self._exempt or self._exempt_paths)
         self._own_client = identity != Identity()
+        self._reads_client = identity != Identity(ipv6_prefix=identity.ipv6_prefix)
         self._reporter = Reporter()
         self._checks = Checks(silence)
         self._clients = ClientReader(
@@ -326,12 +327,13 @@ class Throttle:
 
     def _board_within(self, outer: Flight, environ: dict[str, Any], pid: int) -> Flight:
         """Take client, store and exemptions from the outer throttle, unless given our own."""
-        if self._own_client:
+        if self._reads_client:
             client = self._clients.read(environ)
         else:
             client = outer.who and self._clients.same(outer.who)
         same_store = not self._own_store or self.store is outer.store
-        shared = same_store and outer.is_open() and outer.pid == pid
+        # Whom a flight is charged to, and who is banned by it, is its client: another has its own.
+        shared = same_store and not self._own_client and outer.is_open() and outer.pid == pid
         planner = self._planner_within(outer) if shared else self._planner
         plan = _plan(planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)
@@ -347,9 +349,14 @@ class Throttle:
             outer.asks = asks
             outer.guards += self.guards
             outer.names += planner.names
+            outer.exempt = exempt
             return outer
         flight = self._new_flight(asks, client, plan, pid)
         flight.exempt = exempt
+        if same_store:
+            flight.store = outer.store
+        if self._own_client:
+            environ["guardrails.client"] = flight.client or None
         environ[FLIGHT] = flight
         return flight
 
@@ -430,6 +437,7 @@ class Throttle:
     def _met_twice(self, post: Post) -> None:
         self._checks.warn(
             "guard-met-twice",
+            post.name,
             "%s: nested throttles meet it twice in one request, and it is charged once, so the inner "
             "one does nothing: leave one of them out, or give the inner one another path, figure or "
             "name",

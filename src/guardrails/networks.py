@@ -1,7 +1,7 @@
-"""Addresses and sets of networks, on one number line.
+"""Addresses and sets of networks, on one number line: all of IPv6, and beyond it all of IPv4.
 
-IPv4 lies on it where its IPv4-mapped IPv6 addresses do, so an address is the same however it is
-written: what folds is decided by its range, never by its spelling.
+IPv4-mapped IPv6 addresses are IPv4, so an address is the same however it is written: what folds is
+decided by its range, never by its spelling.
 """
 
 import ipaddress
@@ -17,7 +17,9 @@ _MAPPED = bytes(10) + b"\xff\xff"
 _COMPATIBLE = bytes(12)
 _UNSPECIFIED_AND_LOOPBACK = (bytes(4), b"\0\0\0\1")
 _PORT = re.compile(r":(?:\d{1,5}|_[A-Za-z0-9._-]+)", re.ASCII)  # RFC 7239, section 6.2
-_IPV4_EVERYWHERE = (0xFFFF << 32, (0xFFFF << 32) + 0xFFFFFFFF)
+_IPV4_BEGINS = 1 << 128
+_IPV4_EVERYWHERE = (_IPV4_BEGINS, _IPV4_BEGINS + 0xFFFFFFFF)
+_ALL_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _IPV6_GLOBAL = (0x2 << 124, (0x4 << 124) - 1)
 _NAMED = {
     "loopback": ("127.0.0.0/8", "::1/128"),
@@ -113,10 +115,9 @@ def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]
                 raise ValueError("it is not a text")  # noqa: TRY301, TRY004
             for name in _NAMED.get(text, (text,)):
                 network = ipaddress.ip_network(name, strict=False)
-                yield (
-                    _number(network.network_address.packed),
-                    _number(network.broadcast_address.packed),
-                )
+                mapped = isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_ALL_MAPPED)
+                first, last = network.network_address.packed, network.broadcast_address.packed
+                yield _number(first[-4:] if mapped else first), _number(last[-4:] if mapped else last)
         except ValueError as error:
             raise ConfigurationError(
                 f"{argument}: {text!r} is not a network ({error}): write an address such as "
@@ -126,5 +127,5 @@ def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]
 
 
 def _number(packed: bytes) -> int:
-    """A place on the number line; IPv4 lies among the mapped addresses."""
-    return int.from_bytes(packed if len(packed) == 16 else _MAPPED + packed, "big")
+    """A place on the number line."""
+    return int.from_bytes(packed, "big") + (_IPV4_BEGINS if len(packed) == 4 else 0)

@@ -19,7 +19,7 @@ NEVER_REFUSED = "/robots.txt"
 """A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
 
 _PLANS = 4096
-_LONGEST_PLANNED_PATH = 512
+_LONGEST_PLANNED = 512
 NO_ASKS = Asks()
 """What is asked for an exempt request."""
 
@@ -83,7 +83,7 @@ class Planner:
         plan = Plan(method, host, path, self._duties(method, host, path, sent_script))
         plan.asks = self._usual_asks(plan, watched=False)
         plan.watched = self._usual_asks(plan, watched=True)
-        if len(path) + len(host) <= _LONGEST_PLANNED_PATH:
+        if len(method) + len(host) + len(path) <= _LONGEST_PLANNED:
             if len(self._plans) >= _PLANS:
                 self._plans.popitem(last=False)
             self._plans[method, host, path, sent_script] = plan

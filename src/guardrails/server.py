@@ -7,13 +7,17 @@ None, and nothing but advice depends on any of it.
 
 from __future__ import annotations
 
+import socketserver
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from socketserver import ThreadingMixIn
 from typing import Any
 
 _DEEPEST = 64
+_MIXED_IN = (
+    socketserver.ThreadingMixIn,
+    getattr(socketserver, "ForkingMixIn", socketserver.ThreadingMixIn),
+)
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,16 @@ def _gunicorn() -> Server | None:
         settings = getattr(worker, "cfg", None)
         if settings is None:
             continue
-        kind = settings.worker_class_str
-        if kind == "sync":
+        # Settings may name a class in many ways, or a class of one's own.
+        classes = {known.__name__ for known in type(worker).__mro__}
+        threads = None
+        if "SyncWorker" in classes:
             threads = 1
-        elif kind == "gthread":
+        elif "ThreadWorker" in classes:
             threads = settings.threads
-        else:
+        elif "AsyncWorker" in classes:
             threads = settings.worker_connections
+        kind = str(settings.worker_class_str).rpartition(".")[2]
         return Server(f"gunicorn ({kind})", settings.workers, threads)
     return None
 
@@ -98,7 +105,8 @@ def _cheroot() -> Server | None:
 def _wsgiref() -> Server | None:
     for handler in _callers("wsgiref.handlers"):
         server = handler.request_handler.server
-        return Server("wsgiref", 1, None if isinstance(server, ThreadingMixIn) else 1)
+        # Whoever mixes something in serves several at once.
+        return Server("wsgiref", 1, None if isinstance(server, _MIXED_IN) else 1)
     return None
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from figures import CAP, RATE
+from figures import CAP, DATA, NOFILE, RATE
 
 import guardrails
 from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
@@ -28,7 +28,7 @@ CHUNK = b"x" * 65536
 LONGEST_SECONDS = 10
 IMPORTED_IN = os.getpid()
 
-limits = guardrails.rlimits(NOFILE=4000)
+limits = guardrails.rlimits(NOFILE=NOFILE, DATA=DATA)
 if os.environ.get("SITE_HOOK") == "postfork":
     from uwsgidecorators import postfork
 
@@ -147,6 +147,7 @@ def page_facts(environ, start_response, query):
     facts["parent"] = str(os.getppid())
     facts["thread"] = threading.current_thread().name
     facts["nofile"] = str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    facts["data"] = str(resource.getrlimit(resource.RLIMIT_DATA)[0])
     return plain(start_response, json.dumps(facts))
 
 
@@ -177,6 +178,12 @@ def page_write(environ, start_response, query):
     write = start_response("200 OK", [("Content-Type", "text/plain")])
     write(b"one\n")
     return [b"two\n"]
+
+
+def page_without_length(environ, start_response, query):
+    """A list: a server may see its length, and does where guardrails leaves it a list."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"its length is known\n"]
 
 
 def page_not_modified(environ, start_response, query):
@@ -249,6 +256,7 @@ PAGES = {
     "raise-later": page_raise_later,
     "generator": page_generator,
     "write": page_write,
+    "without-length": page_without_length,
     "304": page_not_modified,
     "endless": page_endless,
     "turns": page_turns,
@@ -298,6 +306,7 @@ SITES = {
     "bare": pages,
     "charged": charged_pages,
     "xff": guardrails.throttle(pages, store=STORE, trusted_proxies="loopback"),
+    "own": guardrails.throttle(pages, store=STORE, trusted_proxies=()),
     "rfc": guardrails.throttle(pages, store=STORE, trusted_proxies="loopback", forwarded="forwarded"),
 }
 """By the first segment of the path; all other pages are the guarded ones."""

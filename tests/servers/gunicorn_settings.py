@@ -5,10 +5,9 @@ import guardrails
 control_socket_disable = True
 graceful_timeout = 2
 keepalive = 5
-limits = guardrails.rlimits(NOFILE=4000)
-post_fork = limits
+post_fork = guardrails.rlimits(NOFILE=4000)
+later = guardrails.rlimits(DATA="8G")
 
 
 def post_worker_init(worker):
-    # The same again: a hook may come twice.
-    limits.apply()
+    later.apply()

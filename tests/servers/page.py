@@ -23,7 +23,8 @@ VARIES = ("refused with 5 MB", "spellings")
 INTRODUCTION = """\
 # Under real servers
 
-Every line of these tables was seen under the real server by `make servers`, which fails where it sees something else.
+What these tables say of a server was seen under it by `make servers`, which fails where it sees something else; how it
+was set up, and the advice, stand beside that.
 The app and its guards are in [tests/servers/app.py](../tests/servers/app.py), the commands in
 [tests/servers/setups.py](../tests/servers/setups.py).
 
@@ -162,7 +163,13 @@ def main():
         KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
         PAGE.write_text(page(kept))
         return 0
-    found = list(differences(kept, fresh()))
+    seen = fresh()
+    missing = [slug for slug in kept if slug not in seen]
+    if missing:
+        print("Not seen this time, for want of the server:", ", ".join(missing))
+    if not seen:
+        return 1
+    found = list(differences(kept, seen))
     for sentence in found:
         print(sentence)
     if found:

@@ -4,6 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+MOST_TRIES = 12
+"""In how many tries two requests meet in one of two workers."""
+
 
 def charged(site, client):
     """Milliseconds that a client was charged."""
@@ -12,16 +15,34 @@ def charged(site, client):
 
 @pytest.mark.parametrize("page", ["burn", "burn-stream"])
 def test_each_client_is_charged_its_own(site, observe, page):
-    light, heavy = site.new_client(), site.new_client()
-    with ThreadPoolExecutor(2) as crowd:
-        asked = [
-            crowd.submit(site.ask, f"/charged/{page}?ms=500", client=heavy),
-            crowd.submit(site.ask, f"/charged/{page}?ms=50", client=light),
-        ]
-        assert [one.result().status for one in asked] == [200, 200]
-    site.until(lambda: charged(site, light) >= 50 and charged(site, heavy) >= 500, "both are charged")
-
-    # Never less than was burnt; a tenth of it more or less is the interpreter's own.
-    assert charged(site, light) < 150
-    assert charged(site, heavy) < 1000
+    for _ in range(MOST_TRIES):
+        lights, heavies = all_at_once(site, page)
+        # Never less than was burnt; a little more is the interpreter's own.
+        assert all(50 <= charged(site, light) < 70 for light in lights)
+        assert all(500 <= charged(site, heavy) < 600 for heavy in heavies)
+        if site.setup.threads == 1 or workers_of(site, lights) & workers_of(site, heavies):
+            break
+    else:
+        pytest.fail("light and heavy never met in one process")
     observe(f"cpu of {page}", "each its own")
+
+
+def all_at_once(site, page):
+    """Let two clients burn a little CPU, and two burn much."""
+    lights = [site.new_client() for _ in range(2)]
+    heavies = [site.new_client() for _ in range(2)]
+    burn = dict.fromkeys(heavies, 500) | dict.fromkeys(lights, 50)
+    with ThreadPoolExecutor(len(burn)) as crowd:
+        asked = [
+            crowd.submit(site.ask, f"/charged/{page}?ms={milliseconds}", client=client)
+            for client, milliseconds in burn.items()
+        ]
+        assert {one.result().status for one in asked} == {200}
+    site.until(
+        lambda: all(charged(site, client) >= least for client, least in burn.items()), "all are charged"
+    )
+    return lights, heavies
+
+
+def workers_of(site, clients):
+    return {one["pid"] for one in site.journal("charged") if one["client"] in clients}

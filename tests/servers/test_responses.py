@@ -32,6 +32,15 @@ def test_a_file_is_sent_as_without_guardrails(site, observe):
     observe("file", "sent by its descriptor" if file["reads"] == 0 else "read and sent")
 
 
+def test_a_list_keeps_its_length(site):
+    """Some servers make a Content-Length of it, and lose that for anything but a list."""
+    bare, guarded = site.ask("/bare/without-length"), site.ask("/slot/without-length")
+
+    for header in ("content-length", "transfer-encoding", "connection"):
+        assert guarded.headers.get(header) == bare.headers.get(header)
+    assert guarded.body == bare.body
+
+
 def in_turns(site, path):
     """The answer of a page that goes on only when each part of it was seen."""
     token = secrets.token_hex(8)

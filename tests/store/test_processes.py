@@ -13,6 +13,7 @@ import pytest
 from asking import MINUTE, demand, meter, private_store, slot, visit
 
 from guardrails.errors import StoreBusyError
+from guardrails.store import opening, place
 from guardrails.store.shared import SharedStore
 
 PROGRAM = Path(__file__).with_name("program.py")
@@ -181,6 +182,34 @@ def test_a_new_worker_takes_back_what_dead_ones_held(store, start):
     fresh = SharedStore(store.name, private=True)
     assert fresh.slots_held() == {}
     fresh.close()
+
+
+def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypatch):
+    """Whoever makes another store at that very moment removes private files that nobody has open."""
+    store = private_store(clients=256, rows=64, lock="mutex")
+    cap = demand(slot("cap", limit=9), guard="cap")
+    spent = demand(meter("spent", period=60 * MINUTE), guard="spent")
+    assert store.enter(visit(cap, spent)).admitted
+    process = start("stop-inside", store.name, 1)
+    assert poll(lambda: _state(process.pid) == "T")
+    open_file = opening.open_file
+
+    def opened_while_another_sweeps(spec, *, create=True):
+        for folder in place.folders():
+            opening._sweep(folder)
+        return open_file(spec, create=create)
+
+    monkeypatch.setattr(opening, "open_file", opened_while_another_sweeps)
+
+    def enters():
+        with contextlib.suppress(StoreBusyError):
+            return store.enter(visit(cap))
+        return None
+
+    assert poll(lambda: enters() is not None)
+    assert not store.enter(visit(spent)).admitted
+    process.kill()
+    store.close()
 
 
 @pytest.mark.parametrize("lock", ["mutex", "flock"])

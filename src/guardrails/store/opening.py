@@ -83,8 +83,10 @@ def open_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
     raise StoreError("; ".join(problems) or f"store: there is no file of the name {spec.name!r}")
 
 
-def condemn(file: StoreFile) -> None:
-    """Take the state out of a file whose lock nobody will give back, into a new one.
+def condemn(file: StoreFile) -> StoreFile | None:
+    """Take the state out of a file whose lock nobody will give back, into a new one: that is returned.
+
+    None where somebody else has done it already.
 
     Nothing but the holder can write there, and its acquisition is known by its number: what it was
     about is left out, and it starts again in the new file when it comes to itself.
@@ -92,7 +94,7 @@ def condemn(file: StoreFile) -> None:
     with place.directory_lock(file.path.parent):
         words = file.words
         if words[H_RETIRED] or not is_current(file):
-            return
+            return None
         number = words[H_UNDER_WAY] or words[H_NUMBER] + 1
         words[H_CONDEMNED] = number
         words[H_RETIRED] = RETIRED_CONDEMNED
@@ -108,6 +110,7 @@ def condemn(file: StoreFile) -> None:
         _copy(file, new, without=number)
         _put_in_place(new, path, file.path)
         _remove_lock(file)
+        return new
 
 
 def is_current(file: StoreFile) -> bool:

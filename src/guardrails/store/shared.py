@@ -192,8 +192,7 @@ class SharedStore:
             except InsideError:
                 raise
             except LostError:
-                opening.condemn(file)
-                self._file = None
+                self._replace(file)
             except StoreBusyError:
                 tries += 1
                 if tries <= _SPINS or file.words[H_RETIRED]:
@@ -251,8 +250,14 @@ class SharedStore:
                 f"store {file.path}: its lock was not to be had in {LONGEST_WAIT * 1000:g} ms"
             )
         self._standing = None
-        opening.condemn(file)
+        self._replace(file)
+
+    def _replace(self, file: StoreFile) -> None:
+        """Go on in a new file, held open until it is in use: whoever sweeps removes private others."""
+        successor = opening.condemn(file)
         self._file = None
+        self._open()
+        del successor
 
     def _check_name(self, file: StoreFile) -> None:
         """Once a second: an operator, or a cleaner of /dev/shm, may have removed the file."""

@@ -1,0 +1,83 @@
+"""CPU by greenlet, whatever else traces them and whenever gevent came."""
+
+import subprocess
+import sys
+
+import pytest
+
+BURNERS = """
+from gevent import monkey; monkey.patch_all()
+import gevent, greenlet, sys, time
+from guardrails import CPUThrottle, testing, throttle
+from guardrails.store.memory import MemoryStore
+
+charged = {{}}
+
+class Ledger(MemoryStore):
+    def leave(self, visit, debits=()):
+        for debit in debits:
+            charged[visit.client] = charged.get(visit.client, 0) + debit.amount / 1000
+        super().leave(visit, debits)
+
+def burning(environ, start_response):
+    for _ in range(10):
+        until = time.thread_time() + float(environ["HTTP_X_MS"]) / 10_000
+        while time.thread_time() < until:
+            pass
+        gevent.sleep(0)
+    return testing.hello(environ, start_response)
+
+app = throttle(burning, CPUThrottle("100%", window="1h"), store=Ledger())
+
+def ask(address, milliseconds):
+    testing.Client(app, address=address).get("/", headers={{"X-Ms": str(milliseconds)}}).close()
+
+def both():
+    charged.clear()
+    gevent.joinall([gevent.spawn(ask, "192.0.2.1", 200), gevent.spawn(ask, "192.0.2.2", 20)])
+    return charged["192.0.2.1"], charged["192.0.2.2"]
+
+def theirs(event, switch):
+    heard.append(event)
+
+heard = []
+{story}
+heavy, light = both()
+print(f"charged {{heavy:.0f}} and {{light:.0f}}, heard {{bool(heard)}}")
+assert 195 < heavy < 260 and 19 < light < 60, (heavy, light)
+"""
+
+STORIES = {
+    "as it is": "",
+    "after a request in the main greenlet": 'ask("192.0.2.9", 1)',
+    "beside a tracer that was there before": "greenlet.settrace(theirs); both(); assert heard",
+    "after a tracer that forgot ours": "both(); greenlet.settrace(theirs); both(); assert heard",
+    "after a tracer that put back what was there": (
+        "before = greenlet.settrace(theirs); both(); greenlet.settrace(before); both()"
+    ),
+    "beside a tracer that calls ours": (
+        "both(); ours = greenlet.gettrace(); "
+        "greenlet.settrace(lambda event, switch: (theirs(event, switch), ours(event, switch)))"
+    ),
+    "beside a greenlet that keeps no attributes": """
+class Strict(greenlet.greenlet):
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+both()
+Strict(lambda: None).switch()
+""",
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_each_greenlet_is_charged_its_own(story):
+    pytest.importorskip("gevent", reason="gevent is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", BURNERS.format(story=STORIES[story])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
