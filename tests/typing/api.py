@@ -137,6 +137,13 @@ throttle(
     on_store_error="deny",
 )
 
+# Who is asking.
+throttle(app, trusted_proxies="loopback", forwarded="x-real-ip", exempt="192.0.2.7")
+throttle(app, proxy_hops=2, ipv6_prefix=56, silence=["undeclared-proxy"], exempt_paths="/static")
+throttle(app, client=lambda environ: environ.get("HTTP_X_TENANT_ADDRESS"))
+throttle(app, exempt=["private", lambda environ: environ.get("HTTP_X_STAFF") == "yes"])
+SpeedLimit("1/second", exempt=lambda environ: "HTTP_X_STAFF" in environ)
+
 try:
     throttle(app, store="shm:shop?clients=50000")
 except ConfigurationError as error:
