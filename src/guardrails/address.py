@@ -168,12 +168,11 @@ class ClientReader:
         self._trusts_unix = _UNIX in texts
         variable = header_variable(identity.forwarded)
         self._addresses = header_reader(variable)
-        self._variables: tuple[str, ...] = ()
-        if not identity.proxies_declared:
-            self._variables = tuple(dict.fromkeys((variable, *FORWARDING_VARIABLES)))
-        elif self._trusted or self._trusts_unix or self._hops:
-            self._variables = (variable,)
-        self._only_presence = not identity.proxies_declared
+        self._chosen_variable = variable
+        reads = self._trusted or self._trusts_unix or self._hops
+        self._variable = variable if reads else ""
+        # Where nobody said, only whether there is such a header counts.
+        self._signs = frozenset() if identity.proxies_declared else {variable, *FORWARDING_VARIABLES}
         self._near = Networks(_NEAR, "trusted_proxies")
         self._memo: OrderedDict[tuple[str, Told, int], Client | None] = OrderedDict()
         self._same: OrderedDict[tuple[bytes, bytes, bool], Client] = OrderedDict()
@@ -191,18 +190,16 @@ class ClientReader:
         if self._choose is not None:
             return self._chosen(environ)
         peer = environ.get("REMOTE_ADDR", "")
-        told: Told = None
-        for variable in self._variables:
-            told = environ.get(variable)
-            if told is not None:
-                break
+        told: Told = environ.get(self._variable)
         proxy_fix = _NONE
         if told is not None:
             if _PROXY_FIX in environ:
-                replaced = environ[_PROXY_FIX].get("REMOTE_ADDR") != peer
-                proxy_fix = _REPLACED if replaced else _LEFT
-            elif self._only_presence:
-                told = True
+                proxy_fix = _what_proxy_fix_did(environ, peer)
+        elif self._signs and not environ.keys().isdisjoint(self._signs):
+            told = True
+            if _PROXY_FIX in environ:
+                proxy_fix = _what_proxy_fix_did(environ, peer)
+                told = environ.get(self._chosen_variable, True)
         try:
             return self._memo[peer, told, proxy_fix]
         except (KeyError, TypeError):  # not seen yet, or no text at all
@@ -259,7 +256,7 @@ class ClientReader:
         elif told is True:
             if address is not None and self._looks_like_a_proxy(address, peer):
                 return self._known(address, undeclared=True)
-        elif proxy_fix == _LEFT and self._only_presence:
+        elif proxy_fix == _LEFT and self._signs:
             # ProxyFix found nothing: its x_for is 0, or the client made a header that it cannot read.
             if address is not None and address in self._near:
                 return self._behind(address, told, hops=1)
@@ -346,6 +343,10 @@ class ClientReader:
                 if networks and address in networks
             )
         return client
+
+
+def _what_proxy_fix_did(environ: dict[str, Any], peer: object) -> int:
+    return _LEFT if environ[_PROXY_FIX].get("REMOTE_ADDR") == peer else _REPLACED
 
 
 def _peer_address(peer: object) -> bytes | None:

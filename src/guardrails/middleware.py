@@ -166,6 +166,7 @@ class Throttle:
         self._names = tuple(post.name for post in self._posts)
         self._posts_by_name: dict[str, Post] = {}
         self._exempt = Exemptions(exempt)
+        self._exempt_callables = self._exempt.callables
         self._exempt_paths = exempt_path_prefixes(exempt_paths)
         self._own_exemptions = bool(self._exempt or self._exempt_paths)
         self._own_client = identity != Identity()
@@ -179,7 +180,7 @@ class Throttle:
             self._client_failed,
         )
         self._pid = 0
-        self._boarded = 0
+        self._until_look = _REQUESTS_BETWEEN_LOOKS
         self._inspector = Inspector(self._posts_by_name, store, self._checks)
         self.errors = self._reporter.errors
         self._dry_run = position == DRY_RUN
@@ -261,15 +262,16 @@ class Throttle:
         pid = os.getpid()
         if pid != self._pid:
             self._begin(pid, environ)
-        self._boarded += 1
-        if not self._boarded % _REQUESTS_BETWEEN_LOOKS:
+        self._until_look -= 1
+        if self._until_look <= 0:
+            self._until_look = _REQUESTS_BETWEEN_LOOKS
             self._inspect(self._inspector.look_again)
         if outer is not None:
             return self._board_within(outer, environ, pid)
         client = self._clients.read(environ)
         plan = _plan(self._planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)
-        if self._exempt.callables and not exempt:
+        if self._exempt_callables and not exempt:
             exempt = self._exempt.chosen(environ, self._exempt_failed)
         asks = NO_ASKS if exempt else self._planner.asks(plan, client, environ)
         flight = self._new_flight(asks, client, plan, pid)
@@ -337,7 +339,7 @@ class Throttle:
         planner = self._planner_within(outer) if shared else self._planner
         plan = _plan(planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)
-        if self._exempt.callables and not exempt:
+        if self._exempt_callables and not exempt:
             exempt = self._exempt.chosen(environ, self._exempt_failed)
         if not self._own_exemptions:
             exempt = exempt or outer.exempt
