@@ -479,23 +479,79 @@ def test_a_server_may_write_a_peer_with_brackets_port_or_zone(serve, peer, clien
     assert client_of(serve(app=telling), peer) == client
 
 
-@pytest.mark.parametrize("declared", [{}, {"trusted_proxies": [PROXY]}, {"proxy_hops": 1}])
-@pytest.mark.parametrize("forged", ['"x', "", "a, b", '"', "203.0.113.66"])
-def test_where_proxy_fix_reads_nothing_the_client_is_read_strictly(serve, declared, forged):
-    """With x_for=0 it reads nothing, and a quote in the header makes it give up.
+FORGED_FOR_PROXY_FIX = pytest.mark.parametrize("forged", ['"x', "", "a, b", '"', "203.0.113.66"])
 
-    Whoever sends that must neither stand for everybody nor get away.
-    """
+
+@pytest.mark.parametrize("declared", [{"trusted_proxies": [PROXY]}, {"proxy_hops": 1}])
+@FORGED_FOR_PROXY_FIX
+def test_where_proxy_fix_gives_up_declared_proxies_are_read_strictly(serve, declared, forged):
+    """A quote in the header makes it give up: whoever sends that must not get away."""
     site = serve(SpeedLimit("1/minute"), app=telling, **declared)
     for hops in (0, 1, 2):
         fixed = Browser(ProxyFix(site.application_under_test, x_for=hops), address=PROXY)
         client = f"198.51.100.{hops}"
-        headers = {"X-Forwarded-For": f"{forged}, {client}"}
-        if hops == 2:
-            headers = {"X-Forwarded-For": client}
+        headers = {"X-Forwarded-For": client if hops == 2 else f"{forged}, {client}"}
 
         answers = [fixed.get("/", headers=headers) for _ in range(2)]
         assert (answers[0].text, answers[1].status_code) == (client, 429)
+
+
+@pytest.mark.parametrize("quote", ['"x', '"', 'a"'])
+def test_where_proxy_fix_works_for_others_whoever_spoils_it_counts_apart_and_unexempt(serve, quote):
+    """Nothing is declared here: ProxyFix's set-up is, and it is seen to work."""
+    site = serve(
+        BlockAgents("EvilBot", ban="1h"), SpeedLimit("2/minute"), exempt="private", app=telling
+    )
+    fixed = Browser(ProxyFix(site.application_under_test), address=PROXY)
+    assert fixed.get("/", headers={"X-Forwarded-For": "198.51.100.1"}).text == "198.51.100.1"
+    spoilt = {"X-Forwarded-For": f"{quote}, 198.51.100.7, 10.0.0.2"}
+
+    assert fixed.statuses(3, headers=spoilt) == [200, 200, 429]
+    evil = Browser(ProxyFix(site.application_under_test), address=PROXY, agent="EvilBot")
+    assert evil.get("/", headers=spoilt).status_code == 403
+    assert fixed.statuses(3) == [200, 200, 200]
+
+
+def test_where_proxy_fix_never_reads_the_header_guards_by_client_only_watch(serve, caplog):
+    """With x_for=0 everybody seems to be the proxy."""
+    site = serve(SpeedLimit("1/minute"))
+    fixed = Browser(ProxyFix(site.application_under_test, x_for=0), address=PROXY)
+
+    assert fixed.statuses(3, headers={"X-Forwarded-For": "198.51.100.7"}) == [200, 200, 200]
+    assert lines(caplog, level="WARNING")[0].endswith("[undeclared-proxy]")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    ["198.51.100.7, junk", "198.51.100.7" + ", 10.0.0.2" * 40, "10.0.0.2, " * 120 + "10.0.0.2"],
+)
+def test_whoever_spoils_a_header_harms_nobody_else(serve, spoilt):
+    """Neither the proxy's own count nor a ban of others, and no exemption inside either."""
+    inner = throttle(testing.hello, exempt="private")
+    site = serve(
+        BlockAgents("EvilBot", ban="1h"),
+        SpeedLimit("2/minute"),
+        app=inner,
+        address=PROXY,
+        trusted_proxies="10.0.0.0/8",
+    )
+    headers = {"X-Forwarded-For": spoilt}
+
+    assert site.at(PROXY, agent="EvilBot").get("/", headers=headers).status_code == 403
+    assert site.statuses(3, headers=headers) == [200, 200, 429]
+    assert site.get("/").status_code == 200
+    assert site.at("10.0.0.2").get("/").status_code == 200
+
+
+def test_an_unreadable_client_is_exempt_nowhere_inside(serve):
+    inner = throttle(testing.hello, BlockAgents("EvilBot"), exempt=["private", "::/3"])
+    for outside in ({"trusted_proxies": PROXY}, {"trusted_proxies": "unix"}):
+        site = serve(app=inner, **outside)
+        peer = PROXY if outside["trusted_proxies"] == PROXY else ""
+        evil = site.at(agent="EvilBot")
+        facts = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": "junk"}
+
+        assert evil.get("/", environ_overrides=facts).status_code == 403
 
 
 def test_an_unreadable_header_takes_over_no_exemption(serve):
@@ -650,3 +706,40 @@ def test_whoever_is_exempt_by_a_callable_outside_is_exempt_inside(serve, store):
 
     assert site.statuses(3, headers={"X-Staff": "yes"}) == [200, 200, 200]
     assert site.statuses(2) == [200, 429]
+
+
+def test_names_and_caps_of_a_throttle_with_a_client_of_its_own_stay_apart(serve):
+    """The outer and the inner one have guards of equal default names, on one store."""
+    inner = throttle(testing.hello, SpeedLimit("1000/minute"), MaxConcurrentReqs(1), ipv6_prefix=56)
+    site = serve(SpeedLimit("3/hour"), MaxConcurrentReqs(1), app=inner)
+
+    assert site.statuses(5) == [200, 200, 200, 429, 429]
+
+
+def test_an_exemption_is_not_inherited_by_another_client(serve):
+    """The outer throttle exempts the proxy, the inner one sees whom it speaks for."""
+    inner = throttle(
+        testing.hello, SpeedLimit("1/minute"), BlockAgents("EvilBot"), trusted_proxies=PROXY
+    )
+    site = serve(app=inner, address=PROXY, trusted_proxies=(), exempt="private")
+    headers = {"X-Forwarded-For": "198.51.100.7"}
+
+    assert site.statuses(2, headers=headers) == [200, 429]
+    evil = {"X-Forwarded-For": "198.51.100.66"}
+    assert site.at(PROXY, agent="EvilBot").get("/", headers=evil).status_code == 403
+
+
+def test_siblings_within_one_throttle_are_strangers_to_each_other(serve):
+    """A cascade asks one app after the other: the first one's client and exemption are its own."""
+    first = throttle(testing.hello, trusted_proxies=PROXY, exempt="198.51.100.0/24")
+    second = throttle(telling, SpeedLimit("1/minute"))
+
+    def cascade(environ, start_response):
+        b"".join(first(environ, start_response))
+        return second(environ, start_response)
+
+    site = serve(app=cascade, address=PROXY, trusted_proxies=())
+    headers = {"X-Forwarded-For": "198.51.100.7"}
+
+    assert site.get("/", headers=headers).text == PROXY
+    assert site.get("/", headers=headers).status_code == 429

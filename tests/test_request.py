@@ -285,3 +285,26 @@ def test_an_address_as_a_host_counts_without_its_port(host):
     app = throttle(testing.hello, guard, store=testing.memory_store())
 
     assert Exchange(app, HTTP_HOST=host, HTTP_USER_AGENT="x").call().status.startswith("403")
+
+
+@pytest.mark.parametrize(
+    ("script", "path"),
+    [("/robots.txt", ""), ("/static", "/admin"), ("/stati", "c"), ("/robots.txt", "/x")],
+)
+def test_a_script_name_that_a_header_sent_makes_nothing_exempt(script, path):
+    """Gunicorn lets a proxy on this host send it, and a proxy may let its clients."""
+    app = throttle(
+        testing.hello, BlockAgents("."), store=testing.memory_store(), exempt_paths=["/static"]
+    )
+    facts = {"SCRIPT_NAME": script, "PATH_INFO": path, "HTTP_SCRIPT_NAME": script}
+
+    assert Exchange(app, HTTP_USER_AGENT="x", **facts).call().status.startswith("403")
+
+
+def test_what_is_exempt_below_a_sent_script_name_stays_so():
+    app = throttle(
+        testing.hello, BlockAgents("."), store=testing.memory_store(), exempt_paths=["/shop/static"]
+    )
+    facts = {"SCRIPT_NAME": "/shop", "PATH_INFO": "/static/a", "HTTP_SCRIPT_NAME": "/shop"}
+
+    assert Exchange(app, HTTP_USER_AGENT="x", **facts).call().status.startswith("200")

@@ -37,10 +37,10 @@ _LONGEST_SHOWN = 64
 _NEAR = ("loopback", "private", "100.64.0.0/10", "fe80::/10")
 """Where proxies of one's own are: this host, its networks, a provider's shared ones."""
 
-UNREADABLE = b""
-"""Stands for the address of all who come through a proxy without one and send what is unreadable."""
+NO_ADDRESS = b""
+"""Stands for the address of a proxy that has none, where a client behind it is unreadable."""
 
-_NONE, _REPLACED, _LEFT = range(3)
+_NONE, _REPLACED, _LEFT, _LEFT_BUT_WORKS = range(4)
 """What werkzeug's ProxyFix did with REMOTE_ADDR, where it ran before."""
 
 Told = str | bool | None
@@ -110,24 +110,27 @@ class Client:
     """Who asks: `key` for the stores, `text` for people, `address` for networks.
 
     undeclared_proxy: the peer is on this host or network and sent a forwarding header, and nobody
-    said which proxies to trust, so the address may be everybody's. exempt: which guards, by number,
-    do not apply to it.
+    said which proxies to trust, so the address may be everybody's.   unreadable: its header says
+    nothing, so that the address is the proxy's who handed it on: it shares neither that one's count
+    nor its exemptions, and is not banned.   exempt: which guards, by number, do not apply to it.
     """
 
-    __slots__ = ("address", "exempt", "key", "text", "undeclared_proxy")
+    __slots__ = ("address", "exempt", "key", "text", "undeclared_proxy", "unreadable")
 
     def __init__(
         self,
         address: bytes,
         *,
         undeclared_proxy: bool = False,
+        unreadable: bool = False,
         ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
     ) -> None:
         self.address = address
         self.undeclared_proxy = undeclared_proxy
+        self.unreadable = unreadable
         self.exempt: frozenset[int] = frozenset()
-        if address == UNREADABLE:
-            self.key = b"unreadable"
+        if address == NO_ADDRESS:
+            self.key = b""
             self.text = "an unreadable header"
         elif len(address) == 4:
             self.key = address
@@ -138,6 +141,8 @@ class Client:
             # Never 4 bytes, so that it is nobody's IPv4 address.
             self.key = network[: max(8, -(-ipv6_prefix // 8))]
             self.text = f"{socket.inet_ntop(socket.AF_INET6, network)}/{ipv6_prefix}"
+        if unreadable:
+            self.key = b"unreadable" + self.key
 
     def __repr__(self) -> str:
         return f"<Client {self.text}>"
@@ -168,7 +173,6 @@ class ClientReader:
         self._trusts_unix = _UNIX in texts
         variable = header_variable(identity.forwarded)
         self._addresses = header_reader(variable)
-        self._chosen_variable = variable
         reads = self._trusted or self._trusts_unix or self._hops
         self._variable = variable if reads else ""
         # Where nobody said, only whether there is such a header counts.
@@ -176,6 +180,7 @@ class ClientReader:
         self._near = Networks(_NEAR, "trusted_proxies")
         self._memo: OrderedDict[tuple[str, Told, int], Client | None] = OrderedDict()
         self._same: OrderedDict[tuple[bytes, bytes, bool], Client] = OrderedDict()
+        self._proxy_fix_works = False
         if self._trusted.has_everything():
             checks.warn(
                 "everything-trusted",
@@ -198,8 +203,10 @@ class ClientReader:
         elif self._signs and not environ.keys().isdisjoint(self._signs):
             told = True
             if _PROXY_FIX in environ:
+                # Not remembered before it is known whether ProxyFix reads the header at all.
                 proxy_fix = _what_proxy_fix_did(environ, peer)
-                told = environ.get(self._chosen_variable, True)
+                if proxy_fix == _LEFT and self._proxy_fix_works:
+                    proxy_fix = _LEFT_BUT_WORKS
         try:
             return self._memo[peer, told, proxy_fix]
         except (KeyError, TypeError):  # not seen yet, or no text at all
@@ -214,7 +221,9 @@ class ClientReader:
         asked = (client.address, client.key, client.undeclared_proxy)
         found = self._same.get(asked)
         if found is None:
-            found = self._known(client.address, undeclared=client.undeclared_proxy)
+            found = self._known(
+                client.address, undeclared=client.undeclared_proxy, unreadable=client.unreadable
+            )
             if self._identity.ipv6_prefix == DEFAULT_IPV6_PREFIX:
                 found.key, found.text = client.key, client.text
             _remember(self._same, asked, found)
@@ -228,7 +237,9 @@ class ClientReader:
         except Exception as error:
             self._callable_failed(error)
             return None
-        asked = (text or "", None, _NONE)
+        if text is None:
+            return None
+        asked = (text, None, _NONE)
         try:
             return self._memo[asked]
         except (KeyError, TypeError):
@@ -244,58 +255,54 @@ class ClientReader:
                 _shown(text),
             )
             return None
-        client = self._known(address, undeclared=False)
-        if _is_short(text or ""):
+        client = self._known(address)
+        if _is_short(text):
             _remember(self._memo, asked, client)
         return client
 
     def _read(self, peer: str, told: Told, proxy_fix: int) -> Client | None:
         address = _peer_address(peer)
-        if told is None or proxy_fix == _REPLACED:
-            pass
+        if proxy_fix == _REPLACED:
+            self._proxy_fix_works = True
         elif told is True:
-            if address is not None and self._looks_like_a_proxy(address, peer):
+            if proxy_fix == _LEFT_BUT_WORKS:
+                # It reads what others send, so this client made a header that it cannot read.
+                return self._unreadable(address)
+            if address is not None and self._looks_like_a_proxy(address):
                 return self._known(address, undeclared=True)
-        elif proxy_fix == _LEFT and self._signs:
-            # ProxyFix found nothing: its x_for is 0, or the client made a header that it cannot read.
-            if address is not None and address in self._near:
-                return self._behind(address, told, hops=1)
-        elif self._trusts(address):
-            return self._behind(address, told, hops=self._hops)
+        elif told is not None and self._trusts(address):
+            return self._behind(address, told)
         if address is None:
             self._say_that_nobody_is_there(peer)
             return None
-        return self._known(address, undeclared=False)
+        return self._known(address)
 
     def _trusts(self, peer: bytes | None) -> bool:
         if self._hops:
             return True
         return self._trusts_unix if peer is None else peer in self._trusted
 
-    def _behind(self, proxy: bytes | None, header: Told, *, hops: int | None) -> Client:
-        """The client behind a trusted proxy.
-
-        Where the header does not say, whoever sent it counts as the last hop that is known, without
-        its exemptions; those that came without an address all count as one.
-        """
+    def _behind(self, proxy: bytes | None, header: Told) -> Client:
+        """The client behind a trusted proxy; an unreadable one where the header does not say."""
         addresses = self._addresses(str(header))
-        if hops:
-            chosen = next(islice(addresses, hops - 1, None), None)
-            return self._fallback(proxy) if chosen is None else self._known(chosen, undeclared=False)
+        if self._hops:
+            chosen = next(islice(addresses, self._hops - 1, None), None)
+            return self._unreadable(proxy) if chosen is None else self._known(chosen)
         hop: bytes | None = None
         for address in addresses:
             if address is None:
-                return self._fallback(hop or proxy)
+                return self._unreadable(hop or proxy)
             hop = address
             if address not in self._trusted:
                 break
-        return self._fallback(proxy) if hop is None else self._known(hop, undeclared=False)
+        return self._unreadable(proxy) if hop is None else self._known(hop)
 
-    def _fallback(self, hop: bytes | None) -> Client:
-        return Client(UNREADABLE if hop is None else hop, ipv6_prefix=self._identity.ipv6_prefix)
+    def _unreadable(self, hop: bytes | None) -> Client:
+        return self._known(NO_ADDRESS if hop is None else hop, unreadable=True)
 
-    def _looks_like_a_proxy(self, address: bytes, peer: str) -> bool:
+    def _looks_like_a_proxy(self, address: bytes) -> bool:
         """Whether a peer that sends a forwarding header nobody reads may speak for many clients."""
+        peer = _address_text(address)
         if address in self._near:
             self._checks.warn(
                 "undeclared-proxy",
@@ -303,8 +310,8 @@ class ClientReader:
                 "%s sends a forwarding header and trusted_proxies was never given: guards that count "
                 "by client only watch until you say whom to trust, as in "
                 'throttle(..., trusted_proxies=["%s"]), or trusted_proxies=() if it is a client',
-                _shown(peer),
-                _shown(peer),
+                peer,
+                peer,
             )
             return True
         self._checks.warn(
@@ -314,7 +321,7 @@ class ClientReader:
             "given: if that is a proxy or a CDN, all its clients count as one until it is named, "
             "as in throttle(..., trusted_proxies=[...]); if clients send it, write "
             "trusted_proxies=()",
-            _shown(peer),
+            peer,
         )
         return False
 
@@ -334,9 +341,14 @@ class ClientReader:
             remedy,
         )
 
-    def _known(self, address: bytes, *, undeclared: bool) -> Client:
-        client = Client(address, undeclared_proxy=undeclared, ipv6_prefix=self._identity.ipv6_prefix)
-        if self._exemptions and not undeclared:
+    def _known(self, address: bytes, *, undeclared: bool = False, unreadable: bool = False) -> Client:
+        client = Client(
+            address,
+            undeclared_proxy=undeclared,
+            unreadable=unreadable,
+            ipv6_prefix=self._identity.ipv6_prefix,
+        )
+        if self._exemptions and not undeclared and not unreadable:
             client.exempt = frozenset(
                 number
                 for number, networks in enumerate(self._exemptions)
@@ -354,6 +366,10 @@ def _peer_address(peer: object) -> bytes | None:
     if not isinstance(peer, str) or peer in _ANYBODY:
         return None
     return parse_node(peer)
+
+
+def _address_text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
 def _is_short(text: str) -> bool:

@@ -67,6 +67,7 @@ class _GreenletClock:
 
     def _missed(self) -> None:
         """Somebody set another trace function and does not call ours: begin anew, before theirs."""
+        self._charge(self._running, thread_nanoseconds())
         self._misses += 1
         if self._misses == 1:
             log.warning(

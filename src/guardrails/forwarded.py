@@ -26,7 +26,7 @@ FORWARDING_VARIABLES = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_I
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 # Not RFC 7239, which wants it quoted and in brackets, but what `for=$remote_addr` writes in nginx.
-_BARE_IPV6 = r"\[?[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]+\]?(?::[0-9]{1,5})?(?=[ \t;]|\Z)"
+_BARE_IPV6 = r"\[?[0-9A-Fa-f:.]{2,45}\]?(?::[0-9]{1,5})?(?=[ \t;]|\Z)"
 _PAIR = re.compile(rf"({_WORD})=({_BARE_IPV6}|{_WORD}|{_QUOTED})")
 _SEPARATOR = re.compile(r"[ \t]*;[ \t]*")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -46,7 +46,10 @@ def header_variable(name: object) -> str:
 
 
 def header_reader(variable: str) -> Callable[[str], Addresses]:
-    """What reads the header there: the address of each hop from the right; None where it is junk."""
+    """What reads the header there: the address of each hop from the right; None where it is junk.
+
+    None too where there is more than is read.
+    """
     return _forwarded_addresses if variable == "HTTP_FORWARDED" else _listed_addresses
 
 
@@ -56,12 +59,15 @@ def _listed_addresses(header: str) -> Addresses:
         del entries[0]
     for entry in reversed(entries[-MOST_HOPS:]):
         yield parse_node(entry.strip(" \t"))
+    if len(header) > LONGEST_HEADER or len(entries) > MOST_HOPS:
+        yield None
 
 
 def _forwarded_addresses(header: str) -> Addresses:
     """The `for` of each element; an element that does not say it is as good as junk."""
     for hops, element in enumerate(forwarded_elements(header)):
         if hops >= MOST_HOPS:
+            yield None
             return
         yield None if element is None else parse_node(element.get("for", ""))
 
@@ -85,7 +91,9 @@ def forwarded_elements(header: str) -> Iterator[dict[str, str] | None]:
         elif character == "," and not quoted:
             yield _element(text[position + 1 : end], last=end == len(text))
             end = position
-    if len(header) <= LONGEST_HEADER:
+    if len(header) > LONGEST_HEADER:
+        yield None
+    else:
         yield _element(text[:end], first=True, last=end == len(text))
 
 

@@ -27,9 +27,8 @@ class Inspector:
     posts: its guards on duty, by name; more of them may come.
     """
 
-    def __init__(self, posts: Mapping[str, Post], store: Store, checks: Checks) -> None:
+    def __init__(self, posts: Mapping[str, Post], checks: Checks) -> None:
         self._posts = posts
-        self._store = store
         self._checks = checks
         self._began = 0.0
 
@@ -53,13 +52,13 @@ class Inspector:
                 )
         return server
 
-    def look_again(self) -> None:
-        """Now and then: say which guards have met nothing in a day."""
+    def look_again(self, store: Store) -> None:
+        """Now and then: say which guards have met nothing in a day. `store`: where they count."""
         if monotonic() - self._began < LONG_ENOUGH:
             return
         posts = list(self._posts.values())
         met = {post.number for post in posts if post.met}
-        counters = self._store.counters()
+        counters = store.counters()
         for post in posts:
             # What varies may have met requests in other workers and asked nothing for them.
             if post.number in met or post.varies or post.usual_demand is None:

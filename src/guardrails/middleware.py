@@ -181,7 +181,7 @@ class Throttle:
         )
         self._pid = 0
         self._until_look = _REQUESTS_BETWEEN_LOOKS
-        self._inspector = Inspector(self._posts_by_name, store, self._checks)
+        self._inspector = Inspector(self._posts_by_name, self._checks)
         self.errors = self._reporter.errors
         self._dry_run = position == DRY_RUN
         self._planner = self._make_planner(self._posts)
@@ -201,6 +201,7 @@ class Throttle:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         flight: Flight | None = None
         outer: Flight | None = environ.get(FLIGHT)
+        exempt = outer is not None and outer.exempt
         response: Iterable[bytes]
         if self._off:
             response = self.app(environ, start_response)
@@ -208,8 +209,9 @@ class Throttle:
         try:
             flight, decision = self._decide(environ, outer)
             if not decision.admitted:
-                if flight is not outer:
-                    _put_back(environ, outer)
+                if outer is None:
+                    # This request is over: whoever tries again with the same environ is asked again.
+                    environ.pop(FLIGHT, None)
                 drain = flight is not None and flight.may_drain
                 return refuse(decision, environ, start_response, drain=drain)
             if flight is None:
@@ -223,6 +225,9 @@ class Throttle:
             if flight is not None and flight is not outer:
                 flight.settle()
             raise
+        finally:
+            if outer is not None:
+                _hand_back(environ, outer, exempt=exempt)
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
@@ -265,7 +270,8 @@ class Throttle:
         self._until_look -= 1
         if self._until_look <= 0:
             self._until_look = _REQUESTS_BETWEEN_LOOKS
-            self._inspect(self._inspector.look_again)
+            store = self.store if outer is None or self._own_store else outer.store
+            self._inspect(self._inspector.look_again, store)
         if outer is not None:
             return self._board_within(outer, environ, pid)
         client = self._clients.read(environ)
@@ -333,20 +339,24 @@ class Throttle:
             client = self._clients.read(environ)
         else:
             client = outer.who and self._clients.same(outer.who)
-        same_store = not self._own_store or self.store is outer.store
+        same_store = not self._own_store or _is_same(self.store, outer.store)
+        asked_there = same_store and outer.is_open() and outer.pid == pid
         # Whom a flight is charged to, and who is banned by it, is its client: another has its own.
-        shared = same_store and not self._own_client and outer.is_open() and outer.pid == pid
-        planner = self._planner_within(outer) if shared else self._planner
+        shared = asked_there and not self._own_client
+        planner = self._planner_within(outer) if same_store else self._planner
         plan = _plan(planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)
         if self._exempt_callables and not exempt:
             exempt = self._exempt.chosen(environ, self._exempt_failed)
-        if not self._own_exemptions:
+        if not self._own_exemptions and not self._reads_client:
             exempt = exempt or outer.exempt
-        met = outer.guards if shared else ()
+        met = outer.guards if asked_there else ()
+        if self._own_client:
+            # Of another client a guard that counts by client is asked again.
+            met = tuple(guard for guard in met if not guard.counts_by_client())
         asks: Sequence[Ask] = ()
         if not exempt:
-            asks = planner.asks(plan, client, environ, met, as_usual=not shared)
+            asks = planner.asks(plan, client, environ, met, as_usual=not shared and not met)
         if shared:
             outer.asks = asks
             outer.guards += self.guards
@@ -357,6 +367,8 @@ class Throttle:
         flight.exempt = exempt
         if same_store:
             flight.store = outer.store
+            flight.guards = outer.guards + self.guards
+            flight.names = outer.names + planner.names
         if self._own_client:
             environ["guardrails.client"] = flight.client or None
         environ[FLIGHT] = flight
@@ -473,12 +485,17 @@ def _plan(planner: Planner, environ: dict[str, Any]) -> Plan:
     )
 
 
-def _put_back(environ: dict[str, Any], outer: Flight | None) -> None:
-    """A refused request is over: whoever tries again with the same environ is asked again."""
-    if outer is None:
-        environ.pop(FLIGHT, None)
-    else:
-        environ[FLIGHT] = outer
+def _hand_back(environ: dict[str, Any], outer: Flight, *, exempt: bool) -> None:
+    """Whoever is asked next within the outer throttle finds everything as it was."""
+    outer.exempt = exempt
+    environ[FLIGHT] = outer
+    environ["guardrails.client"] = outer.client or None
+
+
+def _is_same(store: Store, other: Store) -> bool:
+    """Whether two stores have one state: a name in shared memory may have been given twice."""
+    name = getattr(store, "name", None)
+    return store is other or (name is not None and name == getattr(other, "name", None))
 
 
 def _check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:

@@ -63,7 +63,10 @@ class Readings(NamedTuple):
 
     def all_under(self, prefixes: tuple[str, ...], besides: str = "") -> bool:
         """Whether all of them are exempt: under one of the prefixes, or just `besides`."""
-        if self.sent_script and falls_under(self.sent_script, prefixes):
+        script = self.sent_script
+        if script and (
+            falls_under(script, (*prefixes, besides)) or self.paths[0][len(script) :][:1] != "/"
+        ):
             return False
         return all(path == besides or falls_under(path, prefixes) for path in self.paths)
 

@@ -105,7 +105,7 @@ class Flight(Visit):
         if who is not None:
             self.key = who.key
             self.client = who.text
-            if not who.undeclared_proxy:
+            if not who.undeclared_proxy and not who.unreadable:
                 self.ban_key = who.key
 
     method = property(lambda self: self.plan.method)

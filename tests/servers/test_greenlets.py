@@ -81,3 +81,24 @@ def test_each_greenlet_is_charged_its_own(story):
     )
 
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout
+
+
+def test_a_tracer_that_comes_within_a_request_gives_nobody_a_credit():
+    """What it hid is charged to somebody; nobody is charged less than nothing."""
+    pytest.importorskip("gevent", reason="gevent is not installed")
+    story = """
+original = burning
+def changing(environ, start_response):
+    if environ["HTTP_X_MS"] == "200":
+        greenlet.settrace(theirs)
+    return original(environ, start_response)
+app.app = changing
+"""
+    program = BURNERS.format(story=story)
+    program = program[: program.index("heavy, light = both()")]
+    program += "both()\nprint(charged)\nassert min(charged.values()) > 0, charged\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
