@@ -10,7 +10,6 @@ counted, and the request goes on. And whatever was entered is left, on every pat
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -27,14 +26,8 @@ from guardrails.address import (
 )
 from guardrails.answers import refuse
 from guardrails.checks import Checks
-from guardrails.decision import (
-    DELAYED,
-    DELAYED_DRY_RUN,
-    PASSED,
-    REJECTED,
-    REJECTED_DRY_RUN,
-    Decision,
-)
+from guardrails.conclusion import Conclusion, OnDecision
+from guardrails.decision import PASSED, Decision
 from guardrails.entrance import Entrance
 from guardrails.errors import ConfigurationError
 from guardrails.exemptions import Exempt, Exemptions
@@ -46,7 +39,6 @@ from guardrails.guard import (
     unique_names,
 )
 from guardrails.inspection import Inspector
-from guardrails.keys import shown_key
 from guardrails.planning import NO_ASKS, Plan, Planner
 from guardrails.reporting import Reporter
 from guardrails.store.contract import (
@@ -56,16 +48,11 @@ from guardrails.store.contract import (
     SWITCH_WORDS,
     Ask,
     Store,
-    Verdict,
 )
 from guardrails.store.urls import store_from_url, unnamed_store
 from guardrails.stream import FLIGHT, Flight
 
-log = logging.getLogger("guardrails")
-
 _REQUESTS_BETWEEN_LOOKS = 1024
-
-_new: Callable[..., Decision] = tuple.__new__  # several times faster than the named constructor
 
 
 def throttle(
@@ -82,7 +69,7 @@ def throttle(
     silence: str | Iterable[str] = (),
     enabled: bool = True,
     dry_run: bool = False,
-    on_decision: Callable[[Decision, dict[str, Any]], object] | None = None,
+    on_decision: OnDecision | None = None,
     on_store_error: str = "fallback",
 ) -> Throttle:
     """Put guards in front of a WSGI app.
@@ -148,7 +135,7 @@ class Throttle:
         exempt_paths: str | Iterable[str],
         silence: str | Iterable[str],
         position: str,
-        on_decision: Callable[[Decision, dict[str, Any]], object] | None,
+        on_decision: OnDecision | None,
         on_store_error: str,
     ) -> None:
         self.app = check_wsgi_app(app, "SpeedLimit", caller="throttle")
@@ -192,11 +179,7 @@ class Throttle:
             waits=any(post.wait for post in self._posts),
         )
         self._unreleased = self._entrance.unreleased
-        if on_decision is not None and not callable(on_decision):
-            raise ConfigurationError(
-                f"on_decision: {on_decision!r} is not callable: give a function of (decision, environ)"
-            )
-        self._on_decision = on_decision
+        self._conclude = Conclusion(self._posts_by_name, self._reporter, on_decision).conclude
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         flight: Flight | None = None
@@ -374,64 +357,6 @@ class Throttle:
         environ[FLIGHT] = flight
         return flight
 
-    def _conclude(self, verdict: Verdict | None, visit: Flight, environ: dict[str, Any]) -> Decision:
-        """Put the store's answer into words, and tell those who want to know."""
-        if verdict is None:
-            return Decision()
-        admitted, delay, _, dry_run_refusals, dry_run_delay, remaining, number = verdict
-        if admitted and not dry_run_refusals:
-            outcome = PASSED
-            if delay:
-                outcome = DELAYED
-            elif dry_run_delay:
-                outcome = DELAYED_DRY_RUN
-            return _new(Decision, (True, outcome, None, None, None, remaining, None, number))
-        decision = self._refusal(verdict, visit)
-        self._log(decision, visit)
-        if self._on_decision is not None:
-            try:
-                self._on_decision(decision, environ)
-            except Exception as error:
-                self._reporter.report(error, "on_decision raised")
-        return decision
-
-    def _refusal(self, verdict: Verdict, visit: Flight) -> Decision:
-        """The decision of a refusal, or of what would have been one."""
-        refusals = verdict.refusals or verdict.dry_run_refusals
-        if not refusals:
-            return Decision(False, REJECTED, retry_after=1, status=503)
-        visit.banned = refusals[0].banned
-        visit.may_drain = not any(refusal.banned or refusal.ask.demand.refused for refusal in refusals)
-        first = refusals[0]
-        post = self._posts_by_name[first.ask.demand.guard]
-        if any(refusal.never for refusal in refusals):
-            self._reporter.say_once(
-                f"never {post.name}",
-                f"{post.name}: a request costs more than could ever be admitted, so it is refused "
-                "for good: lower its cost, or raise the burst",
-            )
-        retries = [refusal.retry for refusal in refusals]
-        retry_after = None
-        if None not in retries:
-            # The latest of all, rounded up: nobody is told to come back too early.
-            latest = max(retry for retry in retries if retry is not None)
-            retry_after = max(1, -(-latest // 1_000_000))
-        return Decision(
-            admitted=verdict.admitted,
-            outcome=REJECTED_DRY_RUN if verdict.admitted else REJECTED,
-            guard=post.name,
-            key=visit.client if first.banned else self._shown_key(post.guard, first.ask.key, visit),
-            retry_after=retry_after,
-            remaining=verdict.remaining,
-            status=None if verdict.admitted else post.guard.status,
-            id=verdict.number,
-        )
-
-    def _shown_key(self, guard: Guard, key: bytes | None, flight: Flight) -> str:
-        """A client as its address, a header's or cookie's value as a keyed hash."""
-        plain = shown_key(getattr(guard, "by", "client"), key, flight)
-        return flight.store.pseudonym(key or b"") if plain is None else plain
-
     def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
         """A user's callable raised: the guard does not apply, or refuses."""
         deny = post.guard.on_error == "deny"
@@ -457,21 +382,6 @@ class Throttle:
             "name",
             post.name,
         )
-
-    def _log(self, decision: Decision, flight: Flight) -> None:
-        if log.isEnabledFor(logging.INFO):
-            log.info(
-                "%s by %.200s%s: %s from %s, %.20a %.200a, %s, reference %x",
-                decision.outcome,
-                decision.guard,
-                " (banned)" if flight.banned else "",
-                decision.key,
-                flight.client or "an unknown client",
-                flight.method,
-                flight.path,
-                "no retry" if decision.retry_after is None else f"retry after {decision.retry_after} s",
-                decision.id,
-            )
 
 
 def _plan(planner: Planner, environ: dict[str, Any]) -> Plan:
