@@ -3,8 +3,8 @@
 A client is a key, not a text: an IPv4 address as it is, an IPv6 address by its network, an
 IPv4-mapped address folded to IPv4 first. Forwarding headers count only from a trusted proxy; they
 are read from the right, and the first address that is not a trusted proxy's is the client. What does
-not parse ends the reading at the last trusted hop: it is never somebody's key. Whoever sends such a
-header is counted as that hop, but has none of its exemptions.
+not parse ends the reading at the last trusted hop: it is never somebody's key. All who send such a
+header through that hop count as one, apart from the hop itself and without its exemptions.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class ClientReader:
         elif self._signs and not environ.keys().isdisjoint(self._signs):
             told = True
             if _PROXY_FIX in environ:
-                # Not remembered before it is known whether ProxyFix reads the header at all.
+                # It never reads the header, or this client spoilt it: what it did for others tells.
                 proxy_fix = _what_proxy_fix_did(environ, peer)
                 if proxy_fix == _LEFT and self._proxy_fix_works:
                     proxy_fix = _LEFT_BUT_WORKS
