@@ -242,7 +242,7 @@ class ClientReader:
         asked = (text, None, _NONE)
         try:
             return self._memo[asked]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError):  # not seen yet, or no text at all
             pass
         address = _peer_address(text)
         if address is None:
@@ -271,7 +271,7 @@ class ClientReader:
             if address is not None and self._looks_like_a_proxy(address):
                 return self._known(address, undeclared=True)
         elif told is not None and self._trusts(address):
-            return self._behind(address, told)
+            return self._behind(address, str(told))
         if address is None:
             self._say_that_nobody_is_there(peer)
             return None
@@ -282,9 +282,9 @@ class ClientReader:
             return True
         return self._trusts_unix if peer is None else peer in self._trusted
 
-    def _behind(self, proxy: bytes | None, header: Told) -> Client:
+    def _behind(self, proxy: bytes | None, header: str) -> Client:
         """The client behind a trusted proxy; an unreadable one where the header does not say."""
-        addresses = self._addresses(str(header))
+        addresses = self._addresses(header)
         if self._hops:
             chosen = next(islice(addresses, self._hops - 1, None), None)
             return self._unreadable(proxy) if chosen is None else self._known(chosen)

@@ -37,7 +37,7 @@ class _GreenletClock:
         self._before: Callable[[str, Any], object] | None = None
         self._began = 0
         self._running: Any = None
-        self._misses = 0
+        self._said = False
         self._passing_on = False
         self._install()
 
@@ -68,8 +68,8 @@ class _GreenletClock:
     def _missed(self) -> None:
         """Somebody set another trace function and does not call ours: begin anew, before theirs."""
         self._charge(self._running, thread_nanoseconds())
-        self._misses += 1
-        if self._misses == 1:
+        if not self._said:
+            self._said = True
             log.warning(
                 "another trace function of greenlet's has taken the place of guardrails', so some CPU "
                 "was charged to the wrong request: let it call the function that was there before"

@@ -30,14 +30,13 @@ _BARE_IPV6 = r"\[?[0-9A-Fa-f:.]{2,45}\]?(?::[0-9]{1,5})?(?=[ \t;]|\Z)"
 _PAIR = re.compile(rf"({_WORD})=({_BARE_IPV6}|{_WORD}|{_QUOTED})")
 _SEPARATOR = re.compile(r"[ \t]*;[ \t]*")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_NAME = re.compile(rf"{_WORD}\Z")
 
 Addresses = Iterator[bytes | None]
 
 
 def header_variable(name: object) -> str:
     """Where the environ has a header. Raises ConfigurationError for what is no header's name."""
-    if not isinstance(name, str) or _NAME.match(name) is None:
+    if not isinstance(name, str) or re.fullmatch(_WORD, name) is None:
         raise ConfigurationError(
             f'forwarded: {name!r} is not the name of a header: write "x-forwarded-for", "forwarded", '
             'or the one that your proxy sets, such as "x-real-ip"'

@@ -32,7 +32,7 @@ class Inspector:
         self._checks = checks
         self._began = 0.0
 
-    def begin(self, environ: dict[str, Any]) -> Server:
+    def begin(self, environ: dict[str, Any]) -> None:
         """At the first request of a process: see which server this is, and what it can do."""
         self._began = monotonic()
         server = running_server(environ)
@@ -50,7 +50,6 @@ class Inspector:
                     THREADS_PER_WAITING_ONE,
                     THREADS_PER_WAITING_ONE,
                 )
-        return server
 
     def look_again(self, store: Store) -> None:
         """Now and then: say which guards have met nothing in a day. `store`: where they count."""

@@ -149,7 +149,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session", params=SETUPS, ids=lambda setup: setup.slug)
 def site(request):
-    """A running site; what is broken by one test is mended before the next."""
+    """A running site, shared by all tests of its set-up."""
     setup = request.param
     missing = setup.missing()
     if missing:

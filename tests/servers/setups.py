@@ -68,7 +68,7 @@ class Setup:
         found = importlib.util.find_spec(self.needs) or shutil.which(str(BIN / self.needs))
         if not found:
             return f"{self.needs} is not installed"
-        if self.server == "mod_wsgi" and not shutil.which("apache2"):
+        if self.server == "mod_wsgi" and not which_server("apache2"):
             return "Apache is not installed"
         if self.user is not None and not _readable_by_others():
             return "this Python or this folder cannot be read by another user"
@@ -78,6 +78,11 @@ class Setup:
 def _readable_by_others():
     places = (Path(sys.executable).resolve(), Path(sys.prefix), HERE)
     return all(folder.stat().st_mode & 0o001 for place in places for folder in (place, *place.parents))
+
+
+def which_server(name):
+    """Where a server's program is; not everybody has the folder of such in the PATH."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin")
 
 
 def group_of(user):
@@ -132,7 +137,7 @@ UWSGI_ADVICE = (
 )
 
 
-def uwsgi(*options, threads=1, lazy=False):
+def uwsgi(*, threads=1, lazy=False):
     def command(port, folder):
         return [
             *(str(BIN / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master"),

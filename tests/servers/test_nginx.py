@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 from figures import START_SECONDS, STOP_SECONDS
-from setups import BIN, HERE
+from setups import BIN, HERE, which_server
 from wire import Wire, free_port
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+NGINX = which_server("nginx")
 FORGED = "203.0.113.66"
 
 CONFIGURATION = """
