@@ -9,7 +9,18 @@ from typing import Any, Self
 from werkzeug.test import EnvironBuilder
 
 from guardrails import testing
-from guardrails.store.contract import Debit, GuardCounters, InFlight, Slot, Store, Verdict, Visit
+from guardrails.store.contract import (
+    Debit,
+    GuardCounters,
+    InFlight,
+    Records,
+    Slot,
+    Store,
+    Verdict,
+    Visit,
+    Worker,
+    WorkerFacts,
+)
 
 JOIN_SECONDS = 20
 """No thread of the tests is waited for longer; none should come near it."""
@@ -143,8 +154,20 @@ class PassingStore:
     def sleep(self, microseconds: int) -> None:
         self.inner.sleep(microseconds)
 
-    def requests(self) -> list[InFlight]:
+    def requests(self) -> Records[InFlight]:
         return self.inner.requests()
+
+    def workers(self) -> Records[Worker]:
+        return self.inner.workers()
+
+    def register(self, facts: WorkerFacts) -> None:
+        self.inner.register(facts)
+
+    def begin_retiring(self) -> bool:
+        return self.inner.begin_retiring()
+
+    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
+        return self.inner.blame(request, microseconds, ban_for, resource)
 
     def slots_held(self) -> Mapping[str, int]:
         return self.inner.slots_held()

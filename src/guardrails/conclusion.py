@@ -18,7 +18,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.guard import Guard, Post
 from guardrails.keys import shown_key
 from guardrails.reporting import Reporter
-from guardrails.store.contract import Verdict
+from guardrails.store.contract import BLAME, BLAMED_GUARD, Verdict, Visit
 from guardrails.stream import Flight
 
 log = logging.getLogger("guardrails")
@@ -75,6 +75,8 @@ class Conclusion:
         visit.banned = refusals[0].banned
         visit.may_drain = not any(refusal.banned or refusal.ask.demand.refused for refusal in refusals)
         first = refusals[0]
+        if first.ask is BLAME:
+            return self._blame(verdict, visit)
         post = self._posts[first.ask.demand.guard]
         if any(refusal.never for refusal in refusals):
             self._reporter.say_once(
@@ -86,8 +88,7 @@ class Conclusion:
         retry_after = None
         if None not in retries:
             # The latest of all, rounded up: nobody is told to come back too early.
-            latest = max(retry for retry in retries if retry is not None)
-            retry_after = max(1, -(-latest // 1_000_000))
+            retry_after = _seconds(max(retry for retry in retries if retry is not None))
         return Decision(
             admitted=verdict.admitted,
             outcome=REJECTED_DRY_RUN if verdict.admitted else REJECTED,
@@ -96,6 +97,19 @@ class Conclusion:
             retry_after=retry_after,
             remaining=verdict.remaining,
             status=None if verdict.admitted else post.guard.status,
+            id=verdict.number,
+        )
+
+    def _blame(self, verdict: Verdict, visit: Visit) -> Decision:
+        """The decision about a client whose request for the same was killed by a watchdog."""
+        return Decision(
+            admitted=False,
+            outcome=REJECTED,
+            guard=BLAMED_GUARD,
+            key=visit.client,
+            retry_after=_seconds(verdict.refusals[0].retry or 0),
+            remaining=0,
+            status=503,
             id=verdict.number,
         )
 
@@ -118,3 +132,8 @@ class Conclusion:
                 "no retry" if decision.retry_after is None else f"retry after {decision.retry_after} s",
                 decision.id,
             )
+
+
+def _seconds(microseconds: int) -> int:
+    """Whole seconds for Retry-After, at least one."""
+    return max(1, -(-microseconds // 1_000_000))

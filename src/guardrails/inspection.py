@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from guardrails.checks import Checks
 from guardrails.guard import Post
-from guardrails.server import Server, running_server
+from guardrails.server import Server
 from guardrails.store.contract import GuardCounters, Store
 from guardrails.waiting import THREADS_PER_WAITING_ONE
 
@@ -32,10 +31,9 @@ class Inspector:
         self._checks = checks
         self._began = 0.0
 
-    def begin(self, environ: dict[str, Any]) -> None:
-        """At the first request of a process: see which server this is, and what it can do."""
+    def begin(self, server: Server) -> None:
+        """At the first request of a process: see what its server can do."""
         self._began = monotonic()
-        server = running_server(environ)
         for post in list(self._posts.values()):
             self._look_at_cap(post, server)
             if post.wait and server.threads is not None and server.threads < THREADS_PER_WAITING_ONE:

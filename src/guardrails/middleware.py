@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication
 
-from guardrails import cputime
+from guardrails import cputime, stacks
 from guardrails.address import (
     DEFAULT_FORWARDED,
     DEFAULT_IPV6_PREFIX,
@@ -29,7 +30,7 @@ from guardrails.checks import Checks
 from guardrails.conclusion import Conclusion, OnDecision
 from guardrails.decision import PASSED, Decision
 from guardrails.entrance import Entrance
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, StoreError
 from guardrails.exemptions import Exempt, Exemptions
 from guardrails.guard import (
     Guard,
@@ -39,8 +40,10 @@ from guardrails.guard import (
     unique_names,
 )
 from guardrails.inspection import Inspector
+from guardrails.occasions import here as occasions
 from guardrails.planning import NO_ASKS, Plan, Planner
 from guardrails.reporting import Reporter
+from guardrails.server import Server, running_server
 from guardrails.store.contract import (
     DRY_RUN,
     MOST_SLOTS,
@@ -48,6 +51,7 @@ from guardrails.store.contract import (
     SWITCH_WORDS,
     Ask,
     Store,
+    WorkerFacts,
 )
 from guardrails.store.urls import store_from_url, unnamed_store
 from guardrails.stream import FLIGHT, Flight
@@ -257,6 +261,9 @@ class Throttle:
             self._inspect(self._inspector.look_again, store)
         if outer is not None:
             return self._board_within(outer, environ, pid)
+        if occasions.before_request:
+            for prepare in occasions.before_request:
+                prepare()
         client = self._clients.read(environ)
         plan = _plan(self._planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)
@@ -264,6 +271,7 @@ class Throttle:
             exempt = self._exempt.chosen(environ, self._exempt_failed)
         asks = NO_ASKS if exempt else self._planner.asks(plan, client, environ)
         flight = self._new_flight(asks, client, plan, pid)
+        flight.outermost = True
         if exempt:
             flight.exempt = True
         environ["guardrails.client"] = flight.client or None
@@ -277,7 +285,21 @@ class Throttle:
         """What is done at the first request of a process, after every fork."""
         self._pid = pid
         cputime.follow_greenlets()
-        self._inspect(self._inspector.begin, environ)
+        server = running_server(environ)
+        self._inspect(self._inspector.begin, server)
+        self._inspect(self._register, server)
+
+    def _register(self, server: Server) -> None:
+        """Show this worker on the scoreboard, and let its own guards know where they are."""
+        # A store in this process's memory has nobody who could look from outside.
+        dump_signal = stacks.listen() if hasattr(self.store, "name") else 0
+        facts = WorkerFacts(
+            server.name, server.threads or 0, server.respawns, server.retire_signal, dump_signal
+        )
+        with suppress(StoreError):  # entering says so, and tries again
+            self.store.register(facts)
+        for begin in occasions.at_start:
+            begin(server, self.store)
 
     def _inspect(self, look: Callable[..., object], *facts: object) -> None:
         """Let a check look; one that fails costs nobody anything."""

@@ -7,10 +7,13 @@ None, and nothing but advice depends on any of it.
 
 from __future__ import annotations
 
+import os
+import signal
 import socketserver
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _DEEPEST = 64
@@ -22,11 +25,17 @@ _MIXED_IN = (
 
 @dataclass(frozen=True)
 class Server:
-    """processes: its workers.   threads: requests at once in each of them. None is unknown."""
+    """processes: its workers.   threads: requests at once in each of them. None is unknown.
+
+    respawns: whether somebody starts a new worker when one ends.   retire_signal: what makes a worker
+    finish its requests and end; 0 where no signal does.
+    """
 
     name: str
     processes: int | None = None
     threads: int | None = None
+    respawns: bool = False
+    retire_signal: int = 0
 
     @property
     def at_once(self) -> int | None:
@@ -42,7 +51,10 @@ class Server:
 
 
 def running_server(environ: dict[str, Any]) -> Server:
-    """The server that is calling. Never raises: what it does not know it leaves out."""
+    """The server that is calling. Never raises: what it does not know it leaves out.
+
+    environ: of a request, or empty while the worker starts, where less can be learnt.
+    """
     software = str(environ.get("SERVER_SOFTWARE", ""))
     name = software.partition("/")[0].partition(" ")[0].lower() or "unknown"
     for marker, ask in _ASK.items():
@@ -58,33 +70,55 @@ def running_server(environ: dict[str, Any]) -> Server:
 
 def _gunicorn() -> Server | None:
     for worker in _callers("gunicorn.workers"):
-        settings = getattr(worker, "cfg", None)
-        if settings is None:
-            continue
-        # Settings may name a class in many ways, or a class of one's own.
-        classes = {known.__name__ for known in type(worker).__mro__}
-        threads = None
-        if "SyncWorker" in classes:
-            threads = 1
-        elif "ThreadWorker" in classes:
-            threads = settings.threads
-        elif "AsyncWorker" in classes:
-            threads = settings.worker_connections
-        kind = str(settings.worker_class_str).rpartition(".")[2]
-        return Server(f"gunicorn ({kind})", settings.workers, threads)
+        found = gunicorn_server(worker)
+        if found is not None:
+            return found
     return None
+
+
+def gunicorn_server(worker: Any) -> Server | None:
+    """The server of a gunicorn worker, as its hooks are given it; None for anything else."""
+    settings = getattr(worker, "cfg", None)
+    if settings is None or not hasattr(settings, "worker_class_str"):
+        return None
+    # Settings may name a class in many ways, or a class of one's own.
+    classes = {known.__name__ for known in type(worker).__mro__}
+    threads = None
+    if "SyncWorker" in classes:
+        threads = 1
+    elif "ThreadWorker" in classes:
+        threads = settings.threads
+    elif "AsyncWorker" in classes:
+        threads = settings.worker_connections
+    kind = str(settings.worker_class_str).rpartition(".")[2]
+    return Server(f"gunicorn ({kind})", settings.workers, threads, True, signal.SIGTERM)
 
 
 def _uwsgi() -> Server | None:
     uwsgi = sys.modules["uwsgi"]  # made by the server itself
     options = uwsgi.opt
     threads = options.get("threads") or options.get("gevent") or options.get("async") or b"1"
-    return Server("uWSGI", uwsgi.numproc, int(threads))
+    respawns = uwsgi.masterpid() > 0
+    return Server("uWSGI", uwsgi.numproc, int(threads), respawns, signal.SIGHUP if respawns else 0)
 
 
 def _mod_wsgi() -> Server | None:
     mod_wsgi = sys.modules["mod_wsgi"]  # as above
-    return Server("mod_wsgi", mod_wsgi.maximum_processes, mod_wsgi.threads_per_process)
+    # Embedded, the process is one of Apache's own, and serves more than this app.
+    daemon = bool(mod_wsgi.process_group)
+    return Server(
+        "mod_wsgi",
+        mod_wsgi.maximum_processes,
+        mod_wsgi.threads_per_process,
+        daemon,
+        signal.SIGUSR1 if daemon else 0,
+    )
+
+
+def _granian() -> Server | None:
+    """Its workers are processes of their own, and only an option has them started again."""
+    command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    return Server("granian", respawns=b"--respawn-failed-workers" in command)
 
 
 def _waitress() -> Server | None:
@@ -117,6 +151,7 @@ _ASK: dict[str, Callable[[], Server | None]] = {
     "waitress": _waitress,
     "cheroot": _cheroot,
     "wsgiserver": _wsgiref,
+    "granian": _granian,
     "_bjoern": lambda: Server("bjoern", 1, 1),
 }
 """By the name in SERVER_SOFTWARE, or for those that write none by their module."""

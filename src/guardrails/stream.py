@@ -17,8 +17,11 @@ from typing import Any
 from guardrails import cputime
 from guardrails.address import Client
 from guardrails.guard import Guard
+from guardrails.occasions import here as occasions
 from guardrails.planning import Plan
+from guardrails.request import canonical_path
 from guardrails.store.contract import (
+    LONGEST_RESOURCE,
     Ask,
     Asks,
     Debit,
@@ -81,6 +84,7 @@ class Flight(Visit):
     file_returned = False
     may_drain = False
     banned = False
+    outermost = False
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class Flight(Visit):
     method = property(lambda self: self.plan.method)
     host = property(lambda self: self.plan.host)
     path = property(lambda self: self.plan.path)
+    resource = property(lambda self: canonical_path(self.plan.path[:LONGEST_RESOURCE]))
 
     def admitted(self) -> None:
         """Note what these asks charge with CPU, and which slots go when the app returns."""
@@ -193,6 +198,9 @@ class Flight(Visit):
         try:
             self.store.leave(self, self._debits())
             self.settled = True
+            if occasions.after_response and self.outermost:
+                for look in occasions.after_response:
+                    look(self)
         except Exception as error:
             self.unreleased.add(self)
             self.unreleased.on_error(error)

@@ -111,7 +111,7 @@ def make_damaged_directory(path):
         (lambda _path: b"", "cut short"),
         (lambda path: path.read_bytes() + bytes(64), "bytes long and should be"),
         (lambda path: b"#!/bin/sh\n" * (path.stat().st_size // 10), "not a store of guardrails"),
-        (make_other_layout, "has layout 2"),
+        (make_other_layout, f"has layout {layout.LAYOUT + 1}"),
         (make_other_boot, "another boot"),
         (make_other_clock, "another clock"),
         (make_unfinished, "never finished"),

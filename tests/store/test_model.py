@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from guardrails.store.contract import Ask, Asks, Debit, Visit
+from guardrails.store.contract import Ask, Asks, Debit, InFlight, Visit
 from guardrails.store.memory import MemoryStore
 from guardrails.testing import Clock
 
@@ -32,6 +32,7 @@ DEMANDS = {
 }
 GUARDS = sorted({each.guard for each in DEMANDS.values()})
 KEYS = [b"one", b"two", b""]
+GONE = InFlight(0, 0, 0.0, "", "", "", "", 0)
 
 
 class StoresAgree(RuleBasedStateMachine):
@@ -76,8 +77,9 @@ class StoresAgree(RuleBasedStateMachine):
         may_wait=st.booleans(),
         final=st.booleans(),
         recurring=st.booleans(),
+        resource=st.sampled_from(["/p", "/q", "/" + "x" * 200]),
     )
-    def enter(self, asked, key, ban_key, dry, may_wait, final, recurring):
+    def enter(self, asked, key, ban_key, dry, may_wait, final, recurring, resource):
         if self.entered >= 30:
             return None
         visit = Visit(
@@ -90,6 +92,7 @@ class StoresAgree(RuleBasedStateMachine):
             method="GET",
             host="h",
             path="/p",
+            resource=resource,
             may_wait=may_wait,
             pid=os.getpid(),
         )
@@ -137,6 +140,20 @@ class StoresAgree(RuleBasedStateMachine):
         if pair is not None and self.is_in_flight(pair):
             self.both("update", pair, [Debit(CPU, b"one", amount)], [EARLY] if release else [])
 
+    @rule(
+        pair=visits,
+        amount=st.integers(0, 20 * SECOND),
+        ban_for=st.sampled_from([0, 2 * SECOND, MINUTE]),
+        resource=st.sampled_from(["/p", "/q", "/" + "x" * 200]),
+    )
+    def blame(self, pair, amount, ban_for, resource):
+        if pair is not None:
+            shown = [
+                next((r for r in store.requests() if r.generation == visit.generation), GONE)
+                for store, visit in zip((self.memory, self.shared), pair, strict=True)
+            ]
+            self.both("blame", tuple(shown), amount, ban_for, resource)
+
     @rule(seconds=st.one_of(st.floats(0, 3), st.sampled_from([0.25, 0.5, 1, 5.000001, 60])))
     def time_passes(self, seconds):
         self.clock.advance(seconds)
@@ -153,7 +170,7 @@ class StoresAgree(RuleBasedStateMachine):
     def they_show_the_same(self):
         assert self.shared.slots_held() == self.memory.slots_held()
         shown = [
-            sorted(each._replace(generation=0) for each in store.requests())
+            sorted(each._replace(generation=0, row=0) for each in store.requests())
             for store in (self.memory, self.shared)
         ]
         assert shown[0] == shown[1]

@@ -21,11 +21,12 @@ The rules
     7. Nothing here knows HTTP.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from guardrails.errors import ConfigurationError
 
@@ -159,7 +160,8 @@ class Visit:
     visit, so that whatever happens after, it can be left.
 
     key: who asks, for the asks that have no key of their own.   ban_key: who is banned by a
-    refusal; nobody, when it is empty.   may_wait: whether the request may be held back.
+    refusal; nobody, when it is empty.   resource: the path that stands for all of its spellings.
+    may_wait: whether the request may be held back.
     """
 
     key = b""
@@ -168,6 +170,7 @@ class Visit:
     method = ""
     host = ""
     path = ""
+    resource = ""
     may_wait = False
     thread = 0
     row = -1
@@ -215,7 +218,12 @@ class Verdict(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """A request that is being served, as the scoreboard shows it."""
+    """A request that is being served, as the scoreboard shows it.
+
+    generation: its number, which no other request of this store ever has.   process_start: when its
+    process was started, in the system's clock ticks, which tells it from a later one of the same
+    pid.   path: cut at 128 bytes.   thread: as `threading.get_ident()` numbers it.   row: its place.
+    """
 
     pid: int
     generation: int
@@ -225,6 +233,63 @@ class InFlight(NamedTuple):
     host: str
     path: str
     slots: int
+    thread: int = 0
+    process_start: int = 0
+    row: int = -1
+
+
+class WorkerFacts(NamedTuple):
+    """What a worker says of itself when it begins.
+
+    server: what runs it.   threads: how many requests it serves at once, 0 where unknown.
+    respawns: whether somebody starts another one when it ends.   retire_signal: the signal that
+    makes it finish its requests and end, 0 where there is none.   dump_signal: the signal that makes
+    it write down its stacks, 0 likewise.
+    """
+
+    server: str = "unknown"
+    threads: int = 0
+    respawns: bool = False
+    retire_signal: int = 0
+    dump_signal: int = 0
+
+
+class Worker(NamedTuple):
+    """A process that serves requests, as the scoreboard shows it.
+
+    state: "idle", "serving" or "retiring".   requests: how many it has finished.   cpu_seconds,
+    resident_bytes and limits are the system's, read at the moment of asking, and None or empty where
+    it does not say; limits are (soft, hard) by name, -1 for unlimited.   The rest: see WorkerFacts
+    and InFlight.
+    """
+
+    pid: int
+    process_start: int
+    parent: int
+    server: str
+    state: str
+    requests: int
+    in_flight: int
+    age_seconds: float
+    last_seen_seconds: float
+    cpu_seconds: float | None
+    resident_bytes: int | None
+    threads: int
+    respawns: bool
+    retire_signal: int
+    dump_signal: int
+    limits: dict[str, tuple[int, int]]
+
+
+Shown = TypeVar("Shown", InFlight, Worker)
+
+
+class Records(list[Shown]):
+    """What a scoreboard shows: plain values, and JSON."""
+
+    def to_json(self) -> str:
+        """A list of objects, with the fields by their names."""
+        return json.dumps([record._asdict() for record in self])
 
 
 class GuardCounters(NamedTuple):
@@ -234,6 +299,19 @@ class GuardCounters(NamedTuple):
     refused: int = 0
     delayed: int = 0
     dry_run_refused: int = 0
+
+
+BLAMED_GUARD = "watchdog"
+"""Whose name a refusal carries for a request that was killed, and who counts it."""
+
+BLAME_DEMAND = Demand(BLAMED_GUARD)
+BLAME = Ask(BLAME_DEMAND, None, False)
+
+LONGEST_RESOURCE = 128
+"""Characters of a resource that count; a row shows no more."""
+
+LONGEST_RETIREMENT = 60_000_000
+"""Microseconds after which a worker that retires keeps no other one from doing so."""
 
 
 def monotonic_microseconds() -> int:
@@ -282,8 +360,24 @@ class Store(Protocol):
     def pseudonym(self, key: bytes) -> str:
         """How a key is shown that must not be read: a keyed hash, the same for all workers."""
 
-    def requests(self) -> list[InFlight]:
-        """Everything in flight, over all workers."""
+    def requests(self) -> Records[InFlight]:
+        """Everything in flight, over all workers that live."""
+
+    def workers(self) -> Records[Worker]:
+        """The processes that serve requests with this store, those that live."""
+
+    def register(self, facts: WorkerFacts) -> None:
+        """Show this process among the workers. May be said again."""
+
+    def begin_retiring(self) -> bool:
+        """Show this worker as retiring, unless another one is: one at a time."""
+
+    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
+        """Charge the client of a request that is to be killed with its whole time.
+
+        Its meters of CPU are charged `microseconds`, and for `ban_for` microseconds it is refused
+        `resource`. False when that request is over.
+        """
 
     def slots_held(self) -> Mapping[str, int]:
         """How many slots are held, over all keys, by the name of the guard."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guardrails.store.contract import (
+    BLAME,
     MOST_SLOTS,
     SHORTEST_RETRY,
     Ask,
@@ -17,10 +18,11 @@ from guardrails.store.contract import (
     Verdict,
     Visit,
 )
-from guardrails.store.file import Program, StoreFile
+from guardrails.store.file import Program, StoreFile, merged
 from guardrails.store.gcra import MARK, SMALL_BITS, SMALL_MASK
 from guardrails.store.layout import (
     A_GARBAGE,
+    BLAMED,
     G_ADMITTED,
     G_DELAYED,
     G_DRY_RUN_REFUSED,
@@ -31,6 +33,7 @@ from guardrails.store.layout import (
     L_MEAN,
     ONE_CELL,
     ONE_SLOT,
+    R_CHARGED,
     R_FIRST_SLOT,
     R_GENERATION,
     R_SLOTS,
@@ -57,12 +60,13 @@ _new: Callable[..., Any] = tuple.__new__  # several times faster than the named 
 class Charges:
     """What an admission will write: nothing of it is written before all have been looked at."""
 
-    __slots__ = ("cells", "counters", "delay", "dry_delay", "remaining", "slots")
+    __slots__ = ("cells", "charged", "counters", "delay", "dry_delay", "remaining", "slots")
 
     def __init__(self) -> None:
         self.cells: list[tuple[int, int, int]] = []
         self.slots: list[tuple[int, Slot, int]] = []
         self.counters: list[int] = []
+        self.charged: list[int] = []
         self.delay = self.dry_delay = 0
         self.remaining = _UNBOUNDED
 
@@ -76,7 +80,10 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     words = file.words
     asks = visit.asks
     if words[H_SWITCHED] or visit.entered or type(asks) is not Asks:
-        return enter_with_care(file, visit, final, number)
+        if words[H_SWITCHED] != BLAMED or visit.entered or type(asks) is not Asks:
+            return enter_with_care(file, visit, final, number)
+        if file.blame_left(visit, file.clock()):
+            return enter_with_care(file, visit, final, number)
     program = asks.prepared
     if program is None or program.token is not file.token:
         program = file.prepare(asks)
@@ -143,6 +150,8 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         now,
         visit.thread,
         len(taken),
+        hashed if visit.ban_key else 0,
+        program.charged,
         visit.client.encode("latin-1", "replace"),
         program.request_text or _request_text(program, visit),
     )
@@ -185,6 +194,10 @@ def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> 
     charges = Charges()
     positions = [(ask, _position(file, ask, switch, by_guard)) for ask in visit.asks]
     refusals = _banned(file, visit, now, positions) if visit.ban_key else []
+    if by_guard & BLAMED and not all(position for _, position in positions):
+        left = file.blame_left(visit, now)
+        if left:
+            refusals.append(Refusal(BLAME, left, banned=True))
     for ask, position in () if refusals else positions:
         if position == SWITCHED_OFF:
             continue
@@ -311,6 +324,8 @@ def _look(
     charges.cells += written
     charges.slots += [(hashed ^ const, slot, record) for const, slot, record in bound.slots]
     charges.counters.append(bound.counter + G_ADMITTED)
+    if bound.charged and ask.key is None and not dry:
+        charges.charged.append(bound.charged)
     if delay:
         charges.counters.append(bound.counter + G_DELAYED)
     if dry:
@@ -339,6 +354,8 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
             now,
             visit.thread,
             0,
+            file.key_hash(visit.key) if visit.ban_key else 0,
+            0,
             visit.client.encode("latin-1", "replace"),
             _request_text(None, visit),
         )
@@ -350,6 +367,7 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
         words[at + S_RECORD] = record
         at += SLOT_WORDS
     words[row + R_SLOTS] = slots + len(charges.slots)
+    words[row + R_CHARGED] = merged(words[row + R_CHARGED], charges.charged)
     words[row + R_GENERATION] = visit.generation
     visit.entered = True
     for cell, _slot, _record in charges.slots:

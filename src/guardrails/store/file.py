@@ -16,27 +16,35 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
 from guardrails.store import layout
 from guardrails.store.cells import Cells, Totals
-from guardrails.store.contract import Asks, Demand, Meter
+from guardrails.store.contract import LONGEST_RESOURCE, Asks, Demand, Meter, Visit
+from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
     A_EVICTED,
     A_HELD_TOO_LONG,
     A_RECLAIMED,
     A_REPAIRED,
+    BLAMED,
     G_ADMITTED,
+    G_CPU,
     G_HASH,
+    G_HORIZON,
+    G_METER,
+    H_BLAMED_UNTIL,
     H_CONDEMNED,
     H_NUMBER,
     H_RETIRED,
+    H_SWITCHED,
     H_UNDER_WAY,
     LOCK_FLOCK,
     MUTEX_OFFSET,
+    R_CHARGED,
     R_FIRST_SLOT,
     R_GENERATION,
     R_NAMESPACE,
@@ -53,6 +61,8 @@ from guardrails.store.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
 from guardrails.store.processes import Owner, this_process
 
 _MEMO_SIZE = 65536
+_CHARGED_SHIFTS = range(0, layout.MOST_CHARGED * layout.CHARGED_BITS, layout.CHARGED_BITS)
+_CHARGED_MASK = (1 << layout.CHARGED_BITS) - 1
 _MOST_BOUNDS = 4096
 
 read_three = layout.ACQUISITION.unpack_from
@@ -76,10 +86,11 @@ class _Inside(threading.local):
 class Bound:
     """A demand in terms of one file: keyed hashes and word numbers, computed once."""
 
-    __slots__ = ("ban", "counter", "meters", "shadow_ban", "slots", "tallies")
+    __slots__ = ("ban", "charged", "counter", "meters", "shadow_ban", "slots", "tallies")
 
     def __init__(self, demand: Demand, file: "StoreFile") -> None:
         self.counter = file.record("guards", demand.guard)
+        self.charged = file.note_charged(self.counter, demand)
         self.ban = _ban(demand.ban, file)
         self.shadow_ban = _ban(demand.shadow_ban, file)
         self.meters = tuple(
@@ -106,13 +117,22 @@ class Program:
     Each meter and each slot has its hash, to be mixed with the visitor's where `own` is true.
     """
 
-    __slots__ = ("bans", "counters", "meters", "request_text", "simple", "slots", "token")
+    __slots__ = (
+        "bans",
+        "charged",
+        "counters",
+        "meters",
+        "request_text",
+        "simple",
+        "slots",
+        "token",
+    )
 
     def __init__(self, asks: Asks, file: "StoreFile") -> None:
         self.token = file.token
         self.request_text = b""
         self.simple = len(asks) > 0
-        meters, slots, bans, counters = [], [], [], []
+        meters, slots, bans, counters, charged = [], [], [], [], []
         for demand, key, dry_run in asks:
             if dry_run or demand.refused or demand.tallies:
                 self.simple = False
@@ -126,8 +146,18 @@ class Program:
                 bans.append(bound.ban[0])
             if not demand.ban_only:
                 counters.append(bound.counter + G_ADMITTED)
+            if own and bound.charged:
+                charged.append(bound.charged)
+        self.charged = merged(0, charged)
         self.meters, self.slots = tuple(meters), tuple(slots)
         self.bans, self.counters = tuple(bans), tuple(counters)
+
+
+def merged(charged: int, more: Iterable[int]) -> int:
+    """A row's word that names the guard records charged with CPU; what does not fit is left out."""
+    numbers = [charged >> shift & _CHARGED_MASK for shift in _CHARGED_SHIFTS]
+    numbers = [*dict.fromkeys(number for number in (*numbers, *more) if number)]
+    return sum(number << shift for number, shift in zip(numbers, _CHARGED_SHIFTS, strict=False))
 
 
 def _ban(meter: Meter | None, file: "StoreFile") -> tuple[int, int] | None:
@@ -158,6 +188,8 @@ class StoreFile:
         self.inside = _Inside()
         self.now = 0
         self.reap_at = 0
+        self.worker_at = 0
+        self.served = 0
 
     def ready(self) -> "StoreFile":
         """Take up what a valid header says."""
@@ -281,6 +313,43 @@ class StoreFile:
                 self.words[word + G_HASH] = wanted
                 return word
         return last
+
+    def note_charged(self, record: int, demand: Demand) -> int:
+        """Write down what a guard's CPU costs, for who blames; the record's number plus one, or 0."""
+        if not demand.cpu or not demand.meters:
+            return 0
+        meter = demand.meters[0]
+        self.words[record + G_METER] = self.name_hash(meter.name)
+        self.words[record + G_CPU] = round(demand.cpu * (1 << layout.CPU_BITS))
+        self.words[record + G_HORIZON] = meter.horizon
+        section = self.sections["guards"]
+        return (record - section.word) // (section.stride // 8) + 1
+
+    def charged_records(self, row: int) -> list[int]:
+        """The first words of the guard records that a row names."""
+        section = self.sections["guards"]
+        word = self.words[row + R_CHARGED]
+        numbers = [word >> shift & _CHARGED_MASK for shift in _CHARGED_SHIFTS]
+        step = section.stride // 8
+        return [section.word + (n - 1) * step for n in numbers if 0 < n <= section.records]
+
+    def resource_cell(self, client: int, resource: str) -> int:
+        """The hash of what a client is refused after its request for it was killed."""
+        text = resource[:LONGEST_RESOURCE].encode("utf-8", "surrogateescape")
+        return client ^ self._hash(text, b"blamed") or 1
+
+    def blame_left(self, visit: Visit, now: int) -> int:
+        """For how much longer a visit is refused because of one that was killed. Needs the lock."""
+        words = self.words
+        if words[H_BLAMED_UNTIL] <= now:
+            words[H_SWITCHED] &= ~BLAMED
+            return 0
+        if not visit.ban_key or not visit.asks:
+            return 0
+        cell = self.resource_cell(self.key_hash(visit.ban_key), visit.resource)
+        place = self.cells.find(cell)
+        left = (words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+        return left if 0 < left <= words[H_BLAMED_UNTIL] - now else 0
 
     def names(self, section_name: str) -> dict[int, str]:
         """The names of all records, by their first word."""

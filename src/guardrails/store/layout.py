@@ -5,17 +5,21 @@
     2048   the mutex (64 bytes reserved; a robust pthread mutex takes 40)
     4096   the sections, each on a 64-byte border
 
-Sections of layout 1
+Sections of layout 2
     cells     16 bytes: a keyed hash, and a word of gcra.py. Fifteen more than a power of two, so
               that a probe never wraps.
     totals    16 bytes: a keyed hash, and how many rows hold that slot. The rows are the truth.
-    rows      576 bytes: what is in flight. Words: generation (0: free), pid, start time, pid
-              namespace, started, thread, slots held, spare; then client (48 bytes), method (16),
+    rows      640 bytes: what is in flight. Words: generation (0: free), pid, start time, pid
+              namespace, started, thread, slots held, the client's hash (0: nobody to blame), guard
+              records that are charged with CPU (16 bits each); then client (48 bytes), method (16),
               host (64) and path (128) as padded text; then eight slots of four words (hash, since,
               deadline, slot record).
-    guards    256 bytes: name hash, switch, admitted, refused, delayed, refused dry; text of name
+    guards    256 bytes: name hash, switch, admitted, refused, delayed, refused dry; the meter that is
+              charged with CPU, how much for each unit (16 bits after the point), its horizon; name
     slots     256 bytes: name hash, mean service time; text of name
-    workers, bans, accounts: reserved; who does not know a section skips it.
+    workers   128 bytes: pid (0: free), start time, pid namespace, started, last seen, requests
+              served, parent, threads, flags, retiring since; text of the server's name
+    bans, accounts: reserved; who does not know a section skips it.
 
 Nobody may change the meaning of a byte without raising `LAYOUT`. Files of another layout have
 another name, so they never meet.
@@ -25,7 +29,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = int.from_bytes(b"guardrls", "little")
-LAYOUT = 1
+LAYOUT = 2
 HEADER_BYTES = 4096
 MUTEX_OFFSET = 2048
 MUTEX_BYTES = 64
@@ -50,9 +54,12 @@ PROBE = 16
     H_OWNER,
     H_CONDEMNED,
 ) = range(16)
-"""H_SWITCHED says that the store's or any guard's switch is not on. NUMBER, UNDER_WAY and OWNER lie
-side by side, since reading or writing several words at once is far cheaper than one by one."""
+"""H_SWITCHED has SWITCHED when the store's or any guard's switch is not on, and BLAMED while a client
+is refused for a request that was killed. NUMBER, UNDER_WAY and OWNER lie side by side, since reading
+or writing several words at once is far cheaper than one by one."""
+SWITCHED, BLAMED = 1, 2
 H_ALARMS = 16
+H_BLAMED_UNTIL = 24
 ALARMS = ("evicted", "garbage", "repaired", "reclaimed", "held_too_long")
 A_EVICTED, A_GARBAGE, A_REPAIRED, A_RECLAIMED, A_HELD_TOO_LONG = range(H_ALARMS, H_ALARMS + 5)
 SECRET_BYTES = 16
@@ -67,23 +74,69 @@ ACQUISITION = struct.Struct("=3Q")
 ONE_SLOT = struct.Struct("=4Q")
 
 # Row words.
-(R_GENERATION, R_PID, R_START, R_NAMESPACE, R_STARTED, R_THREAD, R_SLOTS, _R_SPARE) = range(8)
-R_TEXT = 8
-R_FIRST_SLOT = 40
+(
+    R_GENERATION,
+    R_PID,
+    R_START,
+    R_NAMESPACE,
+    R_STARTED,
+    R_THREAD,
+    R_SLOTS,
+    R_CLIENT,
+    R_CHARGED,
+) = range(9)
+R_TEXT = 9
+R_FIRST_SLOT = 41
+MOST_CHARGED = 4
+"""How many guards a row can name that are charged with CPU, by the number of their record plus one."""
+CHARGED_BITS = 16
 SLOT_WORDS = 4
 S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
-ROW_WORDS = 72
+ROW_WORDS = 80
 ROW_OWNER = struct.Struct("=3Q")
-ROW_CONTENT = struct.Struct("=24s3Q8x48s208s")
+ROW_CONTENT = struct.Struct("=24s5Q48s208s")
 REQUEST_TEXT = struct.Struct("=16s64s128s")
 ROW_TEXT = struct.Struct("=48s16s64s128s")
 
 # Guard and slot record words.
-G_HASH, G_SWITCH, G_ADMITTED, G_REFUSED, G_DELAYED, G_DRY_RUN_REFUSED = range(6)
+(
+    G_HASH,
+    G_SWITCH,
+    G_ADMITTED,
+    G_REFUSED,
+    G_DELAYED,
+    G_DRY_RUN_REFUSED,
+    G_METER,
+    G_CPU,
+    G_HORIZON,
+) = range(9)
+CPU_BITS = 16
+"""Bits after the point of G_CPU."""
 L_HASH, L_MEAN = range(2)
 RECORD_WORDS = 32
-RECORD_NAME_OFFSET = 64
-RECORD_NAME_BYTES = 192
+RECORD_NAME_OFFSET = 80
+RECORD_NAME_BYTES = 176
+
+# Worker words. SEEN and REQUESTS lie side by side, for they are written together.
+(
+    W_PID,
+    W_START,
+    W_NAMESPACE,
+    W_STARTED,
+    W_SEEN,
+    W_REQUESTS,
+    W_PARENT,
+    W_THREADS,
+    W_FLAGS,
+    W_RETIRING,
+) = range(10)
+WORKER_WORDS = 16
+WORKER_OWNER = struct.Struct("=3Q")
+WORKER_SEEN = struct.Struct("=2Q")
+WORKER_NAME_OFFSET = 96
+WORKER_NAME_BYTES = 32
+RESPAWNS, RETIRE_SHIFT, DUMP_SHIFT, SIGNAL_MASK = 1, 8, 16, 0xFF
+"""Flags: whether somebody starts it again, and the signals that make it retire and show its stacks."""
 
 _DIRECTORY_OFFSET = 256
 _ENTRY = struct.Struct("=8s5Q")
@@ -120,7 +173,7 @@ def plan(clients: int, rows: int) -> Layout:
         "rows": (ROW_WORDS * 8, rows),
         "guards": (RECORD_WORDS * 8, 128),
         "slots": (RECORD_WORDS * 8, 128),
-        "workers": (128, 256),
+        "workers": (WORKER_WORDS * 8, 256),
         "bans": (128, 4096),
         "accounts": (64, 8192),
     }
@@ -153,6 +206,7 @@ def fits(sections: dict[str, Section], size: int) -> bool:
     """Whether the sections that this version uses are there and lie within the file."""
     strides = {"cells": 16, "totals": 16, "rows": ROW_WORDS * 8}
     strides |= dict.fromkeys(("guards", "slots"), RECORD_WORDS * 8)
+    strides["workers"] = WORKER_WORDS * 8
     for name, stride in strides.items():
         section = sections.get(name)
         if section is None or section.stride != stride or section.offset % 64:

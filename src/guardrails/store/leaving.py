@@ -16,10 +16,12 @@ from guardrails.store.layout import (
     S_RECORD,
     S_SINCE,
     SLOT_WORDS,
+    WORKER_SEEN,
 )
 
 read_cell = ONE_CELL.unpack_from
 read_slot = ONE_SLOT.unpack_from
+write_seen = WORKER_SEEN.pack_into
 
 
 def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) -> None:
@@ -47,6 +49,9 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
                 mean = words[record + L_MEAN]
                 words[record + L_MEAN] = _moving_mean(mean, now - since)
         file.free_rows.append(row)
+        if file.worker_at:
+            file.served += 1
+            write_seen(file.map, file.worker_at, now, file.served)
     if debits:
         debit(file, debits, now)
 
@@ -78,27 +83,31 @@ def update(
 
 def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
     """Charge after the fact; a debit never refuses and never passes the meter's horizon."""
-    words, cells = file.words, file.cells
     for meter, key, amount in debits:
         hashed = file.hashes.get(key) or file.key_hash(key)
         cell = hashed ^ (file.name_hashes.get(meter.name) or file.name_hash(meter.name))
-        place = cells.first + ((cell & cells.mask) << 1)
-        found, word = read_cell(file.map, place << 3)
-        if found != cell:
-            place = cells.find(cell)
-            word = words[place + 1] if place >= 0 else 0
-        tat = word >> SMALL_BITS
-        latest = now + meter.horizon
-        if not now < tat <= latest:
-            tat, word = now, 0
-        tat += amount
-        tat = min(tat, latest)
-        if tat <= now:
-            continue
-        if place >= 0:
-            words[place + 1] = tat << SMALL_BITS | word & MARK
-        else:
-            file.write_cell(-1, cell, tat << SMALL_BITS | word & MARK, now)
+        debit_cell(file, cell, amount, meter.horizon, now)
+
+
+def debit_cell(file: StoreFile, cell: int, amount: int, horizon: int, now: int) -> None:
+    """Charge one meter, whose cell is given."""
+    words, cells = file.words, file.cells
+    place = cells.first + ((cell & cells.mask) << 1)
+    found, word = read_cell(file.map, place << 3)
+    if found != cell:
+        place = cells.find(cell)
+        word = words[place + 1] if place >= 0 else 0
+    tat = word >> SMALL_BITS
+    latest = now + horizon
+    if not now < tat <= latest:
+        tat, word = now, 0
+    tat = min(tat + amount, latest)
+    if tat <= now:
+        return
+    if place >= 0:
+        words[place + 1] = tat << SMALL_BITS | word & MARK
+    else:
+        file.write_cell(-1, cell, tat << SMALL_BITS | word & MARK, now)
 
 
 def _moving_mean(mean: int, lasted: int) -> int:

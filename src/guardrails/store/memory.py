@@ -15,7 +15,9 @@ from typing import NamedTuple
 from guardrails.errors import InsideError, StoreError
 from guardrails.store import gcra
 from guardrails.store.contract import (
+    BLAME,
     DRY_RUN,
+    LONGEST_RESOURCE,
     MOST_SLOTS,
     OFF,
     ON,
@@ -26,14 +28,18 @@ from guardrails.store.contract import (
     GuardCounters,
     InFlight,
     Meter,
+    Records,
     Refusal,
     Slot,
     Verdict,
     Visit,
+    Worker,
+    WorkerFacts,
     check_switch_word,
     monotonic_microseconds,
     warn_of_unknown_guard,
 )
+from guardrails.store.processes import limits_of, process_facts, this_process
 
 _FIRST_PURGE = 16384
 
@@ -53,7 +59,10 @@ class _Row(NamedTuple):
     host: str
     path: str
     started: int
+    thread: int
+    blamed_key: bytes
     held: list[_Held]
+    charged: dict[Meter, float]
 
 
 class _Look(NamedTuple):
@@ -93,6 +102,10 @@ class MemoryStore:
         self._switch = {"": ON}
         self._number = 0
         self._reaped = -REAP_INTERVAL
+        self._blamed: dict[tuple[bytes, str], int] = {}
+        self._facts: WorkerFacts | None = None
+        self._began = self._seen = 0
+        self._served = self._retiring_since = 0
 
     def __repr__(self) -> str:
         return "memory:"
@@ -146,6 +159,8 @@ class MemoryStore:
             if row is not None:
                 for held in list(row.held):
                     self._give_back(row, held, now)
+                self._served += 1
+                self._seen = now
             self._under_way = False
 
     def sleep(self, microseconds: int) -> None:
@@ -154,10 +169,10 @@ class MemoryStore:
     def pseudonym(self, key: bytes) -> str:
         return hashlib.blake2b(key, key=self._secret, digest_size=8).hexdigest()
 
-    def requests(self) -> list[InFlight]:
+    def requests(self) -> Records[InFlight]:
         with self._exclusive():
             now = self._clock()
-            return [
+            return Records(
                 InFlight(
                     pid=row.pid,
                     generation=generation,
@@ -167,9 +182,70 @@ class MemoryStore:
                     host=row.host,
                     path=row.path,
                     slots=len(row.held),
+                    thread=row.thread,
+                    process_start=this_process().start,
                 )
                 for generation, row in self._rows.items()
-            ]
+            )
+
+    def workers(self) -> Records[Worker]:
+        with self._exclusive():
+            facts = self._facts
+            if facts is None:
+                return Records()
+            now = self._clock()
+            me = this_process()
+            system = process_facts(me.pid)
+            state = "serving" if self._rows else "idle"
+            return Records(
+                [
+                    Worker(
+                        pid=me.pid,
+                        process_start=me.start,
+                        parent=os.getppid(),
+                        server=facts.server,
+                        state="retiring" if self._retiring_since else state,
+                        requests=self._served,
+                        in_flight=len(self._rows),
+                        age_seconds=(now - self._began) / 1_000_000,
+                        last_seen_seconds=(now - self._seen) / 1_000_000,
+                        cpu_seconds=system.cpu_seconds if system else None,
+                        resident_bytes=system.resident_bytes if system else None,
+                        threads=facts.threads,
+                        respawns=facts.respawns,
+                        retire_signal=facts.retire_signal,
+                        dump_signal=facts.dump_signal,
+                        limits=limits_of(me.pid),
+                    )
+                ]
+            )
+
+    def register(self, facts: WorkerFacts) -> None:
+        with self._exclusive():
+            if self._facts is None:
+                self._began = self._seen = self._clock()
+            self._facts = facts
+
+    def begin_retiring(self) -> bool:
+        with self._exclusive():
+            self._retiring_since = self._clock()
+            return True  # nobody else is here
+
+    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
+        with self._exclusive():
+            self._begin()
+            now = self._clock()
+            row = self._rows.get(request.generation)
+            if row is not None and row.blamed_key:
+                key = row.blamed_key
+                charges = row.charged.items()
+                self._debit(
+                    [Debit(meter, key, int(microseconds * rate) + 1) for meter, rate in charges], now
+                )
+                if ban_for:
+                    self._blamed[key, resource[:LONGEST_RESOURCE]] = now + ban_for
+            self._under_way = False
+            return row is not None
 
     def slots_held(self) -> Mapping[str, int]:
         with self._exclusive():
@@ -196,6 +272,7 @@ class MemoryStore:
     def reset(self) -> None:
         with self._exclusive():
             self._cells.clear()
+            self._blamed.clear()
             self._counters.clear()
             self._service_times.clear()
 
@@ -225,6 +302,7 @@ class MemoryStore:
         dry: list[Refusal] = []
         delay, dry_delay, remaining = 0, 0, None
         banned = [refusal for ask in visit.asks if (refusal := self._banned(ask, visit, now))]
+        banned += self._blamed_refusals(visit, now)
         if banned:
             return Verdict(False, 0, tuple(banned), (), 0, 0, self._number)
         for ask in visit.asks:
@@ -262,6 +340,14 @@ class MemoryStore:
             return 0
         word = self._cells.get((ban.name, visit.ban_key), 0)
         return gcra.meter_base(word, now, ban.horizon) - now
+
+    def _blamed_refusals(self, visit: Visit, now: int) -> list[Refusal]:
+        """Whose request for this resource was killed a while ago."""
+        if not self._blamed or not visit.ban_key:
+            return []
+        until = self._blamed.get((visit.ban_key, visit.resource[:LONGEST_RESOURCE]), 0)
+        enforced = any(self._position(ask) == ON for ask in visit.asks)
+        return [Refusal(BLAME, until - now, banned=True)] if until > now and enforced else []
 
     def _position(self, ask: Ask) -> str:
         """Where the switch stands for one ask: the strictest word of store, guard and request."""
@@ -323,7 +409,10 @@ class MemoryStore:
                 visit.host[:64],
                 visit.path[:128],
                 now,
+                visit.thread,
+                visit.key if visit.ban_key else b"",
                 [],
+                {},
             )
 
     def _admit(self, visit: Visit, now: int) -> None:
@@ -335,6 +424,8 @@ class MemoryStore:
             look = self._look(ask, visit, now, dry_run=position == DRY_RUN)
             if look.refusal is None:
                 self._charge(ask, visit, now)
+                if ask.demand.cpu and ask.key is None and position == ON:
+                    self._rows[visit.generation].charged[ask.demand.meters[0]] = ask.demand.cpu
                 if ask.demand.ban_only:
                     continue
                 self._count(ask, "admitted")
@@ -417,6 +508,7 @@ class MemoryStore:
 
     def _purge(self, now: int) -> None:
         """Forget what has passed, whenever twice as much has come together."""
+        self._blamed = {what: until for what, until in self._blamed.items() if until > now}
         self._cells = {
             cell: word for cell, word in self._cells.items() if word >> gcra.SMALL_BITS > now
         }

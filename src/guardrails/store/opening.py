@@ -18,6 +18,7 @@ from guardrails.store.contract import monotonic_microseconds
 from guardrails.store.file import StoreFile
 from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
+    H_BLAMED_UNTIL,
     H_BOOT,
     H_BYTES,
     H_CONDEMNED,
@@ -267,7 +268,8 @@ def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
     for word in (H_SWITCH, H_SWITCHED, *range(layout.H_ALARMS, layout.H_ALARMS + 8)):
         new.words[word] = old.words[word]
     new.words[H_NUMBER] = max(old.words[H_NUMBER], old.words[H_UNDER_WAY], without) + 1
-    for name in ("guards", "slots", "rows"):
+    new.words[H_BLAMED_UNTIL] = old.words[H_BLAMED_UNTIL]
+    for name in ("guards", "slots", "rows", "workers"):
         source, target = old.sections[name], new.sections[name]
         length = min(source.records, target.records) * source.stride
         new.buffer[target.offset : target.offset + length] = old.buffer[

@@ -1,10 +1,12 @@
-"""Who owns a row, and whether that process is still there."""
+"""Who owns a row, whether that process is still there, and what the system knows of it."""
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _DEAD_STATES = (b"Z", b"X", b"x")
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Owner(NamedTuple):
@@ -13,6 +15,16 @@ class Owner(NamedTuple):
     pid: int
     start: int
     namespace: int
+
+
+class ProcessFacts(NamedTuple):
+    """start: in clock ticks since boot.   The rest means what it says."""
+
+    start: int
+    parent: int
+    cpu_seconds: float
+    age_seconds: float
+    resident_bytes: int
 
 
 def this_process() -> Owner:
@@ -53,12 +65,69 @@ def is_dead(owner: Owner, namespace: int) -> bool:
     return state in _DEAD_STATES or (owner.start != 0 and start != owner.start)
 
 
+def process_facts(pid: int) -> ProcessFacts | None:
+    """What the system knows of a process; None where it does not say, or there is none."""
+    stat = _stat(pid)
+    if stat is None:
+        return None
+    fields = _fields(stat)
+    return ProcessFacts(
+        start=int(fields[19]),
+        parent=int(fields[1]),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
+        age_seconds=_age(int(fields[19])),
+        resident_bytes=int(fields[21]) * _PAGE,
+    )
+
+
+def limits_of(pid: int) -> dict[str, tuple[int, int]]:
+    """The limits in force for a process, (soft, hard) by name; -1 is unlimited."""
+    try:
+        import resource  # noqa: PLC0415 - POSIX only
+    except ImportError:
+        return {}
+    ask = getattr(resource, "prlimit", None)
+    if ask is None:
+        return {}
+    try:
+        return {name: ask(pid, which) for name, which in sorted(_limit_numbers(resource).items())}
+    except OSError:
+        return {}
+
+
+def _limit_numbers(resource: Any) -> dict[str, int]:
+    numbers = {
+        name.removeprefix("RLIMIT_"): getattr(resource, name)
+        for name in dir(resource)
+        if name.startswith("RLIMIT_")
+    }
+    return {name: which for name, which in numbers.items() if name != "OFILE"}  # another NOFILE
+
+
+def _age(start: int) -> float:
+    try:
+        uptime = float(Path("/proc/uptime").read_bytes().split()[0])
+    except OSError:
+        return 0.0
+    return max(0.0, uptime - start / _TICKS)
+
+
 def _state_and_start(pid: int) -> tuple[bytes, int] | None:
     """The state letter and the start time in clock ticks, from /proc; None where there is none."""
+    stat = _stat(pid)
+    if stat is None:
+        return None
+    fields = _fields(stat)
+    return fields[0], int(fields[19])
+
+
+def _stat(pid: int) -> bytes | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        return Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The command's name may hold spaces and brackets: fields count from its last bracket.
-    fields = text[text.rindex(b")") + 2 :].split()
-    return fields[0], int(fields[19])
+
+
+def _fields(stat: bytes) -> list[bytes]:
+    """What follows the command's name, which may hold spaces and brackets."""
+    return stat[stat.rindex(b")") + 2 :].split()

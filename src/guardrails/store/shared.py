@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
-from guardrails.store import decisions, layout, leaving, opening
+from guardrails.store import decisions, layout, leaving, opening, workers
 from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
@@ -30,9 +30,12 @@ from guardrails.store.contract import (
     Debit,
     GuardCounters,
     InFlight,
+    Records,
     Slot,
     Verdict,
     Visit,
+    Worker,
+    WorkerFacts,
     check_switch_word,
     monotonic_microseconds,
     warn_of_unknown_guard,
@@ -92,6 +95,8 @@ class SharedStore:
         self._name_check_at = 0
         self._standing: tuple[int, float] | None = None
         self._failure: tuple[float, str] | None = None
+        self._facts: WorkerFacts | None = None
+        self._facts_pid = 0
 
     def __repr__(self) -> str:
         return f"shm:{self.name}"
@@ -146,9 +151,38 @@ class SharedStore:
     def pseudonym(self, key: bytes) -> str:
         return f"{self._usable(os.getpid()).key_hash(key):016x}"
 
-    def requests(self) -> list[InFlight]:
-        found: list[InFlight] = _in_flight(self._usable(os.getpid()))
-        return found
+    def requests(self) -> Records[InFlight]:
+        return _in_flight(self._looked_after())
+
+    def workers(self) -> Records[Worker]:
+        return workers.workers(self._looked_after())
+
+    def register(self, facts: WorkerFacts) -> None:
+        pid = os.getpid()
+        self._facts, self._facts_pid = facts, pid
+        file = self._usable(pid)
+        if not self._call(pid, workers.register, facts, workers.dead_places(file)):
+            log.warning(
+                "store %r: its table of workers is full, so this one is not shown: more than %d "
+                "processes share it",
+                self,
+                file.sections["workers"].records,
+            )
+
+    def begin_retiring(self) -> bool:
+        pid = os.getpid()
+        dead = workers.dead_places(self._usable(pid))
+        may: bool = self._call(pid, workers.begin_retiring, dead, None)
+        return may
+
+    def mark_retiring(self, worker: Worker) -> None:
+        """Show a worker as retiring that somebody else asked to end."""
+        self._call(os.getpid(), workers.mark_retiring, worker.pid, worker.process_start)
+
+    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
+        charge = (microseconds, ban_for, resource)
+        stands: bool = self._call(os.getpid(), workers.blame, request, charge)
+        return stands
 
     def slots_held(self) -> Mapping[str, int]:
         found: dict[str, int] = _slots_held(self._usable(os.getpid()))
@@ -233,10 +267,22 @@ class SharedStore:
         self._spec = self._spec._replace(clients=None, rows=None)
         self._file = file
         log.info("store %r: opened %s", self, file.path)
-        if file.words[H_SWITCHED]:
+        if file.words[H_SWITCHED] & layout.SWITCHED:
             log.warning("store %r: the switch is not on for all: %s", self, _positions(file))
         _close_at_exit(self)
         self._reap(file)
+        if self._facts is not None and self._facts_pid == file.pid:
+            with suppress(StoreError):
+                self.register(self._facts)
+        return file
+
+    def _looked_after(self) -> StoreFile:
+        """The current file, for who only looks: what dead processes left there is given back first."""
+        file = self._usable(os.getpid())
+        dead = _rows_of_dead(file)
+        if dead:
+            with suppress(StoreBusyError):
+                self._call(file.pid, StoreFile.drop_rows, dead, 0)
         return file
 
     def _give_up(self, file: StoreFile, now: float) -> None:
@@ -269,22 +315,25 @@ class SharedStore:
         """Give back what dead processes held. They are looked at outside the lock."""
         now = file.clock()
         file.reap_at = now + REAP_INTERVAL
-        namespace = file.owner.namespace
-        dead = [
-            row
-            for owner, rows in file.owners().items()
-            if owner != file.owner and is_dead(owner, namespace)
-            for row in rows
-        ]
         with suppress(StoreBusyError):
-            self._call(file.pid, StoreFile.drop_rows, dead, now)
+            self._call(file.pid, StoreFile.drop_rows, _rows_of_dead(file), now)
 
 
-def _in_flight(file: StoreFile) -> list[InFlight]:
+def _rows_of_dead(file: StoreFile) -> list[tuple[int, int]]:
+    """What nobody will release any more. Looks at processes, so never under the lock."""
+    return [
+        row
+        for owner, rows in file.owners().items()
+        if owner != file.owner and is_dead(owner, file.owner.namespace)
+        for row in rows
+    ]
+
+
+def _in_flight(file: StoreFile) -> Records[InFlight]:
     """Read without the lock, so that looking on holds nobody up: a row that changed meanwhile goes."""
     words = file.words
     now = file.clock()
-    found = []
+    found: Records[InFlight] = Records()
     for row in file.live_rows():
         generation = words[row]
         client, method, host, path = layout.ROW_TEXT.unpack_from(file.buffer, (row + layout.R_TEXT) * 8)
@@ -297,6 +346,9 @@ def _in_flight(file: StoreFile) -> list[InFlight]:
             host=_text(host),
             path=_text(path),
             slots=len(file.held_slots(row)),
+            thread=words[row + layout.R_THREAD],
+            process_start=words[row + layout.R_START],
+            row=row - file.first_row,
         )
         if generation and words[row] == generation:
             found.append(shown)
@@ -331,7 +383,8 @@ def _switch(file: StoreFile, position: int | None, guard: str | None, _number: i
     if position is not None:
         file.words[word] = position
         switched = [file.words[record + G_SWITCH] for record in file.names("guards")]
-        file.words[H_SWITCHED] = any((file.words[H_SWITCH], *switched))
+        blamed = file.words[H_SWITCHED] & layout.BLAMED
+        file.words[H_SWITCHED] = any((file.words[H_SWITCH], *switched)) | blamed
     return file.words[word]
 
 

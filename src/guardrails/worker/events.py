@@ -1,0 +1,126 @@
+"""What a watchdog or a monitor has to tell: one log line, and a command of the user's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from guardrails.errors import ConfigurationError
+
+log = logging.getLogger("guardrails.watch")
+
+MOST_COMMANDS = 4
+"""How many commands run at once; an event beyond that is logged and has none."""
+
+LONGEST_COMMAND = 60.0
+"""Seconds after which a command is ended."""
+
+Announce = Callable[..., None]
+"""announce(event, message, level=WARNING, **facts)"""
+
+
+def command_words(command: str, argument: str) -> tuple[str, ...]:
+    """The words of a command, as a shell would split them; no shell ever sees it."""
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{argument}: {command!r} cannot be split into words ({error}): close its quotes"
+        ) from None
+    if not words:
+        raise ConfigurationError(
+            f"{argument}: {command!r} names no program: write one, such as /usr/local/bin/tell"
+        )
+    return words
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's, with nothing in it that could forge or break a line of a log."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
+class Commands:
+    """Programs that are run for events, without a shell and without waiting for them.
+
+    Nothing raises: a program that cannot be started is said in the log.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._running: list[tuple[subprocess.Popen[bytes], float]] = []
+        self._lock = threading.Lock()
+
+    def run(self, words: tuple[str, ...], facts: Mapping[str, str]) -> bool:
+        """Start a program with `facts` in its environment, in capitals after GUARDRAILS_."""
+        with self._lock:
+            return self._run(words, facts)
+
+    def tidy(self) -> None:
+        """Note which have ended, and end those that run for too long."""
+        with self._lock:
+            self._tidy()
+
+    def _run(self, words: tuple[str, ...], facts: Mapping[str, str]) -> bool:
+        self._tidy()
+        if len(self._running) >= MOST_COMMANDS:
+            log.error("%s: %d commands are running already, so it is not", words[0], MOST_COMMANDS)
+            return False
+        environ = dict(os.environ) | {
+            f"GUARDRAILS_{name.upper()}": value.replace("\0", "") for name, value in facts.items()
+        }
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the operator's own command, and no shell
+                words, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            log.error("%s: cannot be run: %s", words[0], error)  # noqa: TRY400 - no traceback
+            return False
+        self._running.append((process, self._monotonic() + LONGEST_COMMAND))
+        return True
+
+    def _tidy(self) -> None:
+        running = []
+        for process, deadline in self._running:
+            if process.poll() is None:
+                if self._monotonic() < deadline:
+                    running.append((process, deadline))
+                    continue
+                log.error("%s: runs longer than %g s: ended", process.args, LONGEST_COMMAND)
+                process.kill()
+                process.wait()
+            elif process.returncode:
+                log.error("%s: ended with status %d", process.args, process.returncode)
+        self._running = running
+
+
+class Announcer:
+    """Tells of events: by the log, and by a command where the operator named one.
+
+    on_event: the words of the command; the event's name is in GUARDRAILS_EVENT, its message in
+    GUARDRAILS_MESSAGE and each of its facts in a variable of its own.
+    """
+
+    def __init__(
+        self, on_event: tuple[str, ...] | None = None, commands: Commands | None = None
+    ) -> None:
+        self.commands = commands or Commands()
+        self._on_event = on_event
+
+    def __call__(self, event: str, message: str, level: int = logging.WARNING, **facts: Any) -> None:
+        """Tell of one event. Never raises."""
+        with suppress(OSError):  # a full disk must not stop a watchdog
+            log.log(level, "%s: %s", event, printable(message))
+        if self._on_event is not None:
+            texts = {name: str(value) for name, value in facts.items()}
+            self.commands.run(self._on_event, {"event": event, "message": message, **texts})
