@@ -1,6 +1,8 @@
 """rlimits(): limits as a value, set only where it is applied. Each in a process of its own."""
 
 import json
+import os
+import resource
 import signal
 import socket
 import subprocess
@@ -25,17 +27,29 @@ def app(environ, start_response):
 """
 
 
-def in_a_process(program):
-    """What a Python of its own prints, as JSON."""
-    ran = subprocess.run(
-        [sys.executable, "-c", "import json, resource, guardrails\n" + program],
+def run(program, **environ):
+    """A Python of its own that has run a program."""
+    return subprocess.run(
+        [sys.executable, "-c", "import json, os, resource, guardrails\n" + program],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        env=os.environ | environ,
     )
+
+
+def in_a_process(program, **environ):
+    """What a Python of its own prints, as JSON."""
+    ran = run(program, **environ)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
+
+
+def limits_after(program, name, **environ):
+    return in_a_process(
+        f"{program}\nprint(json.dumps(resource.getrlimit(resource.RLIMIT_{name})))", **environ
+    )
 
 
 def test_building_sets_nothing():
@@ -48,43 +62,270 @@ def test_building_sets_nothing():
 
 
 @pytest.mark.parametrize("call", [".apply()", "()", "('server', 'worker')", "(1, 2, 3, name=4)"])
-def test_applying_or_calling_with_anything_sets_the_soft_limit(call):
-    soft, hard, hard_before = in_a_process(
-        "hard_before = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
-        f"guardrails.rlimits(NOFILE=64){call}\n"
-        "print(json.dumps([*resource.getrlimit(resource.RLIMIT_NOFILE), hard_before]))"
-    )
-    assert (soft, hard) == (64, hard_before)
+def test_applying_or_calling_with_anything_sets_the_limit(call):
+    assert limits_after(f"guardrails.rlimits(NOFILE=64){call}", "NOFILE") == [64, 64]
+
+
+HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
+        ("NOFILE", "64", [64, 64]),
         ("NOFILE", "64:128", [64, 128]),
+        ("NOFILE", "64:", [64, HARD]),
         ("NOFILE", ":128", [128, 128]),
+        ("CPU", "2m:360", [120, 360]),
+        ("CPU", "90:unlimited", [90, -1]),
+        ("CPU", 3600, [3600, 3600]),
+        ("FSIZE", "10M:", [10 << 20, -1]),
+        ("STACK", "4M:unlimited", [4 << 20, -1]),
+        ("MEMLOCK", "16K:16K", [16 << 10, 16 << 10]),
+        ("RTTIME", "2s:", [2_000_000, -1]),
         ("DATA", "1G:2G", [2**30, 2**31]),
         ("AS", "4096M:unlimited", [2**32, -1]),
-        ("CORE", 0, [0, None]),
+        ("CORE", 0, [0, 0]),
         ("CORE", "0:0", [0, 0]),
     ],
 )
 def test_soft_and_hard_units_and_unlimited(name, value, expected):
-    found = in_a_process(
-        f"guardrails.rlimits({name}={value!r}).apply()\n"
-        f"print(json.dumps(resource.getrlimit(resource.RLIMIT_{name})))"
+    assert limits_after(f"guardrails.rlimits({name}={value!r}).apply()", name) == expected
+
+
+def test_every_limit_that_the_system_has_is_known():
+    names = [name.removeprefix("RLIMIT_") for name in dir(resource) if name.startswith("RLIMIT_")]
+    assert len(names) > 10
+    for name in names:
+        guardrails.rlimits(**{name: "unlimited"})
+
+
+def test_a_hard_limit_alone_leaves_a_soft_one_below_it():
+    program = "guardrails.rlimits(NOFILE='64:').apply()\nguardrails.rlimits(NOFILE=':128').apply()"
+    assert limits_after(program, "NOFILE") == [64, 128]
+
+
+def test_it_reports_what_was_asked_for_what_was_and_what_is():
+    first, second = in_a_process(
+        "print(json.dumps(guardrails.rlimits(NOFILE='64:128', CORE='0:').apply()))"
     )
-    assert [found[0], found[1] if expected[1] is not None else None] == expected
+    assert first == [
+        "NOFILE",
+        64,
+        128,
+        [*resource.getrlimit(resource.RLIMIT_NOFILE)],
+        [64, 128],
+        "argument",
+    ]
+    core = resource.getrlimit(resource.RLIMIT_CORE)
+    assert second == ["CORE", 0, None, [*core], [0, core[1]], "argument"]
 
 
-def test_it_reports_what_was_and_what_is():
-    (report,) = in_a_process("print(json.dumps(guardrails.rlimits(NOFILE='64:128').apply()))")
-    assert report[:3] == ["NOFILE", 64, 128]
-    assert report[3] > 64
+def test_the_report_is_logged():
+    ran = run(
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "guardrails.rlimits(NOFILE='64:128').apply()"
+    )
+    was = ", ".join(
+        "unlimited" if limit < 0 else str(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    assert f"rlimits: NOFILE soft 64 hard 128 (was {was}; argument)" in ran.stderr
+
+
+def test_a_second_time_in_a_process_it_only_reports():
+    reports, again, limit = in_a_process(
+        "limits = guardrails.rlimits(NOFILE='64:')\n"
+        "reports = limits.apply()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (70, 4000))\n"
+        "print(json.dumps([reports, limits(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]))"
+    )
+    assert reports == again
+    assert limit == 70
+
+
+def test_arguments_win_over_a_mapping_and_that_over_the_environment():
+    found = in_a_process(
+        "limits = guardrails.rlimits({'NOFILE': '65:', 'FSIZE': '20M:'}, NOFILE='64:')\n"
+        "print(json.dumps([report[:2] + report[5:] for report in limits.apply()]))",
+        GUARDRAILS_RLIMIT_NOFILE="66",
+        GUARDRAILS_RLIMIT_FSIZE="30M",
+        GUARDRAILS_RLIMIT_CPU="120:360",
+    )
+    assert sorted(found) == [
+        ["CPU", 120, "environment"],
+        ["FSIZE", 20 << 20, "mapping"],
+        ["NOFILE", 64, "argument"],
+    ]
+
+
+def test_defaults_fill_in_what_was_not_asked_for():
+    found = in_a_process(
+        "reports = guardrails.rlimits(NOFILE=64, defaults=True).apply()\n"
+        "print(json.dumps([[each.name, each.soft, each.hard, each.origin] for each in reports]))"
+    )
+    assert ["NOFILE", 64, 64, "argument"] in found
+    defaults = {name: (soft, hard) for name, soft, hard, origin in found if origin == "default"}
+    # Nothing here starts the process again, and nobody knows of how many workers it is one.
+    assert defaults in ({}, {"CORE": (0, None)})
+
+
+@pytest.mark.parametrize("value", ["10M:", "0:"])
+def test_a_default_never_overrides_what_was_asked(value):
+    asked = limits_after(f"guardrails.rlimits(CORE={value!r}, defaults=True).apply()", "CORE")
+    assert asked[0] == {"10M:": 10 << 20, "0:": 0}[value]
+
+
+def test_defaults_come_from_the_environment_too():
+    ran = run(
+        "resource.setrlimit(resource.RLIMIT_CORE, (4096, -1))\n"
+        "guardrails.rlimits().apply(); print(resource.getrlimit(resource.RLIMIT_CORE)[0])",
+        GUARDRAILS_RLIMIT_DEFAULTS="On",
+    )
+    assert ran.stdout.strip() == "0"
+
+
+def test_within_a_with_block_soft_limits_are_set_and_then_are_as_before():
+    within, after = in_a_process(
+        "with guardrails.rlimits(NOFILE=64):\n"
+        "    within = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "print(json.dumps([within, resource.getrlimit(resource.RLIMIT_NOFILE)]))"
+    )
+    assert within == [64, HARD]
+    assert after == [*resource.getrlimit(resource.RLIMIT_NOFILE)]
+
+
+def test_nice_sets_the_priority_and_only_root_may_go_below_it():
+    assert (
+        in_a_process("guardrails.rlimits(nice=5).apply(); print(os.getpriority(os.PRIO_PROCESS, 0))")
+        == 5
+    )
+    said = in_a_process(
+        "os.setgroups([]) if os.getuid() == 0 else None\n"
+        "os.setuid(65534) if os.getuid() == 0 else None\n"
+        "try: guardrails.rlimits(nice=-5).apply()\n"
+        "except guardrails.ConfigurationError as error: print(json.dumps(str(error)))"
+    )
+    assert said.startswith("nice: the system refuses -5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"GPU": 1}, "GPU: 1 is for a limit that this system does not have: it has AS, CORE, CPU, "),
+        ({"cpu": 1}, "cpu: 1 is for a limit that this system does not have"),
+        ({"DATA": "64X"}, "DATA: '64X' is not a size: write bytes"),
+        ({"DATA": -1}, "DATA: -1 is not a size"),
+        ({"CPU": "10M"}, None),
+        ({"CPU": "soon"}, "CPU: 'soon' is not a duration"),
+        ({"CPU": 0.5}, "CPU: 0.5 is not whole seconds"),
+        ({"NOFILE": "12k"}, "NOFILE: '12k' is not a whole number"),
+        ({"NOFILE": True}, "NOFILE: True is not a whole number"),
+        ({"CORE": ""}, "CORE: '' is not a size"),
+        ({"CORE": ":"}, "CORE: ':' says nothing: write \"SOFT:HARD\""),
+        ({"NOFILE": "2:1"}, "NOFILE: '2:1' has a soft limit above the hard one"),
+        ({"CPU": "unlimited:5"}, "CPU: 'unlimited:5' has a soft limit above the hard one"),
+        ({"nice": 20}, "nice: 20 is not a whole number from -20 to 19"),
+        ({"cpu_per_request": "0s"}, "cpu_per_request: '0s' is no time at all"),
+        ({"cpu_per_request": "0.5s"}, "cpu_per_request: '0.5s' is not whole seconds"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(arguments, said):
+    if said is None:  # ten minutes, as everywhere
+        assert guardrails.rlimits(**arguments).limits[0].soft == 600
+        return
+    with pytest.raises(guardrails.ConfigurationError) as error:
+        guardrails.rlimits(**arguments)
+    assert str(error.value).startswith(said)
+
+
+def test_what_is_wrong_in_the_environment_names_the_variable(monkeypatch):
+    monkeypatch.setenv("GUARDRAILS_RLIMIT_DATA", "lots")
+    with pytest.raises(guardrails.ConfigurationError, match=r"^GUARDRAILS_RLIMIT_DATA: 'lots' is not"):
+        guardrails.rlimits()
+
+
+@pytest.mark.parametrize(
+    ("limits", "warned"),
+    [
+        ("AS='64G:'", "rlimits: AS misleads: it counts addresses"),
+        ("RSS='1G:'", "rlimits: RSS misleads: Linux ignores it"),
+        ("NPROC='4000:'", "rlimits: NPROC misleads: it counts all processes"),
+        ("CPU=600", "rlimits: CPU has one limit of 600 s for soft and hard"),
+    ],
+)
+def test_limits_that_mislead_are_warned_of(limits, warned):
+    assert warned in run(f"guardrails.rlimits({limits}).apply()").stderr
+
+
+def test_limits_that_do_not_mislead_are_not_warned_of():
+    assert run("guardrails.rlimits(DATA='64G:', CORE='0:', CPU='600:').apply()").stderr == ""
+
+
+def test_where_nobody_starts_the_server_again_it_is_said_at_the_first_request():
+    ran = run(
+        "from guardrails import SpeedLimit, testing\n"
+        "guardrails.rlimits(CPU='600:').apply()\n"
+        "app = SpeedLimit('1/s')(testing.hello, store='memory:')\n"
+        "client = testing.Client(app)\n"
+        "client.get('/', environ_base={'SERVER_SOFTWARE': 'waitress'})\n"
+        "client.get('/', environ_base={'SERVER_SOFTWARE': 'waitress'})"
+    )
+    assert ran.stderr.count("rlimits: nobody starts waitress again") == 1
+
+
+def test_the_soft_limit_of_cpu_kills_nobody_where_nobody_starts_it_again():
+    """It is told, and goes on; only the hard limit kills."""
+    ran = run(
+        "import time\n"
+        "guardrails.rlimits(CPU='1:4').apply()\n"
+        "while time.process_time() < 1.5: pass\n"
+        "time.sleep(0.05); print('alive', flush=True)\n"
+        "while True: pass"
+    )
+    assert ran.stdout == "alive\n"
+    assert ran.returncode == -signal.SIGKILL
+    assert ran.stderr.count("its soft limit, and goes on: nobody would start") == 1
+
+
+def test_a_budget_per_request_is_refused_where_requests_are_served_together():
+    ran = run("guardrails.rlimits(cpu_per_request='2s').apply()")
+    assert "cpu_per_request: unknown with an unknown number of processes" in ran.stderr
+    assert ran.returncode == 1
+
+
+def test_cpu_is_refused_in_a_thread_that_could_not_watch_it():
+    ran = run(
+        "import threading\n"
+        "def begin():\n"
+        "    try: guardrails.rlimits(CPU='600:').apply()\n"
+        "    except guardrails.ConfigurationError as error: print(error)\n"
+        "thread = threading.Thread(target=begin); thread.start(); thread.join()"
+    )
+    assert ran.stdout.startswith(
+        "CPU: a soft limit can only be watched when it is set in the main thread"
+    )
+
+
+def test_usage_says_what_is_used_of_each_limit():
+    found = in_a_process(
+        "kept = open(os.devnull); ballast = bytearray(50_000_000)\n"
+        "guardrails.rlimits(DATA='1G:', CPU='600:', NOFILE='64:').apply()\n"
+        "usage = guardrails.usage()\n"
+        "print(json.dumps([usage, usage['NOFILE'].share, len(os.listdir('/proc/self/fd')) - 1]))"
+    )
+    usage, share, files = found
+    assert usage["NOFILE"] == [files, 64, HARD]
+    assert share == files / 64
+    assert usage["CPU"][1:] == [600, -1]
+    assert 50_000_000 < usage["DATA"][0] < 1 << 30
+    assert usage["AS"][0] > usage["DATA"][0]
+    assert usage["FSIZE"][0] is None
+    assert set(usage) >= {"CORE", "STACK", "MEMLOCK", "NPROC"}
 
 
 def test_a_memory_hog_meets_its_limit_as_a_memory_error():
     assert in_a_process(
-        "guardrails.rlimits(DATA='512M').apply()\n"
+        "guardrails.rlimits(DATA='512M:').apply()\n"
         "try: bytearray(2**30); met = False\n"
         "except MemoryError: met = True\n"
         "print(json.dumps(met))"
@@ -97,11 +338,11 @@ def test_a_limit_that_the_system_refuses_is_said_in_a_sentence():
         "try: guardrails.rlimits(NOFILE='65').apply()\n"
         "except guardrails.ConfigurationError as error: print(json.dumps(str(error)))"
     )
-    assert said.startswith("NOFILE: the system refuses soft 65 and hard 64")
+    assert said.startswith("NOFILE: the system refuses soft 65 and hard 65")
 
 
 def test_equal_limits_are_equal_values():
-    assert guardrails.rlimits(NOFILE=64) == guardrails.rlimits(NOFILE="64")
+    assert guardrails.rlimits(NOFILE=64) == guardrails.rlimits(NOFILE="64:64")
 
 
 def test_as_gunicorns_post_fork_hook_every_worker_has_the_limits(tmp_path):

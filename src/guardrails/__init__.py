@@ -12,6 +12,7 @@ from guardrails.guards.speed import SpeedLimit
 from guardrails.middleware import Throttle, throttle
 from guardrails.store.urls import open_store
 from guardrails.worker.rlimits import rlimits
+from guardrails.worker.usage import usage
 
 __version__ = "0.1.0"
 
@@ -28,4 +29,5 @@ __all__ = [
     "open_store",
     "rlimits",
     "throttle",
+    "usage",
 ]

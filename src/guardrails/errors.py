@@ -9,6 +9,14 @@ class ConfigurationError(GuardrailsError, ValueError):
     """An argument is wrong: the message says which, its value, the rule and the remedy."""
 
 
+class CPULimitError(GuardrailsError):
+    """Raised within a request that has burnt its CPU: see `rlimits(cpu_per_request=...)`."""
+
+
+class RequestInterruptedError(GuardrailsError):
+    """Raised within a request that took too long: see `throttle(interruptible=True)`."""
+
+
 class StoreError(GuardrailsError):
     """A store could not do its work. It never reaches a client: see `on_store_error`."""
 

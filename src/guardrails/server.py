@@ -79,10 +79,10 @@ def _gunicorn() -> Server | None:
 def gunicorn_server(worker: Any) -> Server | None:
     """The server of a gunicorn worker, as its hooks are given it; None for anything else."""
     settings = getattr(worker, "cfg", None)
-    if settings is None or not hasattr(settings, "worker_class_str"):
-        return None
     # Settings may name a class in many ways, or a class of one's own.
     classes = {known.__name__ for known in type(worker).__mro__}
+    if settings is None or "Worker" not in classes:
+        return None
     threads = None
     if "SyncWorker" in classes:
         threads = 1

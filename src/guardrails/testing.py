@@ -10,6 +10,8 @@ clock.advance(60)
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -137,6 +139,49 @@ def spinning(cpu_seconds: float) -> WSGIApplication:
         return hello(environ, start_response)
 
     return app
+
+
+def sleeping(seconds: float) -> WSGIApplication:
+    """An app that sleeps for so long before it answers."""
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        time.sleep(seconds)
+        return hello(environ, start_response)
+
+    return app
+
+
+def waiting_for_lock(seconds: float) -> WSGIApplication:
+    """An app that waits for so long for a lock that nobody gives back."""
+    lock = threading.Lock()
+    lock.acquire()
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        lock.acquire(timeout=seconds)
+        return hello(environ, start_response)
+
+    return app
+
+
+def holding_the_gil(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    """An app that never comes back from C code, where it keeps the interpreter's lock.
+
+    Nothing else in its process runs any more, and nothing but a signal that kills ends it.
+    """
+    libc = ctypes.PyDLL(None)
+    mutex = ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+    return hello(environ, start_response)
+
+
+def printing_for_ever(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    """An app that prints its pid, and then a NUL byte each second without end."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    yield f"{os.getpid()}\n".encode()
+    while True:
+        time.sleep(1)
+        yield b"\0"
 
 
 def leaking(bytes_each: int, keep: Callable[[bytes], object] | None = None) -> WSGIApplication:

@@ -161,7 +161,8 @@ slots: dict[str, int] = dict(store.slots_held())
 paths: list[str] = [request.path for request in store.requests()]
 
 for report in rlimits(AS="4G:8G").apply():
-    soft: int = report.soft
+    asked: int | None = report.soft
+    soft, hard = report.after
 
 
 # Tests of guarded apps.

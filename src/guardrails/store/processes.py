@@ -86,12 +86,12 @@ def limits_of(pid: int) -> dict[str, tuple[int, int]]:
         import resource  # noqa: PLC0415 - POSIX only
     except ImportError:
         return {}
-    ask = getattr(resource, "prlimit", None)
-    if ask is None:
-        return {}
+    numbers = sorted(_limit_numbers(resource).items())
+    if pid == os.getpid():
+        return {name: resource.getrlimit(which) for name, which in numbers}
     try:
-        return {name: ask(pid, which) for name, which in sorted(_limit_numbers(resource).items())}
-    except OSError:
+        return {name: resource.prlimit(pid, which) for name, which in numbers}
+    except (OSError, AttributeError):  # not ours, gone, or no Linux
         return {}
 
 

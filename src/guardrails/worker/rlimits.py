@@ -1,133 +1,362 @@
 """Resource limits per worker. Successor of Apache::Resource, over the standard library's `resource`.
 
-Unlike there, no unit is guessed, an unknown name is an error, and 0 means 0.
+Unlike there, no unit is guessed, an unknown name is an error, 0 means 0, and what was asked for is
+never overridden by a default.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from guardrails.errors import ConfigurationError
-from guardrails.units import parse_count, parse_size
+from guardrails.occasions import here as occasions
+from guardrails.server import Server, gunicorn_server, running_server
+from guardrails.store.contract import Store
+from guardrails.units import parse_count, parse_duration, parse_size
+from guardrails.worker import cpu, memory
+from guardrails.worker.retiring import know_server
 
 log = logging.getLogger("guardrails")
 
 UNLIMITED = -1
-_LARGEST_COUNT = 2**31
-
-
-def _count(value: object, argument: str) -> int:
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    return parse_count(value, argument, least=0, most=_LARGEST_COUNT)
-
-
-_PARSERS: dict[str, Callable[[object, str], int]] = {
-    "CORE": parse_size,
-    "DATA": parse_size,
-    "AS": parse_size,
-    "NOFILE": _count,
+ENVIRONMENT = "GUARDRAILS_RLIMIT_"
+DEFAULT_CPU_SECONDS = 600
+MEMORY_SHARE = 0.8
+_SIZES = (
+    "AS",
+    "CORE",
+    "DATA",
+    "FSIZE",
+    "MEMLOCK",
+    "MSGQUEUE",
+    "RSS",
+    "SBSIZE",
+    "STACK",
+    "SWAP",
+    "VMEM",
+)
+_LARGEST = 2**62
+_MISLEADING = {
+    "AS": "it counts addresses, not memory, and each thread takes 8 MB of them and more: where workers "
+    "have threads use DATA",
+    "NPROC": "it counts all processes and threads of the user, over all workers, and root is exempt: "
+    "leave it to the system's administrator",
+    "RSS": "Linux ignores it: use DATA",
 }
+_ON = ("1", "on", "yes", "true")
+
+
+class Limit(NamedTuple):
+    """One limit as it was asked for. None leaves that side as it is; -1 is unlimited."""
+
+    name: str
+    soft: int | None
+    hard: int | None
+    origin: str
 
 
 class LimitReport(NamedTuple):
-    """One limit as it was set: soft and hard, -1 for unlimited, and what they were before."""
+    """One limit as it was set: what was asked for, and (soft, hard) before and after; -1: unlimited.
+
+    origin: "argument", "mapping", "environment" or "default".
+    """
 
     name: str
-    soft: int
-    hard: int
-    soft_before: int
-    hard_before: int
+    soft: int | None
+    hard: int | None
+    before: tuple[int, int]
+    after: tuple[int, int]
+    origin: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} soft {_shown(self.after[0])} hard {_shown(self.after[1])} "
+            f"(was {_shown(self.before[0])}, {_shown(self.before[1])}; {self.origin})"
+        )
 
 
 @dataclass(frozen=True)
 class ResourceLimits:
     """Limits that are set in the process that calls `apply()`, or that calls the value itself.
 
-    Being callable with any arguments it is a hook: `post_fork = guardrails.rlimits(...)`. `limits`
-    holds (name, soft, hard); hard is None where it stays as it is.
+    Being callable with any arguments it is a hook: `post_fork = guardrails.rlimits(...)` for
+    gunicorn, `postfork(guardrails.rlimits(...))` for uWSGI. Within `with limits:` only soft limits
+    are set, and are as they were after it.
     """
 
-    limits: tuple[tuple[str, int, int | None], ...]
+    limits: tuple[Limit, ...]
+    defaults: bool = False
+    cpu_per_request: int | None = None
+    nice: int | None = None
 
     def apply(self) -> tuple[LimitReport, ...]:
-        """Set them, and report. Raises ConfigurationError for what the system refuses."""
-        import resource  # noqa: PLC0415 - building a value works where there is no such module
+        """Set them in this process, and report; a second time it only reports.
 
-        reports = []
-        for name, soft, hard in self.limits:
-            which = getattr(resource, f"RLIMIT_{name}")
-            soft_before, hard_before = resource.getrlimit(which)
-            wanted = (soft, hard_before if hard is None else hard)
-            try:
-                resource.setrlimit(which, wanted)
-            except (ValueError, OSError) as error:
-                raise ConfigurationError(
-                    f"{name}: the system refuses soft {wanted[0]} and hard {wanted[1]} ({error}): "
-                    f"it has hard {hard_before} now, and only root may raise that; ask for less"
-                ) from None
-            report = LimitReport(name, *resource.getrlimit(which), soft_before, hard_before)
-            log.info("rlimits: %s soft %d hard %d (was %d, %d)", *report)
-            reports.append(report)
-        return tuple(reports)
+        Raises ConfigurationError for what the system refuses, and what this server cannot have.
+        """
+        return self._apply(running_server({}), log.info)
 
     def __call__(
-        self, _server: Any = None, _worker: Any = None, *_more: Any, **_named: Any
+        self, _server: Any = None, _worker: Any = None, *more: Any, **_named: Any
     ) -> tuple[LimitReport, ...]:
         """The same as `apply()`, whatever a server's hook is called with.
 
-        Two arguments have names, since gunicorn counts them before it takes a `post_fork` hook.
+        Two arguments have names, since gunicorn counts them before it takes a `post_fork` hook. What
+        was set goes to gunicorn's own log, where it is seen.
         """
-        return self.apply()
+        found = [gunicorn_server(given) for given in (_server, _worker, *more)]
+        server = next((each for each in found if each is not None), None)
+        say = getattr(getattr(_server, "log", None), "info", log.info)
+        return self._apply(server or running_server({}), say)
+
+    def __enter__(self) -> Self:
+        import resource  # noqa: PLC0415 - building a value works where there is no such module
+
+        before = []
+        for name, soft, _hard, _origin in self.limits:
+            which = getattr(resource, f"RLIMIT_{name}")
+            before.append((which, resource.getrlimit(which)))
+            if soft is not None:
+                _set(resource, Limit(name, soft, None, "context"))
+        _entered.setdefault(id(self), []).append(before)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        import resource  # noqa: PLC0415 - as above
+
+        for which, limits in _entered[id(self)].pop():
+            resource.setrlimit(which, limits)
+
+    def _apply(self, server: Server, say: Callable[[str], object]) -> tuple[LimitReport, ...]:
+        import resource  # noqa: PLC0415 - as above
+
+        if _applied.get(self, (0, ()))[0] == os.getpid():
+            return _applied[self][1]
+        if self.cpu_per_request is not None:
+            cpu.check_one_at_a_time(server)
+        know_server(server)
+        asked = self.limits + (_defaults(self.limits, server) if self.defaults else ())
+        reports = []
+        for limit in asked:
+            report = _set(resource, limit)
+            say(f"rlimits: {report}")
+            reports.append(report)
+        _warn(reports, server)
+        if self.nice is not None:
+            _set_priority(self.nice)
+        life = next((r.after for r in reports if r.name == "CPU"), None)
+        if self.cpu_per_request is not None or (life is not None and life[0] != UNLIMITED):
+            cpu.watch(server, life, self.cpu_per_request)
+        if not server.respawns:
+            occasions.at_start += (_warn_where_death_is_final,)
+        _applied[self] = (os.getpid(), tuple(reports))
+        return tuple(reports)
 
 
-def rlimits(**limits: str | float) -> ResourceLimits:
+_applied: dict[ResourceLimits, tuple[int, tuple[LimitReport, ...]]] = {}
+_entered: dict[int, list[list[tuple[int, tuple[int, int]]]]] = {}
+
+
+def rlimits(
+    mapping: Mapping[str, str | float] | None = None,
+    /,
+    *,
+    defaults: bool | None = None,
+    cpu_per_request: str | float | None = None,
+    nice: int | None = None,
+    **limits: str | float,
+) -> ResourceLimits:
     """Describe limits for a worker; nothing is set yet.
 
-    CORE, DATA, AS: sizes, such as "1G" or 0.   NOFILE: a number. Each is one value for the soft
-    limit, or "SOFT:HARD"; "SOFT:" and ":HARD" set one of them. "unlimited" is a value too. Only
-    soft limits change unless a hard one is asked for, since lowering a hard limit is final.
+    limits: each RLIMIT_ that the system has, by its name: `CPU="600:"`, `DATA="1G"`, `NOFILE=1024`.
+    One value sets the soft and the hard limit; "SOFT:HARD" sets each; "SOFT:" and ":HARD" set one.
+    Only soft limits change unless a hard one is asked for, since lowering a hard limit is final.
+    Sizes are bytes or "512M"; times are seconds or "2m"; the rest are numbers. "unlimited" is a value
+    too, and 0 means 0.
+    mapping: the same, from a dictionary. GUARDRAILS_RLIMIT_CPU=120:360 in the environment does it
+    too. Arguments win over the mapping, and that over the environment.
+    defaults: fill in what was not asked for, soft limits only: CORE 0; CPU 600 s where the server
+    starts a worker again that retires; DATA at 80 % of the cgroup's memory, shared out over the
+    workers, where both are known. GUARDRAILS_RLIMIT_DEFAULTS=on stands in for it.
+    cpu_per_request: whole seconds of CPU that one request may burn, in workers that serve one at a
+    time: the request is then ended by an exception. It needs a throttle in front of the app.
+    nice: the process's priority, from -20 to 19; only root may go down.
+
+    At the soft limit of CPU a worker finishes its requests and retires; at the hard one the kernel
+    kills it.
 
     Use it as a hook, `post_fork = guardrails.rlimits(DATA="1G", CORE=0)`, or call `.apply()`.
     Raises ConfigurationError for a name or a value that is wrong.
     """
-    return ResourceLimits(tuple(_limit(name, value) for name, value in limits.items()))
+    found: dict[str, Limit] = {}
+    for origin, given in (
+        ("environment", _from_environment()),
+        ("mapping", dict(mapping or {})),
+        ("argument", limits),
+    ):
+        prefix = ENVIRONMENT if origin == "environment" else ""
+        found |= {name: _limit(name, value, origin, prefix + name) for name, value in given.items()}
+    if defaults is None:
+        defaults = os.environ.get(f"{ENVIRONMENT}DEFAULTS", "").lower() in _ON
+    budget = None
+    if cpu_per_request is not None:
+        budget = _seconds(cpu_per_request, "cpu_per_request")
+        if not budget:
+            raise ConfigurationError(
+                f"cpu_per_request: {cpu_per_request!r} is no time at all: write at least a second"
+            )
+    if nice is not None:
+        parse_count(nice, "nice", least=-20, most=19)
+    return ResourceLimits(tuple(found.values()), defaults, budget, nice)
 
 
-def _limit(name: str, value: object) -> tuple[str, int, int | None]:
-    if name == "CPU":
+def _from_environment() -> dict[str, str]:
+    return {
+        name.removeprefix(ENVIRONMENT): value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ENVIRONMENT) and name != f"{ENVIRONMENT}DEFAULTS"
+    }
+
+
+def known_names() -> tuple[str, ...]:
+    """Every limit that this system has."""
+    try:
+        import resource  # noqa: PLC0415 - building a value works where there is no such module
+    except ImportError:
+        return ()
+    names = (name.removeprefix("RLIMIT_") for name in dir(resource) if name.startswith("RLIMIT_"))
+    return tuple(sorted(names))
+
+
+def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
+    if name not in known_names():
         raise ConfigurationError(
-            f"CPU: {value!r} would kill the worker in the midst of a request: a limit that lets it "
-            "finish and retire comes in a later version; until then leave CPU out, and use the "
-            "server's own maximum of requests per worker"
-        )
-    if name not in _PARSERS:
-        raise ConfigurationError(
-            f"{name}: {value!r} is for a limit that this version does not set: use "
-            + ", ".join(sorted(_PARSERS))
+            f"{argument}: {value!r} is for a limit that this system does not have: it has "
+            + (", ".join(known_names()) or "none")
         )
     if not isinstance(value, str) or ":" not in value:
-        return name, _value(name, value), None
+        both = _value(name, value, argument)
+        return Limit(name, both, both, origin)
     soft_text, _, hard_text = value.partition(":")
-    hard = _value(name, hard_text) if hard_text else None
-    if not soft_text:
-        if hard is None:
-            raise ConfigurationError(
-                f'{name}: {value!r} says nothing: write "SOFT:HARD", "SOFT:" or ":HARD"'
-            )
-        return name, hard, hard
-    soft = _value(name, soft_text)
-    if hard is not None and hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+    if not soft_text and not hard_text:
         raise ConfigurationError(
-            f"{name}: {value!r} has a soft limit above the hard one: write the smaller one first"
+            f'{argument}: {value!r} says nothing: write "SOFT:HARD", "SOFT:" or ":HARD"'
         )
-    return name, soft, hard
+    soft = _value(name, soft_text, argument) if soft_text else None
+    hard = _value(name, hard_text, argument) if hard_text else None
+    if soft is not None and hard is not None and _above(soft, hard):
+        raise ConfigurationError(
+            f"{argument}: {value!r} has a soft limit above the hard one: write the smaller one first"
+        )
+    return Limit(name, soft, hard, origin)
 
 
-def _value(name: str, value: object) -> int:
+def _value(name: str, value: object, argument: str) -> int:
     if value == "unlimited":
         return UNLIMITED
-    return _PARSERS[name](value, name)
+    if name in _SIZES:
+        return parse_size(value, argument)
+    if name == "CPU":
+        return _seconds(value, argument)
+    if name == "RTTIME":
+        return parse_duration(value, argument)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    return parse_count(value, argument, least=0, most=_LARGEST, instead=' or "unlimited"')
+
+
+def _seconds(value: object, argument: str) -> int:
+    microseconds = parse_duration(value, argument)
+    if microseconds % 1_000_000:
+        raise ConfigurationError(
+            f"{argument}: {value!r} is not whole seconds, and the kernel counts no smaller ones: "
+            'write such as 2 or "2s"'
+        )
+    return microseconds // 1_000_000
+
+
+def _above(soft: int, hard: int) -> bool:
+    return hard != UNLIMITED and (soft == UNLIMITED or soft > hard)
+
+
+def _set(resource: Any, limit: Limit) -> LimitReport:
+    """Set one limit. A hard one alone takes the soft one down with it, where that is above it."""
+    which = getattr(resource, f"RLIMIT_{limit.name}")
+    before = resource.getrlimit(which)
+    hard = before[1] if limit.hard is None else limit.hard
+    soft = before[0] if limit.soft is None else limit.soft
+    if limit.soft is None and _above(soft, hard):
+        soft = hard
+    try:
+        resource.setrlimit(which, (soft, hard))
+    except (ValueError, OSError, OverflowError) as error:
+        raise ConfigurationError(
+            f"{limit.name}: the system refuses soft {_shown(soft)} and hard {_shown(hard)} ({error}): "
+            f"it has hard {_shown(before[1])} now, and only root may raise that; ask for less"
+        ) from None
+    return LimitReport(
+        limit.name, limit.soft, limit.hard, before, resource.getrlimit(which), limit.origin
+    )
+
+
+def _defaults(asked: tuple[Limit, ...], server: Server) -> tuple[Limit, ...]:
+    """What was not asked for. Never more than there is already."""
+    import resource  # noqa: PLC0415 - as above
+
+    names = {limit.name for limit in asked}
+    wanted = {"CORE": 0}
+    if server.respawns and server.retire_signal:
+        wanted["CPU"] = DEFAULT_CPU_SECONDS
+    room = memory.cgroup_limit()
+    if room is not None and server.processes and not names & {"AS", "DATA"}:
+        wanted["DATA"] = round(room * MEMORY_SHARE) // server.processes
+    found = []
+    for name, soft in wanted.items():
+        if name not in names:
+            current = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
+            if current == UNLIMITED or soft < current:
+                found.append(Limit(name, soft, None, "default"))
+    return tuple(found)
+
+
+def _warn(reports: list[LimitReport], server: Server) -> None:
+    """Say what will surprise."""
+    for report in reports:
+        name, (soft, hard) = report.name, report.after
+        if name in _MISLEADING and soft != UNLIMITED and not (name == "AS" and server.threads == 1):
+            log.warning("rlimits: %s misleads: %s", name, _MISLEADING[name])
+        if name == "CPU" and soft == hard != UNLIMITED:
+            log.warning(
+                "rlimits: CPU has one limit of %d s for soft and hard, so the kernel kills without "
+                'notice, in the midst of a request: write "%d:" to let the worker retire',
+                soft,
+                soft,
+            )
+
+
+def _warn_where_death_is_final(server: Server, _store: Store) -> None:
+    """At the first request, when the server is known for certain."""
+    if not server.respawns:
+        log.warning(
+            "rlimits: nobody starts %s again, so no worker retires at a soft limit of CPU, and a hard "
+            "one, or memory that runs out at the wrong place, ends the whole server: use a server that "
+            "starts its workers again, such as gunicorn",
+            server.name,
+        )
+
+
+def _set_priority(nice: int) -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except (OSError, AttributeError) as error:
+        raise ConfigurationError(
+            f"nice: the system refuses {nice} ({error}): only root may go below the present one"
+        ) from None
+
+
+def _shown(value: int) -> str:
+    return "unlimited" if value == UNLIMITED else str(value)

@@ -1,0 +1,91 @@
+"""What this process takes of memory, and how much there is for it."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from guardrails.errors import ConfigurationError
+
+_PROC = Path("/proc/self")
+_CGROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 2**60
+"""cgroup v1 writes "no limit" as a number near 2**63."""
+
+
+class Size(NamedTuple):
+    """Bytes. unshared: what goes away with the process; None where it was not looked at."""
+
+    resident: int
+    unshared: int | None
+
+
+def resident_bytes(proc: Path = _PROC) -> int:
+    """What is in memory of this process, shared or not. Cheap: one line of /proc/self/statm.
+
+    Without /proc psutil says it; a ConfigurationError names the extra where that is not installed.
+    """
+    try:
+        pages = int((proc / "statm").read_bytes().split()[1])
+    except OSError:
+        return int(_psutil().memory_info().rss)
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def unshared_bytes(proc: Path = _PROC) -> int:
+    """What no other process has in memory too, from /proc/self/smaps_rollup.
+
+    Pages that a fork left shared until somebody writes count as shared, which statm does not see. It
+    walks all of the process's memory, so it is asked only where the resident size gives reason to.
+    """
+    try:
+        lines = (proc / "smaps_rollup").read_bytes().splitlines()
+    except FileNotFoundError:
+        if (proc / "statm").exists():  # a kernel before 4.14
+            resident, shared = (proc / "statm").read_bytes().split()[1:3]
+            return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+        return int(_psutil().memory_full_info().uss)
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(b"Private_"))
+
+
+def cgroup_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
+    """The memory that this process's cgroup may have, in bytes; None where nothing limits it.
+
+    In version 2 the least of the group's and its parents'; in version 1 the group's own.
+    """
+    found = []
+    for line in _lines(proc / "cgroup"):
+        _number, controllers, path = line.split(":", 2)
+        if not controllers:
+            group = cgroups / path.lstrip("/")
+            while cgroups in (group, *group.parents):
+                found += _limit(group / "memory.max")
+                group = group.parent
+        elif "memory" in controllers.split(","):
+            found += _limit(cgroups / "memory" / path.lstrip("/") / "memory.limit_in_bytes")
+            found += _limit(cgroups / "memory" / "memory.limit_in_bytes")
+    return min(found, default=None)
+
+
+def _limit(path: Path) -> list[int]:
+    text = "".join(_lines(path))
+    return [int(text)] if text.isdecimal() and int(text) < _NO_LIMIT else []
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _psutil() -> Any:
+    try:
+        return import_module("psutil").Process()
+    except ImportError:
+        raise ConfigurationError(
+            "size_limit: this system has no /proc, and psutil, which would do, is not installed: "
+            "pip install wsgi-guardrails[psutil]"
+        ) from None

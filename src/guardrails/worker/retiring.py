@@ -1,0 +1,72 @@
+"""How a worker retires: it finishes its requests and ends, in its server's own way.
+
+No request is lost: gunicorn's SIGTERM to a worker, uWSGI's SIGHUP and mod_wsgi's SIGUSR1 are what
+these servers use themselves when a worker has served its number of requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from guardrails.occasions import here as occasions
+from guardrails.server import Server
+from guardrails.store.contract import Store
+
+log = logging.getLogger("guardrails")
+
+
+class _Known:
+    """What this process knows of where it is; a forked child begins with its parent's."""
+
+    server: Server | None = None
+    store: Store | None = None
+    retired_in = 0
+
+
+def know_server(server: Server) -> None:
+    """Remember the server, and learn more at the first request."""
+    _Known.server = server
+    if _learn not in occasions.at_start:
+        occasions.at_start += (_learn,)
+
+
+def _learn(server: Server, store: Store) -> None:
+    _Known.server, _Known.store = server, store
+
+
+def may_retire() -> bool:
+    """Whether this worker can retire, and somebody starts another one in its place."""
+    server = _Known.server
+    return server is not None and server.respawns and bool(server.retire_signal)
+
+
+def is_retiring() -> bool:
+    """Whether it was told to already."""
+    return _Known.retired_in == os.getpid()
+
+
+def retire(*, one_at_a_time: bool = False) -> bool:
+    """Let this worker finish its requests and end. Any number of times; False where it cannot.
+
+    one_at_a_time: not while another worker of the same store is about it.
+    """
+    server, store = _Known.server, _Known.store
+    if is_retiring():
+        return True
+    if server is None or not may_retire():
+        return False
+    if store is not None:
+        try:
+            if not store.begin_retiring() and one_at_a_time:
+                return False
+        except Exception as error:
+            log.warning("retiring: the store cannot be told: %s", error)
+    _Known.retired_in = os.getpid()
+    os.kill(os.getpid(), server.retire_signal)
+    return True
+
+
+def here() -> str:
+    """The server in words."""
+    return _Known.server.name if _Known.server is not None else "an unknown server"

@@ -1,0 +1,76 @@
+"""What a worker has used of what its limits let it have. Successor of BSD::Resource's getrusage."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from guardrails.store.processes import limits_of
+
+_PROC = Path("/proc/self")
+
+
+class Usage(NamedTuple):
+    """used: in the limit's unit, bytes, seconds or a number; None where the system does not say.
+
+    soft, hard: the limits in force, -1 for unlimited.
+    """
+
+    used: float | None
+    soft: int
+    hard: int
+
+    @property
+    def share(self) -> float | None:
+        """The part of the soft limit that is used, 1.0 for all of it; None without one."""
+        if self.used is None or self.soft < 0:
+            return None
+        return self.used / self.soft if self.soft else float(self.used > 0)
+
+
+def usage() -> dict[str, Usage]:
+    """What this process has used, beside each limit that the system has, by its name.
+
+    CPU is in seconds, of all threads. Empty where the system has no limits (Windows).
+    """
+    status = _status()
+    found = {}
+    for name, (soft, hard) in limits_of(os.getpid()).items():
+        used = None
+        with suppress(OSError, KeyError, ValueError):
+            used = _USED.get(name, _unknown)(status)
+        found[name] = Usage(used, soft, hard)
+    return found
+
+
+def _status() -> dict[str, str]:
+    try:
+        text = (_PROC / "status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return {}
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _bytes(field: str) -> Callable[[dict[str, str]], float | None]:
+    return lambda status: 1024 * int(status[field].split()[0])
+
+
+def _unknown(_status: dict[str, str]) -> float | None:
+    return None
+
+
+_USED: dict[str, Callable[[dict[str, str]], float | None]] = {
+    "AS": _bytes("VmSize"),
+    "CPU": lambda _: time.process_time(),
+    "DATA": _bytes("VmData"),
+    "MEMLOCK": _bytes("VmLck"),
+    "NICE": lambda _: 20 - os.getpriority(os.PRIO_PROCESS, 0),
+    "NOFILE": lambda _: sum(1 for _ in (_PROC / "fd").iterdir()) - 1,  # without the one that looks
+    "RSS": _bytes("VmRSS"),
+    "SIGPENDING": lambda status: int(status["SigQ"].split("/")[0]),
+    "STACK": _bytes("VmStk"),
+}

@@ -1,0 +1,102 @@
+"""Servers with the site that gets into trouble, one of each kind that starts its workers again."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+from setups import BIN, HERE, Setup, gunicorn, uwsgi
+from sites import Site
+from wire import ask
+
+
+@dataclass
+class Kind:
+    """How the site is run: `command(port, folder, workers)`. threads: requests at once in a worker."""
+
+    name: str
+    command: object
+    threads: int
+    hook: str
+    needs: str
+    user: str | None = None
+    setup: Setup | None = None
+
+
+def _gunicorn(kind, *options, threads=1):
+    def command(port, folder, workers):
+        return [
+            *(sys.executable, "-m", "gunicorn", "trouble:application"),
+            *("--config", str(HERE / "trouble_settings.py"), "--bind", f"127.0.0.1:{port}"),
+            *("--workers", str(workers), "--worker-class", kind, "--timeout", "100", *options),
+        ]
+
+    return Kind(
+        f"gunicorn {kind}",
+        command,
+        threads,
+        "post_fork",
+        "gevent" if kind == "gevent" else "gunicorn",
+        setup=gunicorn(kind, threads=threads),
+    )
+
+
+def _uwsgi(threads=1):
+    def command(port, folder, workers):
+        return [
+            *(str(BIN / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master", "--need-app"),
+            *("--processes", str(workers), "--home", sys.prefix, "--die-on-term"),
+            *("--wsgi-file", str(HERE / "trouble.py"), "--reload-mercy", "5"),
+            *("--worker-reload-mercy", "20"),
+            *(("--threads", str(threads)) if threads > 1 else ("--enable-threads",)),
+        ]
+
+    name = "uWSGI" + (f" --threads {threads}" if threads > 1 else "")
+    return Kind(name, command, threads, "postfork", "uwsgi", setup=uwsgi(threads=threads))
+
+
+SYNC = _gunicorn("sync")
+GTHREAD = _gunicorn("gthread", "--threads", "4", threads=4)
+GEVENT = _gunicorn("gevent", "--worker-connections", "50", threads=50)
+UWSGI = _uwsgi()
+UWSGI_THREADS = _uwsgi(threads=4)
+KINDS = [SYNC, GTHREAD, GEVENT, UWSGI, UWSGI_THREADS]
+
+
+class Troubled(Site):
+    """A running server of a kind."""
+
+    def __init__(self, kind, folder, workers, environ):
+        super().__init__(kind.setup, folder)
+        self.kind = kind
+        self.workers_started = workers
+        self.store_url = f"shm:trouble-{kind.name.replace(' ', '-')}-{os.getpid()}-{self.port}"
+        self.environ = environ | {
+            "TROUBLE_STORE": self.store_url,
+            "TROUBLE_FOLDER": str(folder),
+            "TROUBLE_HOOK": kind.hook,
+        }
+
+    def command(self):
+        return self.kind.command(self.port, self.folder, self.workers_started)
+
+    def answers(self):
+        assert self.process.poll() is None, f"the server has ended:\n{self.log()}"
+        try:
+            return ask(self.port, "/pid", seconds=2).status == 200
+        except OSError:
+            return False
+
+    def ask(self, target, **options):
+        return ask(self.port, target, **options)
+
+    def pid(self):
+        return int(self.ask("/pid").body or 0)
+
+    def goes_on(self):
+        """Whether it still answers, at the latest when a worker has been started again."""
+        self.until(self.answers, "the server answers again")
+        return True
+
+    def workers(self):
+        with self.store() as store:
+            return store.workers()
