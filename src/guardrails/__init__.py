@@ -12,7 +12,9 @@ from guardrails.guards.speed import SpeedLimit
 from guardrails.middleware import Throttle, throttle
 from guardrails.store.urls import open_store
 from guardrails.worker.rlimits import rlimits
+from guardrails.worker.size import size_limit
 from guardrails.worker.usage import usage
+from guardrails.worker.watching import watchdog
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,8 @@ __all__ = [
     "Throttle",
     "open_store",
     "rlimits",
+    "size_limit",
     "throttle",
     "usage",
+    "watchdog",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -22,11 +23,16 @@ now: Callable[[], int] = thread_nanoseconds
 """Nanoseconds of CPU that the caller has used; only differences mean something."""
 
 
+identify: Callable[[], int] = threading.get_ident
+"""What tells the threads of a process apart, or the greenlets."""
+
+
 def follow_greenlets() -> None:
     """From now on measure by greenlet whoever is served by one, where gevent is loaded at all."""
-    global now
+    global now, identify
     if "gevent" in sys.modules and now is thread_nanoseconds:
         now = _greenlet_clocks()
+        identify = import_module("gevent.thread").get_ident
 
 
 class _GreenletClock:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication
 
-from guardrails import cputime, stacks
+from guardrails import cputime, interrupting, stacks
 from guardrails.address import (
     DEFAULT_FORWARDED,
     DEFAULT_IPV6_PREFIX,
@@ -71,6 +71,7 @@ def throttle(
     exempt: Exempt = (),
     exempt_paths: str | Iterable[str] = (),
     silence: str | Iterable[str] = (),
+    interruptible: bool = False,
     enabled: bool = True,
     dry_run: bool = False,
     on_decision: OnDecision | None = None,
@@ -93,6 +94,8 @@ def throttle(
     exempt: who is never throttled: networks, addresses, "loopback", "private", or callables of the
     environ.   exempt_paths: prefixes that never are.
     silence: codes of checks (docs/errors.md) that need not be said.
+    interruptible: start one thread per worker, through which a watchdog may end a single request by
+    an exception in its thread (docs/watchdog.md).
     enabled, dry_run: the switch. GUARDRAILS=off, dry-run or on in the environment overrides both.
     on_decision: called with (decision, environ) for refusals and dry-run refusals.
     on_store_error: when the store fails: "fallback" counts in this process's memory, "allow" lets
@@ -118,6 +121,7 @@ def throttle(
         exempt=exempt,
         exempt_paths=exempt_paths,
         silence=silence,
+        interruptible=interruptible,
         position=_switch_position(enabled, dry_run),
         on_decision=on_decision,
         on_store_error=on_store_error,
@@ -138,6 +142,7 @@ class Throttle:
         exempt: Exempt,
         exempt_paths: str | Iterable[str],
         silence: str | Iterable[str],
+        interruptible: bool,
         position: str,
         on_decision: OnDecision | None,
         on_store_error: str,
@@ -147,6 +152,7 @@ class Throttle:
         self.store = store
         self._own_store = own_store
         self._off = position == OFF
+        self._interruptible = interruptible
         self._posts = [
             Post(guard, name, number)
             for number, (guard, name) in enumerate(
@@ -292,14 +298,18 @@ class Throttle:
     def _register(self, server: Server) -> None:
         """Show this worker on the scoreboard, and let its own guards know where they are."""
         # A store in this process's memory has nobody who could look from outside.
-        dump_signal = stacks.listen() if hasattr(self.store, "name") else 0
+        seen = hasattr(self.store, "name")
         facts = WorkerFacts(
-            server.name, server.threads or 0, server.respawns, server.retire_signal, dump_signal
+            server.name,
+            server.threads or 0,
+            server.respawns,
+            server.retire_signal,
+            stacks.listen() if seen else 0,
+            seen and self._interruptible and interrupting.listen(self.store),
         )
         with suppress(StoreError):  # entering says so, and tries again
             self.store.register(facts)
-        for begin in occasions.at_start:
-            begin(server, self.store)
+        occasions.begin(server, self.store)
 
     def _inspect(self, look: Callable[..., object], *facts: object) -> None:
         """Let a check look; one that fails costs nobody anything."""

@@ -36,8 +36,12 @@ LONGEST_DUMP = 1 << 20
 """Bytes of a dump that are looked at."""
 
 _GREENLET = "Greenlet 0x"
-_QUIET_SECONDS = 0.1
+_NO_GREENLETS = "Greenlets:"
+_QUIET_SECONDS = 0.2
+_HEADS = ("Thread 0x", "Current thread 0x", _GREENLET, _NO_GREENLETS)
+_PY_SPY_SECONDS = 10
 _PREFIX = "stack-"
+_KINDS = ("stack", "interrupt")
 
 
 class _Listening:
@@ -59,7 +63,7 @@ def listen() -> int:
     if not DUMP_SIGNAL or signal.getsignal(DUMP_SIGNAL) not in (signal.SIG_DFL, _add_greenlets):
         return 0
     try:
-        folder = _folder()
+        folder = place.own_folder()
         _sweep(folder)
         me = this_process()
         descriptor = os.open(
@@ -88,12 +92,17 @@ class Dump(NamedTuple):
     blocks: tuple[tuple[str, ...], ...]
 
     def of(self, thread: int) -> tuple[str, ...] | None:
-        """The block of one thread or greenlet, by its identifier; None when it is not there."""
+        """The block of one thread or greenlet, by its identifier; None when it is not there.
+
+        A greenlet that is running has none of its own: it is where its thread is.
+        """
         for block in self.blocks:
             words = block[0].replace("Current thread", "Thread").split()
             if len(words) > 1 and words[1].startswith("0x") and _number(words[1]) == thread:
                 return block
-        return None
+        if any(block[0].startswith((_GREENLET, _NO_GREENLETS)) for block in self.blocks):
+            return next((block for block in self.blocks if block[0].startswith("Current")), None)
+        return self.blocks[0] if len(self.blocks) == 1 else None
 
 
 def ask(
@@ -132,13 +141,34 @@ def ask(
         os.close(descriptor)
 
 
+def ask_py_spy(pid: int) -> Dump | None:
+    """The same from outside the process, by py-spy where it is installed and allowed to."""
+    import shutil  # noqa: PLC0415 - a worker never needs them
+    import subprocess  # noqa: PLC0415 - as above
+
+    program = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if program is None:
+        return None
+    try:
+        ran = subprocess.run(  # noqa: S603 - found by its name, and the argument is a number
+            [program, "dump", "--nonblocking", "--pid", str(pid)],
+            capture_output=True,
+            timeout=_PY_SPY_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("stacks: py-spy does not show process %d: %s", pid, error)
+        return None
+    return parse(ran.stdout[:LONGEST_DUMP].decode("utf-8", "replace"))
+
+
 def parse(text: str) -> Dump:
     """Cut a dump of faulthandler's, and what was added for greenlets, into its blocks."""
     blocks: list[list[str]] = []
     for line in text.splitlines():
         if not line.strip():
             continue
-        if line.startswith(("Thread 0x", "Current thread 0x", _GREENLET)) or not blocks:
+        if line.startswith(_HEADS) or not blocks:
             blocks.append([])
         blocks[-1].append(line)
     return Dump(tuple(map(tuple, blocks)))
@@ -163,35 +193,23 @@ def _add_greenlets(_signal: int, _frame: Any) -> None:
     """Write down where every greenlet is that does not run; called after faulthandler."""
     with suppress(Exception):
         kind: Any = import_module("greenlet").greenlet  # there, since gevent serves
+        lines = [_NO_GREENLETS]
         for found in gc.get_objects():
             if isinstance(found, kind) and found.gr_frame is not None:
                 stack = traceback.extract_stack(found.gr_frame)
-                lines = [f"{_GREENLET}{id(found):x} (most recent call first):"]
+                lines += [f"{_GREENLET}{id(found):x} (most recent call first):"]
                 lines += [
                     f'  File "{f.filename}", line {f.lineno} in {f.name}' for f in reversed(stack)
                 ]
-                _Listening.file.write(("\n" + "\n".join(lines) + "\n").encode("utf-8", "replace"))
-
-
-def _folder() -> Path:
-    """The first of the folders for stores that will have a file."""
-    problems = []
-    for folder in place.folders():
-        try:
-            place.prepare_folder(folder)
-        except (OSError, StoreError) as error:
-            problems.append(str(error))
-        else:
-            return folder
-    raise StoreError("; ".join(problems))
+        _Listening.file.write(("\n" + "\n".join(lines) + "\n").encode("utf-8", "replace"))
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what dead processes left."""
+    """Remove what dead processes left, here and for interrupting."""
     namespace = this_process().namespace
-    for path in folder.glob(f"{_PREFIX}*"):
-        numbers = path.name.removeprefix(_PREFIX).split("-")
-        if len(numbers) == 3 and all(number.isdecimal() for number in numbers):
+    for path in folder.glob("*-*-*-*"):
+        kind, *numbers = path.name.split("-")
+        if kind in _KINDS and len(numbers) == 3 and all(number.isdecimal() for number in numbers):
             found, pid, start = map(int, numbers)
             if found == namespace and is_dead(Owner(pid, start, namespace), namespace):
                 path.unlink(missing_ok=True)

@@ -11,10 +11,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from threading import get_ident
 from typing import Any
 
-from guardrails import cputime
+from guardrails import cputime, interrupting
 from guardrails.address import Client
 from guardrails.guard import Guard
 from guardrails.occasions import here as occasions
@@ -105,7 +104,7 @@ class Flight(Visit):
         self.plan = plan
         self.guards = guards
         self.names = names
-        self.thread = get_ident()
+        self.thread = cputime.identify()
         if who is not None:
             self.key = who.key
             self.client = who.text
@@ -198,15 +197,16 @@ class Flight(Visit):
         try:
             self.store.leave(self, self._debits())
             self.settled = True
-            if occasions.after_response and self.outermost:
-                for look in occasions.after_response:
-                    look(self)
         except Exception as error:
             self.unreleased.add(self)
             self.unreleased.on_error(error)
         except BaseException:
             self.unreleased.add(self)
             raise
+        if interrupting.pending:
+            interrupting.over(self)
+        if occasions.after_response and self.outermost:
+            occasions.response_over(self)
 
     def __del__(self) -> None:
         if not self.settled:

@@ -65,7 +65,8 @@ def page_creep(seconds):
 def page_file(seconds):
     with Path(os.environ["TROUBLE_FOLDER"], f"large-{os.getpid()}").open("wb", buffering=0) as file:
         try:
-            file.writelines(bytes(1 << 20) for _ in range(64))
+            for _ in range(64):
+                file.write(bytes(1 << 20))
         except OSError as error:
             return f"{error.strerror} after {file.tell() >> 20} MB"
     return "all of it"
@@ -118,4 +119,5 @@ application = guardrails.throttle(
     CPUThrottle("50%", window="10s", path="/blamed"),
     store=os.environ["TROUBLE_STORE"],
     trusted_proxies=(),
+    interruptible=bool(os.environ.get("TROUBLE_INTERRUPTIBLE")),
 )

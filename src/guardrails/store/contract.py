@@ -244,7 +244,7 @@ class WorkerFacts(NamedTuple):
     server: what runs it.   threads: how many requests it serves at once, 0 where unknown.
     respawns: whether somebody starts another one when it ends.   retire_signal: the signal that
     makes it finish its requests and end, 0 where there is none.   dump_signal: the signal that makes
-    it write down its stacks, 0 likewise.
+    it write down its stacks, 0 likewise.   interruptible: whether one of its requests can be ended.
     """
 
     server: str = "unknown"
@@ -252,6 +252,7 @@ class WorkerFacts(NamedTuple):
     respawns: bool = False
     retire_signal: int = 0
     dump_signal: int = 0
+    interruptible: bool = False
 
 
 class Worker(NamedTuple):
@@ -278,6 +279,7 @@ class Worker(NamedTuple):
     respawns: bool
     retire_signal: int
     dump_signal: int
+    interruptible: bool
     limits: dict[str, tuple[int, int]]
 
 

@@ -215,6 +215,7 @@ class MemoryStore:
                         respawns=facts.respawns,
                         retire_signal=facts.retire_signal,
                         dump_signal=facts.dump_signal,
+                        interruptible=facts.interruptible,
                         limits=limits_of(me.pid),
                     )
                 ]

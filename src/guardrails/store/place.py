@@ -64,6 +64,19 @@ def prepare_folder(folder: Path) -> None:
         )
 
 
+def own_folder() -> Path:
+    """The first of the places that will have a file of ours. Raises StoreError."""
+    problems = []
+    for folder in folders():
+        try:
+            prepare_folder(folder)
+        except (OSError, StoreError) as error:
+            problems.append(str(error))
+        else:
+            return folder
+    raise StoreError("; ".join(problems))
+
+
 def verify_file(descriptor: int, path: Path) -> os.stat_result:
     """Refuse a file that somebody else could have written."""
     found = os.fstat(descriptor)

@@ -20,6 +20,7 @@ from guardrails.store.layout import (
     G_METER,
     H_BLAMED_UNTIL,
     H_SWITCHED,
+    INTERRUPTIBLE,
     R_CLIENT,
     R_GENERATION,
     R_NAMESPACE,
@@ -73,6 +74,7 @@ def register(file: StoreFile, facts: WorkerFacts, dead: frozenset[int], _number:
     words[place + W_THREADS] = facts.threads
     words[place + W_FLAGS] = (
         (RESPAWNS if facts.respawns else 0)
+        | (INTERRUPTIBLE if facts.interruptible else 0)
         | facts.retire_signal << RETIRE_SHIFT
         | facts.dump_signal << DUMP_SHIFT
     )
@@ -133,6 +135,7 @@ def workers(file: StoreFile) -> Records[Worker]:
                 respawns=bool(flags & RESPAWNS),
                 retire_signal=flags >> RETIRE_SHIFT & SIGNAL_MASK,
                 dump_signal=flags >> DUMP_SHIFT & SIGNAL_MASK,
+                interruptible=bool(flags & INTERRUPTIBLE),
                 limits=limits_of(owner.pid) if here else {},
             )
         )

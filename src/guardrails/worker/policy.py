@@ -1,0 +1,46 @@
+"""When a watchdog bites, and how hard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from guardrails.request import path_readings
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When the watchdog bites. Durations in seconds.
+
+    timeout: the age at which a request is too old; 0 is never.   poll: from look to look.
+    path_timeouts: others for paths under a prefix; the longest prefix counts, and 0 is never.
+    interrupt: begin with an exception in the request's thread, where the worker takes such orders.
+    grace: how long to wait for the other requests of a worker that is told to retire.
+    step: how long to wait between the signals.   keep: no worker is killed that would leave fewer
+    alive.   between: from the end of one worker to the next.   ban: how long the client of a killed
+    request is refused the same path.   dry_run: only tell.
+    """
+
+    timeout: float = 180.0
+    poll: float = 5.0
+    path_timeouts: Mapping[str, float] = field(default_factory=dict)
+    interrupt: bool = False
+    grace: float = 30.0
+    step: float = 3.0
+    keep: int = 0
+    between: float = 10.0
+    ban: float = 0.0
+    dry_run: bool = False
+
+    def timeout_of(self, path: str) -> float:
+        """The age at which a request for that path is too old; 0 is never.
+
+        A path may be read in several ways: an exemption, or a longer time, holds only if all of them
+        fall under it.
+        """
+        found, longest = self.timeout, -1
+        readings = path_readings(path)
+        for prefix, seconds in self.path_timeouts.items():
+            if len(prefix) > longest and readings.all_under((prefix,)):
+                found, longest = seconds, len(prefix)
+        return found

@@ -1,0 +1,248 @@
+"""What a watchdog is to do, as a user writes it: in a server's settings, or on the command line.
+
+Both say the same: each option of `guardrails.watchdog()` is one of `guardrails watch`, with hyphens
+for underscores. The hook of a server starts that command as a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from guardrails.errors import ConfigurationError
+from guardrails.guard import exempt_path_prefixes
+from guardrails.request import wsgi_text
+from guardrails.store.urls import store_from_url
+from guardrails.units import parse_count, parse_duration
+from guardrails.worker.policy import Policy
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from guardrails.worker.events import Announce
+    from guardrails.worker.monitor import Monitor
+
+Duration = str | float
+VALUE, FLAG, MANY, PAIRS = "value", "flag", "many", "pairs"
+
+
+class Option(NamedTuple):
+    """One option. kind: VALUE; FLAG; MANY, which may be given again; PAIRS, as PREFIX=VALUE."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """How it is written on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+
+OPTIONS = (
+    Option("store", VALUE, None, "the store to watch, as shm:NAME; else the only one there is"),
+    Option("timeout", VALUE, "3m", "age at which a request is too old; 0 is never"),
+    Option("poll", VALUE, "5s", "from look to look"),
+    Option("path_timeout", PAIRS, (), "PREFIX=TIME: another time-out for paths under a prefix"),
+    Option("exempt_path", MANY, (), "paths under this prefix are never too old"),
+    Option("interrupt", FLAG, False, "first end the request by an exception, where workers allow it"),
+    Option("grace", VALUE, "30s", "how long the other requests of a worker have to end"),
+    Option("step", VALUE, "3s", "from signal to signal"),
+    Option("least_workers", VALUE, 0, "never leave fewer workers alive than this"),
+    Option("between", VALUE, "10s", "from the end of one worker to the next"),
+    Option("ban", VALUE, None, "how long the client of a killed request is refused the same path"),
+    Option("dry_run", FLAG, False, "only tell; end nothing"),
+    Option("on_event", VALUE, None, "a command that is run for each event, without a shell"),
+    Option("log_file", VALUE, None, "where to write; else to standard error"),
+    Option("master", VALUE, None, "pid or pid file of the server: whom the monitor signals"),
+    Option("probe", VALUE, None, "a URL that is asked for, as a visitor would"),
+    Option("probe_every", VALUE, "30s", "from request to request"),
+    Option("probe_timeout", VALUE, "10s", "how long an answer may take"),
+    Option("probe_failures", VALUE, 3, "failures in a row before something is done"),
+    Option(
+        "probe_command", VALUE, None, "what to run then, without a shell; else --master is signalled"
+    ),
+    Option("probe_signal", VALUE, "HUP", "the signal for --master"),
+    Option("probe_rest", VALUE, "2m", "how long to do nothing after that"),
+    Option("log", MANY, (), "a log whose growth is watched, and which is rotated"),
+    Option("log_max", VALUE, "100M", "the size at which it is"),
+    Option("keep", VALUE, 5, "how many old ones are kept"),
+    Option("compress_after", VALUE, "10s", "how long an old one is left alone before it is compressed"),
+    Option("growth", VALUE, "50M", "growth within a minute that is reported"),
+    Option("disk", MANY, (), "PATH=10%% or PATH=2G: least free space"),
+    Option("swap_in", VALUE, None, "pages swapped in per second that are too many"),
+    Option("load", VALUE, None, "load average per CPU that is too high"),
+    Option("pressure", MANY, (), "cpu=, memory= or io=PERCENT of time that somebody waits"),
+)
+_NAMES = {option.name for option in OPTIONS}
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A watchdog that has been described, and checked. Called, as a hook, it is started.
+
+    `when_ready = guardrails.watchdog(...)` in gunicorn's settings: it then watches the workers of
+    the process that calls it, in whichever store they are, and ends with it.
+    """
+
+    options: tuple[tuple[str, Any], ...]
+    policy: Policy
+    store: str | None
+
+    def __call__(self, _server: Any = None, *_more: Any) -> subprocess.Popen[bytes]:
+        """Start it beside the process that calls."""
+        import subprocess  # noqa: PLC0415 - whoever serves needs none of it
+
+        pid = os.getpid()
+        command = [sys.executable, "-m", "guardrails", "watch", *self.arguments(), "--parent", str(pid)]
+        if dict(self.options)["master"] is None:
+            command += ["--master", str(pid)]
+        process = subprocess.Popen(  # noqa: S603 - this Python, this package
+            [*command, "run"], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        _started.append(process)
+        return process
+
+    def arguments(self) -> list[str]:
+        """The same on a command line."""
+        given = dict(self.options)
+        words = []
+        for option in OPTIONS:
+            value = given[option.name]
+            if value == option.default:
+                continue
+            if option.kind == FLAG:
+                words.append(option.flag)
+            elif option.kind == VALUE:
+                words.append(f"{option.flag}={value}")
+            else:
+                words += [f"{option.flag}={each}" for each in value]
+        return words
+
+    def monitor(self, announce: Announce) -> Monitor | None:
+        """What it looks at besides the requests; None for nothing."""
+        from guardrails.worker.monitor import monitor_from  # noqa: PLC0415 - as above
+
+        given = dict(self.options)
+        master = given["master"]
+        signals = given["probe"] is not None and given["probe_command"] is None
+        return monitor_from(
+            announce,
+            probe=given["probe"],
+            probe_every=given["probe_every"],
+            probe_timeout=given["probe_timeout"],
+            probe_failures=given["probe_failures"],
+            probe_command=given["probe_command"],
+            probe_signal_pid=master if signals else None,
+            probe_signal=given["probe_signal"],
+            probe_rest=given["probe_rest"],
+            log=given["log"] or None,
+            log_max=given["log_max"],
+            keep=given["keep"],
+            reopen_pid=master if given["log"] else None,
+            compress_after=given["compress_after"],
+            growth=given["growth"],
+            disk=given["disk"],
+            swap_in=given["swap_in"],
+            load=given["load"],
+            pressure=given["pressure"],
+        )
+
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Kept, since a server reaps its children by itself."""
+
+
+def watchdog(timeout: Duration = "3m", **options: Any) -> Watch:
+    """Describe a watchdog for requests that take too long; nothing is started yet.
+
+    In gunicorn.conf.py, `when_ready = guardrails.watchdog(timeout="3m")` runs it beside the server.
+    Everywhere else run `guardrails watch start`, which takes the same options: docs/watchdog.md.
+
+    timeout: the age at which a request is too old, 0 for never.   poll ("5s"): from look to look.
+    path_timeout: another age by prefix, as `{"/reports": "10m"}`.   exempt_path: prefixes that have
+    none, such as those of uploads and downloads.
+    interrupt (False): end the request by an exception first, where `throttle(interruptible=True)`.
+    grace ("30s"): how long the other requests of a worker have to end.   step ("3s"): from signal to
+    signal.   least_workers (0): never leave fewer alive.   between ("10s"): from one worker's end to
+    the next.   ban: how long the client of a killed request is refused the same path.
+    dry_run (False): only tell.   on_event: a command for each event.   log_file: where to write.
+    store: the URL of the store; by default those of the process that calls.   master: pid or pid file
+    of the server, for the monitor.   The monitor's: probe, log, disk, swap_in, load, pressure and
+    what belongs to them.
+
+    Raises ConfigurationError for what is wrong.
+    """
+    from guardrails.worker.events import command_words  # noqa: PLC0415 - as above
+
+    for name, value in options.items():
+        if name not in _NAMES:
+            raise ConfigurationError(
+                f"watchdog: {name}={value!r} is unknown: the options are " + ", ".join(sorted(_NAMES))
+            )
+    given = {option.name: option.default for option in OPTIONS} | options | {"timeout": timeout}
+    for option in OPTIONS:
+        if option.kind in (MANY, PAIRS):
+            given[option.name] = _several(given[option.name])
+    if given["on_event"] is not None:
+        command_words(given["on_event"], "on_event")
+    if given["store"] is not None:
+        store_from_url(given["store"])
+    watch = Watch(tuple(given.items()), _policy(given), given["store"])
+    watch.monitor(_nobody)
+    return watch
+
+
+def _policy(given: Mapping[str, Any]) -> Policy:
+    paths = dict.fromkeys(exempt_path_prefixes(given["exempt_path"]), 0.0)
+    for pair in given["path_timeout"]:
+        prefix, equals, value = pair.rpartition("=")
+        if not equals:
+            raise ConfigurationError(
+                f"path_timeout: {pair!r} is no PREFIX=TIME: write such as /reports=10m"
+            )
+        (prefix,) = exempt_path_prefixes([prefix])
+        paths[prefix] = _seconds(value, "path_timeout")
+    poll = _seconds(given["poll"], "poll")
+    if poll < 0.05:
+        raise ConfigurationError(f'poll: {given["poll"]!r} is too often: write at least "50ms"')
+    ban = given["ban"]
+    return Policy(
+        timeout=_seconds(given["timeout"], "timeout"),
+        poll=poll,
+        path_timeouts={wsgi_text(prefix): seconds for prefix, seconds in paths.items()},
+        interrupt=bool(given["interrupt"]),
+        grace=_seconds(given["grace"], "grace"),
+        step=_seconds(given["step"], "step"),
+        keep=parse_count(_number(given["least_workers"]), "least_workers", least=0, most=10_000),
+        between=_seconds(given["between"], "between"),
+        ban=0.0 if ban is None else _seconds(ban, "ban"),
+        dry_run=bool(given["dry_run"]),
+    )
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    """One text, several, or a mapping, as PREFIX=VALUE."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Mapping):
+        return tuple(f"{prefix}={each}" for prefix, each in value.items())
+    if isinstance(value, Iterable):
+        return tuple(map(str, value))
+    return (str(value),)
+
+
+def _seconds(value: Any, argument: str) -> float:
+    return parse_duration(value, argument) / 1_000_000
+
+
+def _number(value: Any) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _nobody(*_told: Any, **_facts: Any) -> None:
+    """Hears events of a monitor that is made only to see that it can be."""
