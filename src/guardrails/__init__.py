@@ -4,7 +4,13 @@ app.wsgi_app = guardrails.throttle(app.wsgi_app, guardrails.SpeedLimit("120/minu
 """
 
 from guardrails.decision import Decision
-from guardrails.errors import ConfigurationError, GuardrailsError, StoreError
+from guardrails.errors import (
+    ConfigurationError,
+    CPULimitError,
+    GuardrailsError,
+    RequestInterruptedError,
+    StoreError,
+)
 from guardrails.guards.agents import BlockAgents
 from guardrails.guards.concurrency import MaxConcurrentReqs
 from guardrails.guards.cpu import CPUThrottle
@@ -20,11 +26,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockAgents",
+    "CPULimitError",
     "CPUThrottle",
     "ConfigurationError",
     "Decision",
     "GuardrailsError",
     "MaxConcurrentReqs",
+    "RequestInterruptedError",
     "SpeedLimit",
     "StoreError",
     "Throttle",

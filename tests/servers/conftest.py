@@ -31,6 +31,14 @@ def pytest_xdist_make_scheduler(config, log):
     return BySetup(config, log)
 
 
+def keep_seen(slug, what, seen):
+    """Keep what was seen, in one file for each thing that was seen of a set-up at the same time."""
+    OBSERVED.mkdir(exist_ok=True)
+    file = OBSERVED / f"{slug}.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | {what: seen}, indent=1, sort_keys=True) + "\n")
+
+
 @pytest.fixture(scope="session", params=SETUPS, ids=lambda setup: setup.slug)
 def site(request):
     """A running site, shared by all tests of its set-up."""
@@ -56,14 +64,7 @@ def site(request):
 @pytest.fixture
 def observe(site):
     """Keep what was seen under this set-up, for docs/servers.md."""
-
-    def keep(what, seen):
-        OBSERVED.mkdir(exist_ok=True)
-        file = OBSERVED / f"{site.setup.slug}.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps(known | {what: seen}, indent=1, sort_keys=True) + "\n")
-
-    return keep
+    return lambda what, seen: keep_seen(site.setup.slug, what, seen)
 
 
 @pytest.fixture
@@ -75,6 +76,8 @@ def trouble():
         missing = kind.setup.missing()
         if missing:
             pytest.skip(missing)
+        if kind.setup.user is not None and os.geteuid() != 0:
+            pytest.skip("only root can run a server as another user")
         folder = Path(tempfile.mkdtemp(prefix="guardrails-trouble-"))
         folder.chmod(0o777)
         site = Troubled(kind, folder, workers, environ)
@@ -88,3 +91,9 @@ def trouble():
             site.stop()
         remove_stores(site)
         shutil.rmtree(site.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def observe_trouble():
+    """Keep what a watchdog did; a file for each page, since several are tried at once."""
+    return lambda kind, page, facts: keep_seen(f"watchdog {kind.name} {page}", "seen", facts)

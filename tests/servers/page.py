@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 from setups import OWN_TIMEOUT, SETUPS
+from troubled import KINDS, MOD_WSGI, TROUBLES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -32,6 +33,12 @@ What holds under all of them, with a test each: caps and rates are exact over al
 slots come back after every way in which a request can end; a slow reader holds nothing with `hold="call"`, and no longer
 than `max_hold` otherwise; responses pass untouched; a reload and a new start keep the state; no client can choose who it
 is behind the recommended proxy.
+"""
+
+WATCHDOG = """\
+Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with `--timeout 1s --poll 100ms --step 500ms`. Seconds
+count from the time-out: until the request was noticed and its stack in the log, until its worker had ended, and until
+another worker answered; they vary from run to run. The printer prints its pid and then a NUL byte each second.
 """
 
 TABLES = [
@@ -138,6 +145,7 @@ def page(observed):
         ]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         parts.append(f"## {title}\n\n{textwrap.fill(text, 118)}\n\n{table}\n")
+    parts.append(f"## Requests that never end\n\n{WATCHDOG}\n{watchdog_table(observed)}\n")
     commands = "\n".join(seen["command"] for _, seen in setups)
     parts.append(f"## How they were started\n\n```text\n{commands}\n```\n")
     return "\n".join(parts)
@@ -147,11 +155,39 @@ def fresh():
     return {file.stem: json.loads(file.read_text()) for file in sorted(FRESH.glob("*.json"))}
 
 
+def watchdog_table(observed):
+    """What the watchdog did, of what was seen by server and page."""
+    rows = [
+        ["server", "request", "noticed", "stack", "the client saw", "ended by", "ended", "replaced"],
+        ["---"] * 8,
+    ]
+    for kind in [*KINDS, MOD_WSGI]:
+        for page, called in TROUBLES.items():
+            seen = observed.get(f"watchdog {kind.name} {page}", {}).get("seen")
+            if seen is not None:
+                noticed, ended, replaced = (f"{seconds:.1f} s" for seconds in seen["seconds"])
+                rows.append(
+                    [
+                        kind.name,
+                        called,
+                        noticed,
+                        seen["stack"],
+                        seen["client"],
+                        seen["by"],
+                        ended,
+                        replaced,
+                    ]
+                )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def differences(kept, seen):
     """Sentences about what was seen otherwise than it is kept."""
     for slug, facts in seen.items():
         for what, now in facts.items():
             known = kept.get(slug, {}).get(what)
+            if known and "watchdog" in slug:
+                known = {**known, "seconds": now["seconds"]}
             if now != known and what not in VARIES:
                 yield f"{slug}: {what} is {now!r}, and docs/servers.md was made of {known!r}"
 

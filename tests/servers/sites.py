@@ -1,4 +1,4 @@
-"""A running server with a site, as the tests see it: started for real, asked over the wire, looked into."""
+"""A running server with a site, as the tests see it: started for real, and asked over the wire."""
 
 import json
 import os
@@ -79,7 +79,10 @@ class Site:
             return False
 
     def log(self):
-        return (self.folder / "server.log").read_text(errors="replace")[-4000:]
+        return self.whole_log()[-4000:]
+
+    def whole_log(self):
+        return (self.folder / "server.log").read_text(errors="replace")
 
     def ask(self, target, method="GET", *, client=None, headers=(), **options):
         """A request through the proxy in front; each client has an address of its own."""

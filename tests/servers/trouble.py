@@ -65,8 +65,7 @@ def page_creep(seconds):
 def page_file(seconds):
     with Path(os.environ["TROUBLE_FOLDER"], f"large-{os.getpid()}").open("wb", buffering=0) as file:
         try:
-            for _ in range(64):
-                file.write(bytes(1 << 20))
+            file.writelines(bytes(1 << 20) for _ in range(64))
         except OSError as error:
             return f"{error.strerror} after {file.tell() >> 20} MB"
     return "all of it"

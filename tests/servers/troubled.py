@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from setups import BIN, HERE, Setup, gunicorn, uwsgi
+from setups import BIN, HERE, SETUPS, Setup, gunicorn, uwsgi
 from sites import Site
 from wire import ask
 
@@ -17,9 +17,7 @@ class Kind:
     command: object
     threads: int
     hook: str
-    needs: str
-    user: str | None = None
-    setup: Setup | None = None
+    setup: Setup
 
 
 def _gunicorn(kind, *options, threads=1):
@@ -35,8 +33,7 @@ def _gunicorn(kind, *options, threads=1):
         command,
         threads,
         "post_fork",
-        "gevent" if kind == "gevent" else "gunicorn",
-        setup=gunicorn(kind, threads=threads),
+        gunicorn(kind, threads=threads),
     )
 
 
@@ -51,7 +48,21 @@ def _uwsgi(threads=1):
         ]
 
     name = "uWSGI" + (f" --threads {threads}" if threads > 1 else "")
-    return Kind(name, command, threads, "postfork", "uwsgi", setup=uwsgi(threads=threads))
+    return Kind(name, command, threads, "postfork", uwsgi(threads=threads))
+
+
+def _mod_wsgi():
+    def command(port, folder, workers):
+        return [
+            *(str(BIN / "mod_wsgi-express"), "start-server", str(HERE / "trouble.py")),
+            *("--host", "127.0.0.1", "--port", str(port), "--user", "www-data", "--group", "www-data"),
+            *("--processes", str(workers), "--threads", "4", "--server-root", str(folder / "apache")),
+            *("--request-timeout", "100", "--shutdown-timeout", "1", "--graceful-timeout", "10"),
+            *("--log-to-terminal",),
+        ]
+
+    setup = next(setup for setup in SETUPS if setup.server == "mod_wsgi")
+    return Kind("mod_wsgi", command, 4, "import", setup)
 
 
 SYNC = _gunicorn("sync")
@@ -59,7 +70,18 @@ GTHREAD = _gunicorn("gthread", "--threads", "4", threads=4)
 GEVENT = _gunicorn("gevent", "--worker-connections", "50", threads=50)
 UWSGI = _uwsgi()
 UWSGI_THREADS = _uwsgi(threads=4)
+MOD_WSGI = _mod_wsgi()
 KINDS = [SYNC, GTHREAD, GEVENT, UWSGI, UWSGI_THREADS]
+
+
+TROUBLES = {
+    "sleep": "sleeper",
+    "spin": "spinner",
+    "lock": "waiter for a lock",
+    "gil": "C code holding the GIL",
+    "nul": "printer without end",
+}
+"""The pages that never end, and what they are called."""
 
 
 class Troubled(Site):

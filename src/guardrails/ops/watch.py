@@ -196,6 +196,8 @@ class _Stores:
             name = getattr(wanted, "name", None)
             found = [each for each in found if each[1].removesuffix(_PRIVATE) == name]
         watched = [self._open(uid, name) for uid, name in found]
+        for gone in self._opened.keys() - set(found):
+            del self._opened[gone]
         if self._parent is not None:
             return [each for each in watched if self._has_our_workers(each)]
         if len(watched) > 1:
@@ -359,7 +361,7 @@ def _log_to(path: str | None) -> None:
         logging.Formatter("%(asctime)s guardrails watch %(process)d %(levelname)s %(message)s")
     )
     logging.getLogger().addHandler(handler)
-    logging.getLogger("guardrails").setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
 
 
 def _say(what: str) -> None:

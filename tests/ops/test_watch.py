@@ -1,0 +1,231 @@
+"""`guardrails watch`: one of a kind, started and stopped by anybody, whatever was left lying about."""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from guardrails.store import place
+
+SECONDS = 30
+
+
+def watch(*words, **environ):
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "guardrails", "watch", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name[:10] != "GUARDRAILS"} | environ,
+    )
+
+
+def until(condition, what):
+    deadline = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def store():
+    """A store's name of this test's own; whoever watches it is ended."""
+    name = f"test-watch-{secrets.token_hex(6)}"
+    yield f"--store=shm:{name}"
+    watch(f"--store=shm:{name}", "stop")
+    for folder in place.folders():
+        for path in folder.glob(f"watch-shm_{name}*"):
+            path.unlink()
+
+
+def lock_of(store):
+    name = store.partition("=")[2].replace(":", "_")
+    return next(iter(place.folders())) / f"watch-{name}.lock"
+
+
+def pid_of(said):
+    return int(re.search(r"pid (\d+)", said)[1])
+
+
+def is_there(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def test_start_is_idempotent_status_tells_and_stop_ends_it(store):
+    assert watch(store, "status").returncode == 3
+    first = watch(store, "start")
+    assert first.returncode == 0
+    pid = pid_of(first.stdout)
+
+    again = watch(store, "start")
+    assert again.returncode == 0
+    assert again.stdout == f"guardrails watch: running already, pid {pid}\n"
+    told = watch(store, "status")
+    assert (told.returncode, pid_of(told.stdout)) == (0, pid)
+
+    stopped = watch(store, "stop")
+    assert (stopped.returncode, stopped.stdout) == (0, f"guardrails watch: stopped, pid {pid}\n")
+    assert not is_there(pid)
+    assert watch(store, "status").stdout == "guardrails watch: not running\n"
+    assert watch(store, "stop").returncode == 0
+
+
+def test_it_runs_while_the_server_is_down_and_says_so(store, tmp_path):
+    log = tmp_path / "watch.log"
+    watch(store, f"--log-file={log}", "start")
+    until(lambda: "there is no store yet, and it waits for one" in log.read_text(), "it waits")
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_restart_takes_the_new_options(store):
+    first = pid_of(watch(store, "--timeout=5m", "start").stdout)
+    restarted = watch(store, "--timeout=7m", "restart").stdout
+    second = pid_of(restarted.splitlines()[-1])
+    assert second != first
+    assert b"--timeout=7m" in Path(f"/proc/{second}/cmdline").read_bytes()
+    assert not is_there(first)
+
+
+def test_a_lock_file_that_was_left_blocks_nothing_and_nobody_else_is_stopped(store):
+    """What a killed one left names a process that is somebody else's now."""
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        watch(store, "start")
+        watch(store, "stop")
+        lock_of(store).write_text(json.dumps([bystander.pid, 1, 1]))
+
+        assert watch(store, "status").returncode == 3
+        assert watch(store, "stop").stdout == "guardrails watch: not running\n"
+        assert watch(store, "start").stdout.startswith("guardrails watch: started")
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_who_holds_the_lock_but_is_not_what_it_wrote_is_not_stopped(store):
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    watch(store, "start")
+    watch(store, "stop")
+    try:
+        with lock_of(store).open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            held.write(json.dumps([bystander.pid, 1, 1]))
+            held.flush()
+            watch(store, "stop")
+            assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_after_a_kill_another_one_starts_at_once(store):
+    first = pid_of(watch(store, "start").stdout)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not is_there(first), "it is gone")
+    assert watch(store, "status").returncode == 3
+    assert pid_of(watch(store, "start").stdout) != first
+
+
+def test_only_one_runs_of_many_that_are_started_at_once(store):
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "guardrails", "watch", store, "start"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert len({pid_of(each) for each in said}) == 1, said
+
+
+def test_in_the_foreground_it_ends_on_sigterm_and_says_when_another_runs(store):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "guardrails", "watch", store, "run"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "watchdog: begins" in process.stderr.readline()
+    second = watch(store, "run")
+    assert second.returncode == 1
+    assert second.stdout.endswith(f"is running already, pid {process.pid}\n")
+    process.send_signal(signal.SIGHUP)
+    process.terminate()
+    assert process.wait(SECONDS) == 0
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--timeout=soon", "run"], "guardrails: timeout: 'soon' is not a duration"),
+        (["--store=redis://x", "status"], "guardrails: store: nothing handles 'redis://x'"),
+        (["--log-file=/nowhere/x", "start"], "guardrails: log_file: '/nowhere/x' cannot be opened"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_no_traceback(words, said):
+    ran = watch(*words)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(said)
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_without_a_command_the_usage_is_shown():
+    ran = watch()
+    assert ran.returncode == 2
+    assert "usage: guardrails watch" in ran.stderr
+
+
+def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, tmp_path):
+    """A request that is too old, in a worker that nobody would start again."""
+    note = tmp_path / "note.py"
+    note.write_text(
+        "import json, os, sys\n"
+        "facts = {k: v for k, v in os.environ.items() if k.startswith('GUARDRAILS_')}\n"
+        f"open({str(tmp_path)!r} + '/' + facts['GUARDRAILS_EVENT'], 'w').write("
+        "json.dumps([sys.argv[1:], facts]))\n"
+    )
+    url = store.partition("=")[2]
+    program = (
+        "import sys, guardrails; from guardrails import testing\n"
+        "app = guardrails.SpeedLimit('9/s')(testing.hello, store=sys.argv[1])\n"
+        "held = testing.Client(app).get('/$(touch x);`id`', buffered=False)\n"
+        "print('ready', flush=True); sys.stdin.read(); held.close()\n"
+    )
+    serving = subprocess.Popen(
+        [sys.executable, "-c", program, f"{url}?private&clients=100"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    try:
+        assert serving.stdout.readline() == b"ready\n"
+        command = f"--on-event={sys.executable} {note} 'one word' $HOME"
+        watch(store, "--timeout=100ms", "--poll=100ms", command, "start")
+        seen = until(lambda: (tmp_path / "left-alone").exists() and (tmp_path / "left-alone"), "told")
+        words, facts = json.loads(until(seen.read_text, "all of it"))
+        assert words == ["one word", "$HOME"]
+        assert facts["GUARDRAILS_PID"] == str(serving.pid)
+        assert facts["GUARDRAILS_CLIENT"] == "192.0.2.1"
+        assert facts["GUARDRAILS_PATH"].startswith("/$(touch")
+        assert "nobody would start" in facts["GUARDRAILS_MESSAGE"]
+        assert not (tmp_path / "x").exists()
+        assert serving.poll() is None
+    finally:
+        serving.communicate()

@@ -1,0 +1,204 @@
+"""The watchdog and real servers: whoever never ends is noticed, shown, ended and replaced."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from troubled import GTHREAD, KINDS, MOD_WSGI, SYNC, TROUBLES, UWSGI_THREADS
+
+TIMEOUT = 1.0
+OPTIONS = {"timeout": "1s", "poll": "100ms", "step": "500ms", "grace": "2s", "between": 0}
+STACKS = {
+    "sleep": r"testing\.py\", line \d+ in app",
+    "spin": r"testing\.py\", line \d+ in app",
+    "lock": r"testing\.py\", line \d+ in app",
+    "gil": r"testing\.py\", line \d+ in holding_the_gil",
+    "nul": r"testing\.py\", line \d+ in printing_for_ever",
+}
+
+
+@contextmanager
+def watching(site, **options):
+    """A watchdog beside a server, by the command line; gives what reads its log."""
+    given = OPTIONS | options
+    words = []
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [f"{flag}={value}"]
+    log = site.folder / "watchdog.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "guardrails", "watch", f"--store={site.store_url}", *words, "run"],
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        site.until(lambda: "watchdog: begins" in log.read_text(), "the watchdog begins")
+        yield log.read_text
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+class Asked:
+    """A request under way in a thread of its own, and what came of it."""
+
+    def __init__(self, site, target):
+        self.answer = None
+        self.began = time.monotonic()
+        self._thread = threading.Thread(target=self._ask, args=(site, target), daemon=True)
+        self._thread.start()
+
+    def _ask(self, site, target):
+        self.answer = site.ask(target, seconds=60)
+
+    def wait(self):
+        self._thread.join(60)
+        assert self.answer is not None
+        return self.answer
+
+
+def pid_is_gone(pid):
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True
+    return stat.rpartition(b")")[2].split()[0] in (b"Z", b"X")
+
+
+@pytest.mark.parametrize("page", TROUBLES)
+@pytest.mark.parametrize("kind", [*KINDS, MOD_WSGI], ids=lambda kind: kind.name)
+def test_whoever_never_ends_is_shown_ended_and_replaced(trouble, kind, page, observe_trouble):
+    beside = "gunicorn" in kind.name
+    site = trouble(kind, workers=2, **({"TROUBLE_WATCHDOG": json.dumps(OPTIONS)} if beside else {}))
+    if beside:
+        site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")
+        watch_and_see(site, kind, page, site.whole_log, observe_trouble)
+    else:
+        with watching(site) as log:
+            watch_and_see(site, kind, page, log, observe_trouble)
+
+
+def watch_and_see(site, kind, page, log, observe_trouble):
+    asked = Asked(site, f"/{page}?seconds=100")
+    seconds = []
+
+    def lasted():
+        seconds.append(round(time.monotonic() - asked.began - TIMEOUT, 1))
+
+    site.until(
+        lambda: re.search(r"overdue: worker \d+: +File.*trouble\.py|line \d+ in printing", log()),
+        "a stack",
+    )
+    lasted()
+    shown = log()
+    pid = int(re.search(r"overdue: GET /\w+ from 127\.0\.0\.1, 1 s old, in worker (\d+)", shown)[1])
+    stack = re.search(STACKS[page], shown)
+    site.until(lambda: pid_is_gone(pid), "its worker ends")
+    lasted()
+    answer = asked.wait()
+    site.until(lambda: site.pid() not in (0, pid), "another worker answers")
+    site.until(lambda: "has ended after" in log(), "its end is told")
+    lasted()
+
+    assert stack
+    assert site.goes_on()
+    assert asked.answer.status in (0, 200, 500, 502)
+    ended = re.search(r"has ended after (retiring \()?(\w+)", log())[2]
+    observe_trouble(
+        kind,
+        page,
+        {
+            "stack": "shown" if stack else "not shown",
+            "client": str(answer.status) if answer.status else "the end of its connection",
+            "by": ended,
+            "seconds": seconds,
+        },
+    )
+
+
+def test_those_beside_it_end_in_peace(trouble):
+    """A stuck request in a threaded worker: the others in it are waited for, and are answered."""
+    site = trouble(GTHREAD, workers=1)
+    with watching(site, timeout="2s", grace="20s") as log:
+        stuck = Asked(site, "/sleep?seconds=100")
+        time.sleep(1.5)
+        beside = Asked(site, "/sleep?seconds=1.8")
+        assert beside.wait().status == 200
+        assert stuck.wait().status == 0
+    told = log()
+    assert "1 request more with it" in told
+    assert "retiring (SIGTERM), and 1 request beside it have 20 s to end" in told
+    assert "will be lost" not in told
+
+
+@pytest.mark.parametrize("kind", [GTHREAD, UWSGI_THREADS], ids=lambda kind: kind.name)
+def test_one_request_is_ended_by_an_exception_and_its_worker_lives(trouble, kind):
+    site = trouble(kind, TROUBLE_INTERRUPTIBLE="1")
+    first = site.pid()
+    with watching(site, interrupt=True, timeout="2s") as log:
+        spinning = Asked(site, "/spin?seconds=100")
+        time.sleep(1)
+        beside = Asked(site, "/sleep?seconds=1.8")
+        assert spinning.wait().status in (0, 500)
+        assert beside.wait().status == 200
+    assert "it has ended after an exception in its thread" in log()
+    assert site.pid() == first
+    assert "RequestInterruptedError" in site.whole_log()
+
+
+def test_the_client_of_a_killed_request_is_refused_the_same_for_a_while(trouble):
+    site = trouble(SYNC, workers=2)
+    with watching(site, ban="10m"):
+        Asked(site, "/blamed/sleep?seconds=100").wait()
+        refused = site.ask("/blamed/sleep?seconds=0")
+        assert refused.status == 503
+        assert 540 < int(refused.headers["retry-after"]) <= 600
+        assert site.ask("/pid").status == 200
+
+
+def test_what_it_cost_is_charged_to_its_client(trouble):
+    """Six seconds of ten are a second of half a CPU beyond what is let: it waits for its share."""
+    site = trouble(SYNC, workers=2)
+    with watching(site, timeout="6s"):
+        Asked(site, "/blamed/sleep?seconds=100").wait()
+        refused = site.ask("/blamed/sleep?seconds=0")
+    assert refused.status == 503
+    assert 5 <= int(refused.headers["retry-after"]) <= 10
+    assert site.ask("/pid").status == 200
+
+
+def test_an_exempt_path_is_never_too_old(trouble):
+    site = trouble(SYNC, workers=2)
+    with watching(site, exempt_path="/download") as log:
+        assert Asked(site, "/download/sleep?seconds=3").wait().status == 200
+    assert "overdue" not in log()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a server as another user")
+def test_root_watches_workers_of_another_user(trouble):
+    site = trouble(MOD_WSGI, workers=2)
+    with watching(site) as log:
+        Asked(site, "/sleep?seconds=100").wait()
+        site.until(lambda: "its worker has ended" in log(), "its worker ends")
+    with site.store() as store:
+        assert store.requests() == []
+
+
+def test_the_watchdog_of_a_server_ends_with_it(trouble):
+    site = trouble(SYNC, TROUBLE_WATCHDOG=json.dumps(OPTIONS))
+    site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")
+    (pid,) = {
+        int(found)
+        for found in re.findall(r"guardrails watch (\d+) INFO watchdog: begins", site.whole_log())
+    }
+    os.kill(site.process.pid, 9)
+    site.until(lambda: pid_is_gone(pid), "the watchdog ends")
+    assert "ends, since the server that started it has ended" in site.whole_log()

@@ -1,0 +1,482 @@
+"""The watchdog's judgement: what it does, to whom, when, and to whom it does nothing.
+
+Time and processes are by hand here; real ones are in tests/servers/test_watchdog.py.
+"""
+
+import signal
+from contextlib import nullcontext
+
+import pytest
+
+import guardrails
+from guardrails import stacks
+from guardrails.errors import StoreError
+from guardrails.store.contract import InFlight, Records, Worker
+from guardrails.worker.policy import Policy
+from guardrails.worker.watchdog import Watchdog, Watched
+
+TERM, ABRT, KILL, HUP = signal.SIGTERM, signal.SIGABRT, signal.SIGKILL, signal.SIGHUP
+
+
+class Board:
+    """What the scoreboard of such a host shows."""
+
+    def __init__(self, host):
+        self.host = host
+
+    def requests(self):
+        if self.host.fails:
+            raise StoreError(self.host.fails)
+        return Records(
+            request._replace(age_seconds=self.host.now - began)
+            for request, began in self.host.in_flight.values()
+            if request.pid in self.host.workers
+        )
+
+    def workers(self):
+        return Records(self.host.workers.values() if self.host.on_board else [])
+
+    def blame(self, request, microseconds, ban_for, resource):
+        self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6, resource))
+        return True
+
+
+class Host:
+    """Workers with requests, as a scoreboard and the system show them, and a watchdog that looks."""
+
+    def __init__(self, **policy):
+        self.now = 1000.0
+        self.workers = {}
+        self.in_flight = {}
+        self.parents = {}
+        self.sent = []
+        self.events = []
+        self.blamed = []
+        self.orders = []
+        self.deadly = {KILL}
+        self.fails = None
+        self.on_board = True
+        self.dumps = {}
+        options = {"timeout": 60.0, "poll": 5.0, "grace": 30.0, "step": 2.0, "between": 10.0} | policy
+        self.watchdog = Watchdog(
+            Policy(**options),
+            lambda: [Watched(Board(self), "shm:test", nullcontext)],
+            self.announce,
+            self,
+            lambda: self.now,
+        )
+
+    # What happens to processes.
+    def send(self, pid, start, number):
+        self.sent.append((self.now, pid, number))
+        if number in self.deadly:
+            self.workers.pop(pid, None)
+        return True
+
+    def is_there(self, pid, start):
+        return pid in self.workers and self.workers[pid].process_start == start
+
+    def parent(self, pid):
+        return self.parents.get(pid, 1)
+
+    def cpu_seconds(self, pid):
+        return 0.0
+
+    def dump(self, worker):
+        return self.dumps.get(worker.pid)
+
+    def interrupt(self, worker, request):
+        self.orders.append((worker.pid, request.generation))
+        return True
+
+    def announce(self, event, message, level=30, **facts):
+        self.events.append((event, message, facts))
+
+    # What tests say.
+    def worker(self, pid, **changes):
+        worker = Worker(
+            pid=pid,
+            process_start=pid * 10,
+            parent=1,
+            server="gunicorn (gthread)",
+            state="serving",
+            requests=0,
+            in_flight=0,
+            age_seconds=1.0,
+            last_seen_seconds=1.0,
+            cpu_seconds=0.0,
+            resident_bytes=0,
+            threads=4,
+            respawns=True,
+            retire_signal=TERM,
+            dump_signal=45,
+            interruptible=False,
+            limits={},
+        )._replace(**changes)
+        self.workers[pid] = worker
+        return self
+
+    def request(self, number, pid, age=0.0, path="/slow", client="192.0.2.1", start=None):
+        request = InFlight(
+            pid=pid,
+            generation=number,
+            age_seconds=0.0,
+            client=client,
+            method="GET",
+            host="example.org",
+            path=path,
+            slots=0,
+            thread=0x7F00 + number,
+            process_start=pid * 10 if start is None else start,
+            row=number,
+        )
+        self.in_flight[number] = (request, self.now - age)
+        return self
+
+    def ends(self, number):
+        del self.in_flight[number]
+
+    def passes(self, seconds):
+        """Let time pass, in the watchdog's own steps."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + self.watchdog.pause())
+            self.look()
+
+    def look(self):
+        self.watchdog.look()
+
+    def told(self, event):
+        return [message for name, message, _ in self.events if name == event]
+
+    def signals(self):
+        return [(pid, number) for _, pid, number in self.sent]
+
+
+def test_a_request_within_its_time_is_left_alone():
+    host = Host().worker(7).request(1, 7)
+    host.passes(55)
+    assert host.events == []
+    assert host.sent == []
+
+
+def test_a_request_beyond_it_is_told_of_once_with_all_that_is_known():
+    host = Host(dry_run=True).worker(7).request(1, 7, path="/report")
+    host.passes(90)
+    (told,) = host.told("overdue")
+    assert told.startswith(
+        "GET /report from 192.0.2.1, 60 s old, in worker 7, thread 0x7f01: more than 60 s"
+    )
+    (facts,) = [facts for event, _, facts in host.events if event == "overdue"]
+    assert facts["pid"] == 7
+    assert (facts["client"], facts["method"], facts["path"]) == ("192.0.2.1", "GET", "/report")
+    assert (facts["age"], facts["thread"], facts["store"]) == ("60.0", "0x7f01", "shm:test")
+
+
+def test_the_ladder_is_climbed_step_by_step():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    at = [when for when, _, _ in host.sent]
+    assert 2 <= at[1] - at[0] < 2.5
+    assert 2 <= at[2] - at[1] < 2.5
+    assert host.told("killed")[0].endswith("in worker 7: its worker has ended after SIGKILL")
+
+
+def test_a_server_with_a_way_of_its_own_to_retire_is_asked_that_way_first():
+    host = Host().worker(7, server="uWSGI", retire_signal=HUP).request(1, 7, age=60)
+    host.passes(20)
+    assert host.signals() == [(7, HUP), (7, TERM), (7, ABRT), (7, KILL)]
+
+
+def test_the_ladder_ends_when_the_worker_does():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.deadly = {ABRT}
+    host.passes(30)
+    assert host.signals() == [(7, TERM), (7, ABRT)]
+    assert host.told("killed")[0].endswith("its worker has ended after SIGABRT")
+
+
+def test_the_ladder_ends_when_the_request_does():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.passes(6)
+    host.ends(1)
+    host.passes(60)
+    assert host.signals() == [(7, TERM)]
+    assert host.told("ended")[0].endswith("it has ended after retiring (SIGTERM)")
+
+
+def test_a_process_that_took_over_the_pid_is_never_met():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.passes(5.1)
+    assert host.signals() == [(7, TERM)]
+    host.workers[7] = host.workers[7]._replace(process_start=999)
+    host.passes(60)
+    assert host.signals() == [(7, TERM)]
+
+
+def test_another_request_in_the_same_row_and_process_is_never_met():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.passes(5.1)
+    host.ends(1)
+    host.request(2, 7)
+    host.passes(30)
+    assert host.signals() == [(7, TERM)]
+
+
+def test_those_beside_it_are_counted_and_waited_for():
+    host = Host().worker(7).request(1, 7, age=60).request(2, 7).request(3, 7)
+    host.passes(5.1)
+    assert "; 2 requests more with it" in host.told("overdue")[0]
+    assert host.told("step")[0].endswith(
+        "retiring (SIGTERM), and 2 requests beside it have 30 s to end"
+    )
+    host.passes(15)
+    assert host.signals() == [(7, TERM)]
+    host.ends(2)
+    host.passes(5)
+    assert host.signals() == [(7, TERM)]
+    host.ends(3)
+    host.passes(1)
+    assert host.signals() == [(7, TERM), (7, ABRT)]
+
+
+def test_those_beside_it_are_lost_when_the_grace_is_over_and_it_is_said():
+    host = Host().worker(7).request(1, 7, age=60).request(2, 7)
+    host.passes(29)
+    assert host.signals() == [(7, TERM)]
+    host.passes(10)
+    assert host.signals()[:2] == [(7, TERM), (7, ABRT)]
+    assert host.told("step")[1].endswith("SIGABRT, and 1 request beside it will be lost")
+
+
+def test_several_that_are_too_old_in_one_worker_do_not_wait_for_each_other():
+    host = Host(ban=300.0).worker(7).request(1, 7, age=60).request(2, 7, age=61, client="192.0.2.2")
+    host.passes(12)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert {client for client, *_ in host.blamed} == {"192.0.2.1", "192.0.2.2"}
+    assert len(host.told("killed")) == 2
+
+
+def test_one_worker_at_a_time_and_a_pause_between():
+    host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60)
+    host.passes(9.9)
+    assert {pid for pid, _ in host.signals()} == {7}
+    host.passes(30)
+    ended = host.sent[2][0]
+    assert host.signals()[:3] == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert host.signals()[3:] == [(8, TERM), (8, ABRT), (8, KILL)]
+    assert host.sent[3][0] - ended >= 10
+
+
+def test_never_are_fewer_workers_left_than_wanted():
+    host = Host(keep=2).worker(7).worker(8).request(1, 7, age=60)
+    host.passes(100)
+    assert host.sent == []
+    assert host.told("left-alone")[0].endswith(
+        "its worker is not ended, since fewer than 2 would be left"
+    )
+    host.worker(9)
+    host.passes(10)
+    assert host.signals()[0] == (7, TERM)
+
+
+def test_who_retires_is_none_of_those_that_are_left():
+    host = Host(keep=1).worker(7).worker(8, state="retiring").request(1, 7, age=60)
+    host.passes(100)
+    assert host.sent == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "parent", "said"),
+    [
+        ({"respawns": False, "server": "waitress"}, 1, "since nobody would start waitress again"),
+        ({"parent": 5}, 1, "since the process that would start it again is gone"),
+        ({"parent": 0}, 0, "since the process that would start it again is gone"),
+    ],
+)
+def test_who_would_not_be_started_again_is_only_spoken_of(changes, parent, said):
+    host = Host().worker(7, **changes).request(1, 7, age=60)
+    host.parents[7] = parent
+    host.passes(200)
+    assert host.sent == []
+    assert len(host.told("left-alone")) == 1
+    assert said in host.told("left-alone")[0]
+
+
+def test_a_worker_that_is_not_on_the_scoreboard_is_only_spoken_of():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.on_board = False
+    host.passes(60)
+    assert host.sent == []
+    assert "its worker is not on the scoreboard" in host.told("left-alone")[0]
+
+
+def test_a_timeout_of_nothing_is_off():
+    host = Host(timeout=0.0).worker(7).request(1, 7, age=99_999)
+    host.passes(60)
+    assert host.events == []
+
+
+def test_paths_have_their_own_time_and_some_have_none():
+    times = {"/reports": 600.0, "/reports/quick": 10.0, "/upload": 0.0}
+    host = Host(path_timeouts=times, dry_run=True, timeout=60.0)
+    for number, path in enumerate(["/reports/x", "/reports/quick", "/upload/1", "/reportsX", "/"], 1):
+        host.worker(number).request(number, number, age=100, path=path)
+    host.look()
+    assert {facts["path"] for event, _, facts in host.events if event == "overdue"} == {
+        "/reports/quick",
+        "/reportsX",
+        "/",
+    }
+    host.passes(505)
+    assert any("/reports/x" in told for told in host.told("overdue"))
+    assert not any("/upload" in told for told in host.told("overdue"))
+
+
+def test_nobody_talks_himself_into_an_exemption():
+    host = Host(path_timeouts={"/upload": 0.0}, dry_run=True)
+    for number, path in enumerate(["/upload/../slow", "/upload//../slow", "/x/../upload"], 1):
+        host.worker(number).request(number, number, age=100, path=path)
+    host.look()
+    assert len(host.told("overdue")) == 3
+
+
+def test_time_outs_by_path_alone_are_enough():
+    host = Host(timeout=0.0, path_timeouts={"/slow": 30.0}, dry_run=True)
+    host.worker(7).request(1, 7, age=31).request(2, 7, age=31, path="/other")
+    host.look()
+    assert len(host.told("overdue")) == 1
+
+
+def test_where_the_worker_allows_it_one_request_is_ended_first():
+    host = Host(interrupt=True).worker(7, interruptible=True).request(1, 7, age=60)
+    host.passes(5.1)
+    assert host.orders == [(7, 1)]
+    assert host.sent == []
+    host.ends(1)
+    host.passes(60)
+    assert host.sent == []
+    assert host.told("ended")[0].endswith("it has ended after an exception in its thread")
+    assert host.blamed == []
+
+
+def test_if_the_exception_does_not_end_it_the_ladder_goes_on():
+    host = Host(interrupt=True).worker(7, interruptible=True).request(1, 7, age=60)
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
+@pytest.mark.parametrize(("asked", "allowed"), [(False, True), (True, False)])
+def test_no_exception_without_both_wanting_it(asked, allowed):
+    host = Host(interrupt=asked).worker(7, interruptible=allowed).request(1, 7, age=60)
+    host.passes(20)
+    assert host.orders == []
+
+
+def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_while():
+    host = Host(ban=600.0).worker(7).request(1, 7, age=60, path="/x/../slow")
+    host.passes(20)
+    ((client, seconds, ban, resource),) = host.blamed
+    assert (client, ban, resource) == ("192.0.2.1", 600, "/slow")
+    assert 60 <= seconds <= 70
+    assert "is refused /x/../slow for 600 s" in host.told("blamed")[0]
+
+
+def test_a_dry_run_touches_nobody():
+    host = (
+        Host(dry_run=True, interrupt=True, ban=60.0).worker(7, interruptible=True).request(1, 7, age=60)
+    )
+    host.passes(300)
+    assert (host.sent, host.orders, host.blamed) == ([], [], [])
+    assert len(host.told("overdue")) == 1
+
+
+def test_the_stack_of_its_thread_is_logged_and_no_other(caplog):
+    host = Host(dry_run=True).worker(7).request(1, 7, age=60)
+    host.dumps[7] = stacks.parse(
+        'Thread 0x0000000000007f02 (most recent call first):\n  File "other.py", line 1 in other\n\n'
+        'Current thread 0x0000000000007f01 (most recent call first):\n  File "a\x1b.py", line 2 in stuck\n'
+    )
+    host.look()
+    assert 'overdue: worker 7:   File "a\\x1b.py", line 2 in stuck' in caplog.text
+    assert "other.py" not in caplog.text
+
+
+def test_without_a_stack_that_is_said():
+    host = Host(dry_run=True).worker(7).request(1, 7, age=60)
+    host.look()
+    assert host.told("no-stack") == ["worker 7 does not show where its thread 0x7f01 is"]
+
+
+def test_a_store_that_fails_is_said_once_and_looked_at_again(caplog):
+    host = Host(dry_run=True).worker(7).request(1, 7, age=60)
+    host.fails = "gone"
+    host.passes(20)
+    assert caplog.text.count("store shm:test cannot be read: gone") == 1
+    host.fails = None
+    host.passes(5)
+    assert len(host.told("overdue")) == 1
+
+
+def test_who_survives_sigkill_is_spoken_of():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.deadly = set()
+    host.passes(30)
+    assert host.told("stands")[0] == "worker 7 does not end after SIGKILL"
+    assert host.signals().count((7, KILL)) == 1
+
+
+def test_what_is_not_permitted_is_said():
+    host = Host().worker(7).request(1, 7, age=60)
+
+    def send(pid, start, number):
+        raise PermissionError(1, "Operation not permitted")
+
+    host.send = send
+    host.passes(8)
+    assert "Operation not permitted" in host.told("not-permitted")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout": "soon"}, "timeout: 'soon' is not a duration"),
+        ({"timeout": "-3m"}, "timeout: '-3m' is not a duration"),
+        ({"poll": 0}, "poll: 0 is too often"),
+        ({"path_timeout": "/x"}, "path_timeout: '/x' is no PREFIX=TIME"),
+        ({"path_timeout": {"/x": "y"}}, "path_timeout: 'y' is not a duration"),
+        ({"exempt_path": "upload"}, "exempt_paths: 'upload'"),
+        ({"least_workers": -1}, "least_workers: -1 is not a whole number"),
+        ({"ban": "x"}, "ban: 'x' is not a duration"),
+        ({"on_event": "'"}, 'on_event: "\'" cannot be split'),
+        ({"store": "redis://x"}, "store: nothing handles"),
+        ({"tiemout": 3}, "watchdog: tiemout=3 is unknown: the options are ban, between"),
+        ({"probe": "ftp://x"}, "probe"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(options, said):
+    with pytest.raises(guardrails.ConfigurationError) as error:
+        guardrails.watchdog(**options)
+    assert str(error.value).startswith(said)
+
+
+def test_a_watchdog_in_settings_and_on_the_command_line_say_the_same():
+    from guardrails.ops.cli import _parser
+    from guardrails.worker.watching import OPTIONS
+
+    described = guardrails.watchdog(
+        "2m",
+        path_timeout={"/reports": "10m"},
+        exempt_path=["/upload", "/download"],
+        interrupt=True,
+        ban="5m",
+        disk=["/=10%"],
+        least_workers=2,
+    )
+    parsed = vars(_parser().parse_args(["watch", *described.arguments(), "run"]))
+    given = {option.name: parsed[option.name] for option in OPTIONS}
+    again = guardrails.watchdog(given.pop("timeout"), **given)
+
+    assert again.policy == described.policy
+    assert again.arguments() == described.arguments()
