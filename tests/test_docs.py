@@ -15,6 +15,7 @@ import pytest
 
 import guardrails
 from guardrails.checks import CODES
+from guardrails.worker.watching import OPTIONS
 from guardrails.store import place
 from guardrails.store.layout import plan
 from guardrails.store.opening import DEFAULT_ROWS
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUR_PAGES = [page for page in PAGES if page.name != "benchmarks.md"]
 LONGEST_SECONDS = 30
+OTHERS_FLAGS = {"--team", "--lazy-apps", "--master", "--respawn-failed-workers"}
+"""What other programs take."""
 
 # The store that the pages look into is there, as it would be beside a running server.
 PREAMBLE = """\
@@ -112,14 +115,43 @@ def test_every_option_that_a_page_gives_a_guard_or_a_throttle_is_taken(page):
         "bind",
         "x_for",
         "trusted_proxy_headers",
+        "post_fork",
+        "when_ready",
+        "GUARDRAILS_RLIMIT_CPU",
+        "GUARDRAILS_RLIMIT_DEFAULTS",
     }
-    known |= set(inspect.signature(guardrails.throttle).parameters)
+    for function in (guardrails.throttle, guardrails.rlimits, guardrails.size_limit):
+        known |= set(inspect.signature(function).parameters)
+    known |= {option.name for option in OPTIONS}
     for guard in (BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit):
         known |= set(guard.__dataclass_fields__)
 
     options = re.findall(r"`([A-Za-z_]+) ?=[^`=]*`", page.read_text(encoding="utf-8"))
 
     assert set(options) - known == set()
+
+
+@page_by_page
+def test_every_flag_that_a_page_names_is_one_of_the_command(page):
+    text = page.read_text(encoding="utf-8")
+    lines = [text] if page.name == "watchdog.md" else re.findall(r"guardrails watch[^`\n]*", text)
+    flags = {flag for line in lines for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
+
+    assert flags - {option.flag for option in OPTIONS} - OTHERS_FLAGS == set()
+
+
+def test_every_event_and_every_option_of_the_watchdog_is_explained():
+    page = (ROOT / "docs/watchdog.md").read_text(encoding="utf-8")
+    sources = "\n".join(
+        (ROOT / f"src/guardrails/worker/{name}.py").read_text(encoding="utf-8")
+        for name in ("watchdog", "monitor", "logfiles", "pressure", "probe")
+        if (ROOT / f"src/guardrails/worker/{name}.py").exists()
+    )
+    events = set(re.findall(r'announce\(\s*"([a-z-]+)"', sources))
+
+    assert len(events) > 12
+    assert {event for event in events if f"`{event}`" not in page} == set()
+    assert {option.flag for option in OPTIONS if option.flag not in page} == set()
 
 
 @page_by_page
