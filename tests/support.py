@@ -166,6 +166,9 @@ class PassingStore:
     def begin_retiring(self) -> bool:
         return self.inner.begin_retiring()
 
+    def mark_retiring(self, worker: Worker) -> None:
+        self.inner.mark_retiring(worker)
+
     def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
         return self.inner.blame(request, microseconds, ban_for, resource)
 

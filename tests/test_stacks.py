@@ -53,10 +53,14 @@ def test_a_stuck_process_shows_where_its_request_is(stuck):
     (worker,) = store.workers()
     owner = Owner(worker.pid, worker.process_start, this_process().namespace)
 
-    dump = stacks.ask(owner, lambda: os.kill(process.pid, worker.dump_signal), seconds=20)
+    dump = stacks.ask(
+        stacks.open_file(owner), lambda: os.kill(process.pid, worker.dump_signal), seconds=20
+    )
 
     assert any("in forgotten" in line for line in dump.of(request.thread))
-    again = stacks.ask(owner, lambda: os.kill(process.pid, worker.dump_signal), seconds=20)
+    again = stacks.ask(
+        stacks.open_file(owner), lambda: os.kill(process.pid, worker.dump_signal), seconds=20
+    )
     assert len(again.blocks) == len(dump.blocks)
 
 
@@ -64,8 +68,8 @@ def test_who_does_not_answer_shows_nothing(stuck):
     process, store = stuck
     (worker,) = store.workers()
     owner = Owner(worker.pid, worker.process_start, this_process().namespace)
-    assert stacks.ask(owner, lambda: None, seconds=0.2) is None
-    assert stacks.ask(owner._replace(start=1), lambda: None, seconds=0.2) is None
+    assert stacks.ask(stacks.open_file(owner), lambda: None, seconds=0.2) is None
+    assert stacks.open_file(owner._replace(start=1)) is None
     assert process.poll() is None
 
 

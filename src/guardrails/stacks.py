@@ -105,8 +105,23 @@ class Dump(NamedTuple):
         return self.blocks[0] if len(self.blocks) == 1 else None
 
 
+def open_file(owner: Owner) -> int | None:
+    """A descriptor of a process's file; None where it has none."""
+    for folder in place.folders():
+        with suppress(OSError, StoreError):
+            descriptor = place.open_file(folder / file_name(owner))
+            if descriptor is not None:
+                try:
+                    place.verify_file(descriptor, folder / file_name(owner))
+                except StoreError:
+                    os.close(descriptor)
+                    raise
+                return descriptor
+    return None
+
+
 def ask(
-    owner: Owner,
+    descriptor: int,
     send: Callable[[], object],
     *,
     seconds: float = 1.0,
@@ -114,17 +129,9 @@ def ask(
 ) -> Dump | None:
     """Let a process write its stacks, and read them. None when it does not within `seconds`.
 
-    send: sends it the signal. What was written before is dropped.
+    descriptor: of its file, which is closed.   send: sends it the signal. What was written before is
+    dropped.
     """
-    descriptor = None
-    for folder in place.folders():
-        with suppress(OSError, StoreError):
-            descriptor = place.open_file(folder / file_name(owner))
-            if descriptor is not None:
-                place.verify_file(descriptor, folder)
-                break
-    if descriptor is None:
-        return None
     try:
         os.ftruncate(descriptor, 0)
         send()

@@ -4,7 +4,6 @@ Time and processes are by hand here; real ones are in tests/servers/test_watchdo
 """
 
 import signal
-from contextlib import nullcontext
 
 import pytest
 
@@ -36,6 +35,9 @@ class Board:
     def workers(self):
         return Records(self.host.workers.values() if self.host.on_board else [])
 
+    def mark_retiring(self, worker):
+        self.host.marked.append(worker.pid)
+
     def blame(self, request, microseconds, ban_for, resource):
         self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6, resource))
         return True
@@ -52,6 +54,7 @@ class Host:
         self.sent = []
         self.events = []
         self.blamed = []
+        self.marked = []
         self.orders = []
         self.deadly = {KILL}
         self.fails = None
@@ -60,7 +63,7 @@ class Host:
         options = {"timeout": 60.0, "poll": 5.0, "grace": 30.0, "step": 2.0, "between": 10.0} | policy
         self.watchdog = Watchdog(
             Policy(**options),
-            lambda: [Watched(Board(self), "shm:test", nullcontext)],
+            lambda: [Watched(Board(self), "shm:test")],
             self.announce,
             self,
             lambda: self.now,
@@ -82,10 +85,10 @@ class Host:
     def cpu_seconds(self, pid):
         return 0.0
 
-    def dump(self, worker):
+    def dump(self, watched, worker):
         return self.dumps.get(worker.pid)
 
-    def interrupt(self, worker, request):
+    def interrupt(self, watched, worker, request):
         self.orders.append((worker.pid, request.generation))
         return True
 
@@ -396,7 +399,8 @@ def test_the_stack_of_its_thread_is_logged_and_no_other(caplog):
     host = Host(dry_run=True).worker(7).request(1, 7, age=60)
     host.dumps[7] = stacks.parse(
         'Thread 0x0000000000007f02 (most recent call first):\n  File "other.py", line 1 in other\n\n'
-        'Current thread 0x0000000000007f01 (most recent call first):\n  File "a\x1b.py", line 2 in stuck\n'
+        "Current thread 0x0000000000007f01 (most recent call first):\n"
+        '  File "a\x1b.py", line 2 in stuck\n'
     )
     host.look()
     assert 'overdue: worker 7:   File "a\\x1b.py", line 2 in stuck' in caplog.text

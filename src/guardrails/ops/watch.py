@@ -62,11 +62,11 @@ def run(watch: Watch, parent: int | None) -> int:
 def start(watch: Watch, parent: int | None) -> int:
     """Start it in the background; nothing happens where it runs already."""
     name = _name(watch, parent)
-    with _Lock(name) as lock:
-        if not lock.taken:
-            _say(f"running already{lock.of_whom()}")
-            return DONE
-        log_file = dict(watch.options)["log_file"] or str(lock.path.with_suffix(".log"))
+    running = _running(name)
+    if running is not None:
+        _say(f"running already, pid {running.pid}")
+        return DONE
+    log_file = dict(watch.options)["log_file"] or str(_Lock(name).path.with_suffix(".log"))
     command = [
         sys.executable,
         "-m",
@@ -86,13 +86,15 @@ def start(watch: Watch, parent: int | None) -> int:
         )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
+        ended = process.poll() is not None
         running = _running(name)
         if running is not None:
-            _say(f"started, pid {running.pid}; it writes to {log_file}")
+            what = "started" if running.pid == process.pid else "running already"
+            _say(f"{what}, pid {running.pid}; it writes to {log_file}")
             process.returncode = 0  # it goes on without us
             return DONE
+        if ended:
+            break
         time.sleep(0.02)
     _say(f"it did not start: see {log_file}")
     return FAILED
@@ -215,13 +217,12 @@ class _Stores:
         if known is None:
             plain = name.removesuffix(_PRIVATE)
             store = SharedStore(plain, private=name != plain, create=False)
-            known = self._opened[uid, name] = Watched(store, f"shm:{plain}", lambda: _acting(uid))
+            known = self._opened[uid, name] = Watched(store, f"shm:{plain}", uid)
         return known
 
     def _has_our_workers(self, watched: Watched) -> bool:
         try:
-            with watched.acting():
-                return any(each.parent == self._parent for each in watched.store.workers())
+            return any(each.parent == self._parent for each in watched.workers())
         except (StoreError, OSError):
             return False
 
@@ -245,20 +246,6 @@ def _found_stores() -> Iterator[tuple[int, str]]:
                     if plain.endswith(suffix):
                         private = _PRIVATE if plain != path.name else ""
                         yield int(match[1]), plain.removesuffix(suffix) + private
-
-
-@contextmanager
-def _acting(uid: int) -> Iterator[None]:
-    """As root, look into a user's folder as that user: whatever is made there is theirs."""
-    before = os.geteuid()
-    if before == uid:
-        yield
-        return
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(before)
 
 
 class _Lock:

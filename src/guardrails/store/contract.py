@@ -374,6 +374,9 @@ class Store(Protocol):
     def begin_retiring(self) -> bool:
         """Show this worker as retiring, unless another one is: one at a time."""
 
+    def mark_retiring(self, worker: Worker) -> None:
+        """Show a worker as retiring that somebody else asked to end."""
+
     def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
         """Charge the client of a request that is to be killed with its whole time.
 

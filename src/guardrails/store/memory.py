@@ -232,6 +232,10 @@ class MemoryStore:
             self._retiring_since = self._clock()
             return True  # nobody else is here
 
+    def mark_retiring(self, worker: Worker) -> None:
+        if worker.pid == os.getpid():
+            self.begin_retiring()
+
     def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
         with self._exclusive():
             self._begin()

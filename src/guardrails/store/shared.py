@@ -176,7 +176,6 @@ class SharedStore:
         return may
 
     def mark_retiring(self, worker: Worker) -> None:
-        """Show a worker as retiring that somebody else asked to end."""
         self._call(os.getpid(), workers.mark_retiring, worker.pid, worker.process_start)
 
     def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:

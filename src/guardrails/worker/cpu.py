@@ -147,8 +147,8 @@ class _Watcher:
             )
         else:
             log.error(
-                "rlimits: CPU: worker %d has used %d s, its soft limit, and goes on: nobody would start "
-                "%s again",
+                "rlimits: CPU: worker %d has used %d s, its soft limit, and goes on: nobody would "
+                "start %s again",
                 os.getpid(),
                 used,
                 retiring.here(),

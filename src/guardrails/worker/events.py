@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from guardrails.errors import ConfigurationError
+from guardrails.worker.identity import as_ourselves
 
 log = logging.getLogger("guardrails.watch")
 
@@ -80,9 +81,10 @@ class Commands:
             f"GUARDRAILS_{name.upper()}": value.replace("\0", "") for name, value in facts.items()
         }
         try:
-            process = subprocess.Popen(  # noqa: S603 - the operator's own command, and no shell
-                words, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            with as_ourselves():
+                process = subprocess.Popen(  # noqa: S603 - the operator's own command, and no shell
+                    words, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
+                )
         except (OSError, ValueError) as error:
             log.error("%s: cannot be run: %s", words[0], error)  # noqa: TRY400 - no traceback
             return False

@@ -18,14 +18,16 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from guardrails import interrupting, stacks
 from guardrails.errors import StoreError
 from guardrails.request import canonical_path
-from guardrails.store.contract import InFlight, Store, Worker
+from guardrails.store.contract import InFlight, Records, Store, Worker
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
+from guardrails.units import MICROSECONDS
 from guardrails.worker.events import Announce, printable
+from guardrails.worker.identity import acting_as
 from guardrails.worker.policy import Policy
 
 log = logging.getLogger("guardrails.watch")
@@ -35,12 +37,45 @@ _FAST_POLL = 0.1
 """Seconds between two looks while a worker is on the ladder."""
 
 
-class Watched(NamedTuple):
-    """A store to look at, and what it takes to be allowed to: its owner's uid, for root."""
+class Watched:
+    """A store to look at, as the user to whom it belongs.
 
-    store: Store
-    name: str
-    acting: Callable[[], AbstractContextManager[object]]
+    name: what it is called in events.   uid: its owner; None is this process's own.
+    """
+
+    def __init__(self, store: Store, name: str, uid: int | None = None) -> None:
+        self._store = store
+        self.name = name
+        self._uid = os.geteuid() if uid is None else uid
+
+    def acting(self) -> AbstractContextManager[None]:
+        """While its files are touched."""
+        return acting_as(self._uid)
+
+    def requests(self) -> Records[InFlight]:
+        """What is in flight."""
+        with self.acting():
+            return self._store.requests()
+
+    def workers(self) -> Records[Worker]:
+        """Who serves."""
+        with self.acting():
+            return self._store.workers()
+
+    def blame(self, request: InFlight, seconds: float, ban: float) -> None:
+        """Let a request's client pay."""
+        with self.acting():
+            self._store.blame(
+                request,
+                round(seconds * MICROSECONDS),
+                round(ban * MICROSECONDS),
+                canonical_path(request.path),
+            )
+
+    def mark_retiring(self, worker: Worker) -> None:
+        """Show a worker as retiring."""
+        with self.acting():
+            self._store.mark_retiring(worker)
 
 
 class System(Protocol):
@@ -58,10 +93,10 @@ class System(Protocol):
     def cpu_seconds(self, pid: int) -> float:
         """What it has burnt."""
 
-    def dump(self, worker: Worker) -> stacks.Dump | None:
+    def dump(self, watched: Watched, worker: Worker) -> stacks.Dump | None:
         """Its Python stacks."""
 
-    def interrupt(self, worker: Worker, request: InFlight) -> bool:
+    def interrupt(self, watched: Watched, worker: Worker, request: InFlight) -> bool:
         """Have the request ended by an exception."""
 
 
@@ -99,20 +134,26 @@ class Processes:
         facts = process_facts(pid)
         return facts.cpu_seconds if facts else 0.0
 
-    def dump(self, worker: Worker) -> stacks.Dump | None:
+    def dump(self, watched: Watched, worker: Worker) -> stacks.Dump | None:
         """By faulthandler in the worker itself, else by py-spy where that is installed."""
         dump = None
         if worker.dump_signal:
-            dump = stacks.ask(
-                Owner(worker.pid, worker.process_start, pid_namespace()),
-                lambda: self.send(worker.pid, worker.process_start, worker.dump_signal),
-            )
+            with watched.acting():
+                file = stacks.open_file(_owner(worker))
+            if file is not None:
+                dump = stacks.ask(
+                    file, lambda: self.send(worker.pid, worker.process_start, worker.dump_signal)
+                )
         return dump or stacks.ask_py_spy(worker.pid)
 
-    def interrupt(self, worker: Worker, request: InFlight) -> bool:
+    def interrupt(self, watched: Watched, worker: Worker, request: InFlight) -> bool:
         """By the worker's own pipe."""
-        owner = Owner(worker.pid, worker.process_start, pid_namespace())
-        return interrupting.order(owner, request.generation, request.thread)
+        with watched.acting():
+            return interrupting.order(_owner(worker), request.generation, request.thread)
+
+
+def _owner(worker: Worker) -> Owner:
+    return Owner(worker.pid, worker.process_start, pid_namespace())
 
 
 class Case:
@@ -182,8 +223,7 @@ class Watchdog:
             return
         for watched in self._stores():
             try:
-                with watched.acting():
-                    self._look_at(watched)
+                self._look_at(watched)
                 self._failed.discard(watched.name)
             except (StoreError, OSError) as error:
                 if watched.name not in self._failed:
@@ -191,8 +231,8 @@ class Watchdog:
                     log.warning("watchdog: store %s cannot be read: %s", watched.name, error)
 
     def _look_at(self, watched: Watched) -> None:
-        requests = watched.store.requests()
-        workers = {(each.pid, each.process_start): each for each in watched.store.workers()}
+        requests = watched.requests()
+        workers = {(each.pid, each.process_start): each for each in watched.workers()}
         present = set()
         for request in requests:
             limit = self._policy.timeout_of(request.path)
@@ -227,7 +267,7 @@ class Watchdog:
             **_facts(case),
             beside=beside,
         )
-        dump = self._system.dump(worker) if worker is not None else None
+        dump = self._system.dump(case.watched, worker) if worker is not None else None
         block = dump.of(request.thread) if dump is not None else None
         if block is None:
             self._announce(
@@ -316,7 +356,7 @@ class Watchdog:
         if (
             self._policy.interrupt
             and worker.interruptible
-            and self._system.interrupt(worker, case.request)
+            and self._system.interrupt(case.watched, worker, case.request)
         ):
             self._tell_step(case, "an exception in its thread", "interrupt")
             yield step
@@ -347,7 +387,7 @@ class Watchdog:
         request = case.request
         if not self._system.is_there(request.pid, request.process_start):
             return None
-        for found in case.watched.store.requests():
+        for found in case.watched.requests():
             if (found.pid, found.process_start, found.generation) == (
                 request.pid,
                 request.process_start,
@@ -363,7 +403,7 @@ class Watchdog:
         return sum(
             (other.pid, other.process_start) == (request.pid, request.process_start)
             and other.generation not in too_old
-            for other in case.watched.store.requests()
+            for other in case.watched.requests()
         )
 
     def _innocents(self, case: Case) -> str:
@@ -380,9 +420,7 @@ class Watchdog:
         assert case.worker is not None  # noqa: S101 - else it is left alone
         self._tell_step(case, what, signal.Signals(number).name)
         if number == case.worker.retire_signal:
-            mark = getattr(case.watched.store, "mark_retiring", None)
-            if mark is not None:
-                mark(case.worker)
+            case.watched.mark_retiring(case.worker)
         try:
             self._system.send(case.worker.pid, case.worker.process_start, number)
         except PermissionError as error:
@@ -412,12 +450,7 @@ class Watchdog:
         request = case.request
         burnt = max(0.0, self._system.cpu_seconds(request.pid) - case.cpu_before)
         try:
-            case.watched.store.blame(
-                request,
-                round(request.age_seconds * 1_000_000),
-                round(self._policy.ban * 1_000_000),
-                canonical_path(request.path),
-            )
+            case.watched.blame(request, request.age_seconds, self._policy.ban)
         except StoreError as error:
             log.warning("watchdog: the client of a killed request was not charged: %s", error)
             return
