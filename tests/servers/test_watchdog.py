@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from troubled import GTHREAD, KINDS, MOD_WSGI, SYNC, TROUBLES, UWSGI_THREADS
+from setups import BIN
+from troubled import GTHREAD, KINDS, MOD_WSGI, NOBODY, SYNC, TROUBLES, UWSGI_THREADS
 
 TIMEOUT = 1.0
 OPTIONS = {"timeout": "1s", "poll": "100ms", "step": "500ms", "grace": "2s", "between": 0}
@@ -182,12 +183,32 @@ def test_an_exempt_path_is_never_too_old(trouble):
     assert "overdue" not in log()
 
 
+def test_the_watchdog_of_roots_server_watches_workers_of_another_user(trouble):
+    site = trouble(NOBODY, workers=2, TROUBLE_WATCHDOG=json.dumps(OPTIONS))
+    site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")
+    Asked(site, "/sleep?seconds=100").wait()
+    site.until(lambda: "has ended after SIGABRT" in site.whole_log(), "its end is told")
+    assert re.search(STACKS["sleep"], site.whole_log())
+    assert site.goes_on()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="py-spy looks into other processes as root")
+@pytest.mark.skipif(not (BIN / "py-spy").exists(), reason="py-spy is not installed")
+def test_where_the_signal_is_somebody_elses_py_spy_is_asked(trouble):
+    site = trouble(SYNC, TROUBLE_SIGNAL="taken")
+    with watching(site, dry_run=True) as log:
+        stuck = Asked(site, "/sleep?seconds=4")
+        site.until(lambda: re.search(r"overdue: worker \d+: .*trouble\.py", log()), "a stack")
+        assert stuck.wait().status == 200
+    assert "py-spy" not in log()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a server as another user")
 def test_root_watches_workers_of_another_user(trouble):
     site = trouble(MOD_WSGI, workers=2)
     with watching(site) as log:
         Asked(site, "/sleep?seconds=100").wait()
-        site.until(lambda: "its worker has ended" in log(), "its worker ends")
+        site.until(lambda: "has ended after" in log(), "its worker ends")
     with site.store() as store:
         assert store.requests() == []
 

@@ -5,6 +5,7 @@ TROUBLE_STORE names the store, TROUBLE_LIMITS and TROUBLE_SIZE have what is put 
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,12 +14,14 @@ from urllib.parse import parse_qs
 sys.path.insert(0, str(Path(__file__).parent))
 
 import guardrails
-from guardrails import CPUThrottle, SpeedLimit, testing
+from guardrails import CPUThrottle, SpeedLimit, stacks, testing
 
 LIMITS = json.loads(os.environ.get("TROUBLE_LIMITS", "null"))
 SIZE = json.loads(os.environ.get("TROUBLE_SIZE", "null"))
 HOOK = os.environ.get("TROUBLE_HOOK", "")
 
+if os.environ.get("TROUBLE_SIGNAL"):
+    signal.signal(stacks.DUMP_SIGNAL, lambda *_: None)
 limits = guardrails.rlimits(**LIMITS) if LIMITS else None
 if limits is not None and HOOK == "postfork":
     from uwsgidecorators import postfork

@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from setups import BIN, HERE, SETUPS, Setup, gunicorn, uwsgi
+from setups import BIN, HERE, SETUPS, Setup, group_of, gunicorn, uwsgi
 from sites import Site
 from wire import ask
 
@@ -20,12 +20,13 @@ class Kind:
     setup: Setup
 
 
-def _gunicorn(kind, *options, threads=1):
+def _gunicorn(kind, *options, threads=1, user=None):
     def command(port, folder, workers):
         return [
             *(sys.executable, "-m", "gunicorn", "trouble:application"),
             *("--config", str(HERE / "trouble_settings.py"), "--bind", f"127.0.0.1:{port}"),
             *("--workers", str(workers), "--worker-class", kind, "--timeout", "100", *options),
+            *(("--user", user, "--group", group_of(user)) if user else ()),
         ]
 
     return Kind(
@@ -33,7 +34,7 @@ def _gunicorn(kind, *options, threads=1):
         command,
         threads,
         "post_fork",
-        gunicorn(kind, threads=threads),
+        gunicorn(kind, threads=threads, user=user),
     )
 
 
@@ -70,6 +71,7 @@ GTHREAD = _gunicorn("gthread", "--threads", "4", threads=4)
 GEVENT = _gunicorn("gevent", "--worker-connections", "50", threads=50)
 UWSGI = _uwsgi()
 UWSGI_THREADS = _uwsgi(threads=4)
+NOBODY = _gunicorn("sync", user="nobody")
 MOD_WSGI = _mod_wsgi()
 KINDS = [SYNC, GTHREAD, GEVENT, UWSGI, UWSGI_THREADS]
 
