@@ -423,6 +423,27 @@ def test_a_store_that_fails_is_said_once_and_looked_at_again(caplog):
     assert len(host.told("overdue")) == 1
 
 
+def test_a_store_that_vanishes_holds_up_nobody():
+    host = Host().worker(7).request(1, 7, age=60)
+    stores = host.watchdog._stores
+    host.passes(5.1)
+    assert host.signals() == [(7, TERM)]
+
+    host.watchdog._stores = list
+    host.passes(10)
+    assert host.told("killed") == []
+    host.watchdog._stores = stores
+    host.passes(20)
+    assert host.told("killed")[0].endswith("its worker has ended after SIGKILL")
+
+    host.worker(8).request(2, 8, age=60)
+    host.passes(20)
+    host.workers.clear()
+    host.watchdog._stores = list
+    host.passes(5)
+    assert len(host.told("killed")) == 2
+
+
 def test_who_survives_sigkill_is_spoken_of():
     host = Host().worker(7).request(1, 7, age=60)
     host.deadly = set()

@@ -189,6 +189,7 @@ class _Stores:
         self._url = url
         self._parent = parent
         self._opened: dict[tuple[int, str], Watched] = {}
+        self._ours: set[Watched] = set()
         self._said = ""
 
     def __call__(self) -> Iterable[Watched]:
@@ -199,9 +200,11 @@ class _Stores:
             found = [each for each in found if each[1].removesuffix(_PRIVATE) == name]
         watched = [self._open(uid, name) for uid, name in found]
         for gone in self._opened.keys() - set(found):
-            del self._opened[gone]
+            self._ours.discard(self._opened.pop(gone))
         if self._parent is not None:
-            return [each for each in watched if self._has_our_workers(each)]
+            # Once its, always its: all its workers may be new ones that have not served yet.
+            self._ours |= {each for each in watched if self._has_our_workers(each)}
+            return [each for each in watched if each in self._ours]
         if len(watched) > 1:
             self._say(
                 "there are several stores, and none is watched: name one with --store: "

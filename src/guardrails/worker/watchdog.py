@@ -221,14 +221,26 @@ class Watchdog:
         """One look. Never raises: a store that fails is said once, and looked at again."""
         if not self._policy.timeout and not any(self._policy.path_timeouts.values()):
             return
+        looked_at = set()
         for watched in self._stores():
             try:
                 self._look_at(watched)
+                looked_at.add(watched.name)
                 self._failed.discard(watched.name)
             except (StoreError, OSError) as error:
                 if watched.name not in self._failed:
                     self._failed.add(watched.name)
                     log.warning("watchdog: store %s cannot be read: %s", watched.name, error)
+        self._let_go(looked_at)
+
+    def _let_go(self, looked_at: set[str]) -> None:
+        """What lies in a store that cannot be seen any more must not hold up the others."""
+        for key, case in list(self._cases.items()):
+            if key[0] not in looked_at:
+                if not self._system.is_there(case.request.pid, case.request.process_start):
+                    self._is_over(self._cases.pop(key))
+                elif case is self._climbing:
+                    self._climbing, case.ladder = None, None
 
     def _look_at(self, watched: Watched) -> None:
         requests = watched.requests()
