@@ -1,0 +1,155 @@
+"""A signal for a server's process, which is named by its number or by a pid file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from guardrails.errors import ConfigurationError
+
+_MOST_PID_FILE = 64
+_MOST_STATUS = 4096
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class ProcessSignal:
+    """A signal for a process that is looked up at the moment of sending.
+
+    pid: its number, or the path of a file with nothing but that number. The file must belong to root,
+    to us or to the process itself, so that nobody can point us at somebody else's process.
+
+    name: of the signal, such as "USR1". The arguments are named in errors. Raises ConfigurationError.
+    """
+
+    def __init__(
+        self,
+        pid: int | str | os.PathLike[str],
+        name: str,
+        argument: str = "signal_pid",
+        name_argument: str = "signal_name",
+    ) -> None:
+        self.name, self._signal = _signal_of(name, name_argument)
+        self._path: Path | None = None
+        self._number = 0
+        if isinstance(pid, str) and pid.strip().isdecimal():
+            pid = int(pid)
+        if isinstance(pid, int):
+            if isinstance(pid, bool) or not 1 < pid < 2**31:
+                raise ConfigurationError(
+                    f"{argument}: {pid!r} is not a process that could be meant: write a number above "
+                    "1, or the path of a pid file"
+                )
+            self._number = pid
+        else:
+            self._path = absolute_path(pid, argument)
+
+    @contextmanager
+    def addressed(self) -> Iterator[Callable[[], int]]:
+        """Find the process; what is given sends it the signal and returns its number.
+
+        Raises OSError, with a sentence, when there is none that may be signalled.
+        """
+        number, owner = self._number, None
+        if self._path is not None:
+            number, owner = _read_pid_file(self._path)
+        if number == os.getpid():
+            raise OSError(f"process {number} is the monitor itself")
+        handle = _process_handle(number)
+        try:
+            if owner is not None and owner not in _trusted_owners(number):
+                raise OSError(
+                    f"{self._path} belongs to uid {owner}, and process {number} does not: "
+                    "it is not signalled"
+                )
+            _send(handle, number, 0)
+            yield lambda: _send(handle, number, self._signal)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def send(self) -> int:
+        """Send it now, and return the process's number. Raises OSError."""
+        with self.addressed() as send:
+            return send()
+
+
+def absolute_path(path: object, argument: str) -> Path:
+    """The path of a file, independent of the working directory. Raises ConfigurationError."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text or Path(text).name in {"", ".."}:
+        raise ConfigurationError(
+            f"{argument}: {path!r} is not the path of a file: write one, such as /var/log/app/error.log"
+        )
+    return Path(text).absolute()
+
+
+def _signal_of(name: object, argument: str) -> tuple[str, signal.Signals]:
+    short = name.strip().upper().removeprefix("SIG") if isinstance(name, str) else ""
+    try:
+        return short, signal.Signals[f"SIG{short}"]
+    except KeyError:
+        raise ConfigurationError(
+            f'{argument}: {name!r} is not the name of a signal: write one, such as "HUP" or "USR1"'
+        ) from None
+
+
+def _read_pid_file(path: Path) -> tuple[int, int]:
+    """The number in a pid file, and whose file it is. Raises OSError."""
+    try:
+        file = os.open(path, _READ)
+    except OSError as error:
+        raise OSError(f"pid file {path}: {error.strerror}") from None
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH:
+            raise OSError(f"pid file {path} is no regular file, or everybody may write to it")
+        text = os.read(file, _MOST_PID_FILE).strip()
+    finally:
+        os.close(file)
+    if not text.isdigit() or not 1 < int(text) < 2**31:
+        raise OSError(f"pid file {path} has no number of a process in it")
+    return int(text), found.st_uid
+
+
+def _process_handle(number: int) -> int | None:
+    """A descriptor that means this process and no later one of its number, where there are such."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(number)
+    except ProcessLookupError:
+        raise ProcessLookupError(f"there is no process {number}") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):  # an old kernel, or a container that forbids it
+            return None
+        raise OSError(f"process {number}: {error.strerror}") from None
+
+
+def _send(handle: int | None, number: int, what: int) -> int:
+    try:
+        if handle is None:
+            os.kill(number, what)
+        else:
+            signal.pidfd_send_signal(handle, what)
+    except ProcessLookupError:
+        raise ProcessLookupError(f"there is no process {number}") from None
+    except PermissionError:
+        raise PermissionError(
+            f"process {number} is of another user, and may not be signalled"
+        ) from None
+    return number
+
+
+def _trusted_owners(number: int) -> set[int]:
+    """Who may have written the pid file: root, we, and the process's own users."""
+    owners = {0, os.geteuid()}
+    with suppress(OSError, ValueError), Path(f"/proc/{number}/status").open("rb") as file:
+        for line in file.read(_MOST_STATUS).splitlines():
+            if line.startswith(b"Uid:"):
+                owners.update(int(word) for word in line.split()[1:])
+    return owners
