@@ -1,0 +1,78 @@
+"""The monitor beside a real gunicorn: its log is rotated and loses no line, and a probe sees it stop."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+from troubled import GTHREAD, SYNC
+
+LINES = 3000
+
+
+def lines_of(folder):
+    """Every access line, over the log and all that it was renamed to."""
+    text = b""
+    for path in sorted(folder.glob("access.log*")):
+        text += gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return re.findall(rb"GET /numbered/(\d+) ", text)
+
+
+def test_gunicorns_log_is_rotated_and_no_line_is_lost(trouble, tmp_path):
+    site = trouble(
+        SYNC,
+        workers=2,
+        GUNICORN_CMD_ARGS=f"--access-logfile {tmp_path}/access.log",
+        TROUBLE_WATCHDOG=json.dumps(
+            {"log": [f"{tmp_path}/access.log"], "log_max": "100K", "keep": 50, "compress_after": "1s"}
+        ),
+    )
+    site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")
+    for number in range(LINES):
+        assert site.ask(f"/numbered/{number}").status == 200
+    site.until(lambda: list(tmp_path.glob("access.log.*.gz")), "an old log is compressed")
+    site.until(lambda: not list(tmp_path.glob("access.log.[0-9]")), "all of them are", seconds=40)
+
+    assert len(list(tmp_path.glob("access.log.*.gz"))) >= 2
+    assert sorted(map(int, lines_of(tmp_path))) == list(range(LINES))
+    assert "log-rotated" in site.whole_log()
+
+
+def test_a_probe_sees_that_nobody_answers_and_runs_the_operators_command(trouble, tmp_path):
+    site = trouble(GTHREAD)
+    told = tmp_path / "told"
+    command = (
+        f"{sys.executable} -c \"import os; open('{told}', 'a').write(os.environ['GUARDRAILS_ERROR'])\""
+    )
+    log = (site.folder / "watchdog.log").open("w")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "guardrails", "watch", f"--store={site.store_url}"),
+            *(
+                f"--probe=http://127.0.0.1:{site.port}/pid",
+                "--probe-every=200ms",
+                "--probe-timeout=500ms",
+            ),
+            *("--probe-failures=2", f"--probe-command={command}", "run"),
+        ],
+        stderr=log,
+    )
+    try:
+        worker = site.pid()
+        os.kill(worker, signal.SIGSTOP)
+        site.until(told.exists, "the command is run")
+        os.kill(worker, signal.SIGCONT)
+        site.until(lambda: "it answers again" in log_text(site), "it is told that it answers")
+        assert "2 failures in a row" in log_text(site)
+        assert told.read_text().startswith("no complete answer within 0.5 s")
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def log_text(site):
+    return (site.folder / "watchdog.log").read_text()
