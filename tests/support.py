@@ -169,8 +169,8 @@ class PassingStore:
     def mark_retiring(self, worker: Worker) -> None:
         self.inner.mark_retiring(worker)
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
-        return self.inner.blame(request, microseconds, ban_for, resource)
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
+        return self.inner.blame(request, microseconds, ban_for)
 
     def slots_held(self) -> Mapping[str, int]:
         return self.inner.slots_held()

@@ -15,10 +15,10 @@ import pytest
 
 import guardrails
 from guardrails.checks import CODES
-from guardrails.worker.watching import OPTIONS
 from guardrails.store import place
 from guardrails.store.layout import plan
 from guardrails.store.opening import DEFAULT_ROWS
+from guardrails.worker.watching import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

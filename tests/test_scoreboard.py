@@ -133,6 +133,16 @@ def test_who_died_is_not_shown_and_a_hole_hides_nobody(named, worker):
     assert looking.alarms() == {"reclaimed": 1}
 
 
+def test_who_looks_follows_when_the_file_is_removed_and_made_anew(named, worker):
+    """A cleaner, or an operator: the old file's requests are nobody's any more."""
+    _url, looking = named
+    worker(1)
+    assert len(looking.requests()) == 1
+    looking._file.path.unlink()
+    process = worker(2)
+    assert [each.pid for each in looking.requests()] == [process.pid]
+
+
 def test_looking_stops_nobody_while_a_stopped_process_holds_requests(named, worker):
     """Nothing is asked of a process that is looked at."""
     _url, looking = named
@@ -204,7 +214,7 @@ class Stuck:
     def blamed(self, path="/search", seconds=60, ban_for=10 * MINUTE):
         held = self.browser.hold(path)
         (request,) = self.store.requests()
-        assert self.store.blame(request, round(seconds * 1e6), ban_for, path)
+        assert self.store.blame(request, round(seconds * 1e6), ban_for)
         held.close()
         return self.browser
 
@@ -263,7 +273,7 @@ def test_blame_of_a_request_that_is_over_charges_nobody(store):
     (request,) = store.requests()
     held.close()
 
-    assert not store.blame(request, MINUTE, MINUTE, "/")
+    assert not store.blame(request, MINUTE, MINUTE)
     assert stuck.browser.get("/").status_code == 200
 
 

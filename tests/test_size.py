@@ -25,7 +25,7 @@ class Worker:
         monkeypatch.setattr(memory, "resident_bytes", lambda: self.resident)
         monkeypatch.setattr(memory, "unshared_bytes", self.unshared)
         monkeypatch.setattr(size.time, "monotonic", lambda: clock() / 1e6)
-        monkeypatch.setattr(retiring.os, "kill", lambda pid, number: self.signals.append(number))
+        monkeypatch.setattr(retiring.os, "kill", lambda _pid, number: self.signals.append(number))
         monkeypatch.setattr(retiring, "running_server", None, raising=False)
         self.serve = serve
         self.dear_looks = 0
@@ -73,8 +73,8 @@ def test_who_is_too_large_retires_and_says_who_grew_it(worker, caplog):
     assert worker.signals == [15]
     (said,) = [record.getMessage() for record in caplog.records if "size:" in record.getMessage()]
     assert re.fullmatch(
-        rf"size: worker {os.getpid()} takes 110\.0 MB, 110\.0 MB of them unshared, after 3 requests and "
-        r"\d+ s; 'GET /export' grew it most, by 60\.0 MB: it finishes its requests and retires",
+        rf"size: worker {os.getpid()} takes 110\.0 MB, 110\.0 MB of them unshared, after 3 requests "
+        r"and \d+ s; 'GET /export' grew it most, by 60\.0 MB: it finishes its requests and retires",
         said,
     )
     worker.grow(50)

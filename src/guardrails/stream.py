@@ -20,7 +20,6 @@ from guardrails.occasions import here as occasions
 from guardrails.planning import Plan
 from guardrails.request import canonical_path
 from guardrails.store.contract import (
-    LONGEST_RESOURCE,
     Ask,
     Asks,
     Debit,
@@ -114,7 +113,7 @@ class Flight(Visit):
     method = property(lambda self: self.plan.method)
     host = property(lambda self: self.plan.host)
     path = property(lambda self: self.plan.path)
-    resource = property(lambda self: canonical_path(self.plan.path[:LONGEST_RESOURCE]))
+    resource = property(lambda self: canonical_path(self.plan.path))
 
     def admitted(self) -> None:
         """Note what these asks charge with CPU, and which slots go when the app returns."""

@@ -45,12 +45,12 @@ def store():
     yield f"--store=shm:{name}"
     watch(f"--store=shm:{name}", "stop")
     for folder in place.folders():
-        for path in folder.glob(f"watch-shm_{name}*"):
+        for path in folder.glob(f"watch-{name}*"):
             path.unlink()
 
 
 def lock_of(store):
-    name = store.partition("=")[2].replace(":", "_")
+    name = store.rpartition(":")[2]
     return next(iter(place.folders())) / f"watch-{name}.lock"
 
 
@@ -87,7 +87,7 @@ def test_start_is_idempotent_status_tells_and_stop_ends_it(store):
 def test_it_runs_while_the_server_is_down_and_says_so(store, tmp_path):
     log = tmp_path / "watch.log"
     watch(store, f"--log-file={log}", "start")
-    until(lambda: "there is no store yet, and it waits for one" in log.read_text(), "it waits")
+    until(lambda: " yet, and it waits for one" in log.read_text(), "it waits")
     assert log.stat().st_mode & 0o777 == 0o600
 
 
@@ -171,11 +171,54 @@ def test_in_the_foreground_it_ends_on_sigterm_and_says_when_another_runs(store):
     process.stderr.close()
 
 
+def test_a_store_has_one_watchdog_however_its_name_is_written(store):
+    first = pid_of(watch(store, "start").stdout)
+    again = watch(f"{store}?clients=100", "start")
+    assert again.stdout == f"guardrails watch: running already, pid {first}\n"
+    environ = {"GUARDRAILS_STORE": store.partition("=")[2]}
+    assert pid_of(watch("status", **environ).stdout) == first
+
+
+def test_a_log_may_be_moved_with_its_folder_and_the_watchdog_goes_on(store, tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "guardrails", "watch", store, f"--log-file={folder}/w.log"),
+            *("--poll=50ms", "--disk=/no/such/place=10%", "run"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until((folder / "w.log").exists, "it begins")
+        until(lambda: "begins" in (folder / "w.log").read_text(), "it begins")
+        folder.rename(tmp_path / "moved")
+        time.sleep(0.3)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+        process.stderr.close()
+
+
+def test_a_log_file_named_from_here_lies_here(store, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "guardrails", "watch", store, "--log-file=w.log", "start"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    until(lambda: "watchdog: begins" in (tmp_path / "w.log").read_text(), "it writes there")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--timeout=soon", "run"], "guardrails: timeout: 'soon' is not a duration"),
         (["--store=redis://x", "status"], "guardrails: store: nothing handles 'redis://x'"),
+        (["--user=no-such-user", "status"], "guardrails: user: there is no 'no-such-user'"),
         (["--log-file=/nowhere/x", "start"], "guardrails: log_file: '/nowhere/x' cannot be opened"),
     ],
 )

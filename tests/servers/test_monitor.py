@@ -1,4 +1,4 @@
-"""The monitor beside a real gunicorn: its log is rotated and loses no line, and a probe sees it stop."""
+"""The monitor beside a real gunicorn: its log loses no line, and a probe sees it stop."""
 
 import gzip
 import json

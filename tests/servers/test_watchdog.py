@@ -28,9 +28,11 @@ STACKS = {
 @contextmanager
 def watching(site, **options):
     """A watchdog beside a server, by the command line; gives what reads its log."""
-    given = OPTIONS | options
+    given = OPTIONS | ({"user": site.setup.user} if site.setup.user else {}) | options
     words = []
     for name, value in given.items():
+        if value is None:
+            continue
         flag = f"--{name.replace('_', '-')}"
         words += [flag] if value is True else [f"{flag}={value}"]
     log = site.folder / "watchdog.log"
@@ -174,6 +176,15 @@ def test_what_it_cost_is_charged_to_its_client(trouble):
     assert refused.status == 503
     assert 5 <= int(refused.headers["retry-after"]) <= 10
     assert site.ask("/pid").status == 200
+
+
+def test_root_never_acts_on_what_another_user_wrote(trouble):
+    """Who owns a store says what processes are in it; root would signal whatever that is."""
+    site = trouble(MOD_WSGI, workers=2)
+    with watching(site, user=None) as log:
+        assert Asked(site, "/sleep?seconds=3").wait().status == 200
+    assert "yet, and it waits for one; those of another user are watched with --user" in log()
+    assert "overdue" not in log()
 
 
 def test_an_exempt_path_is_never_too_old(trouble):

@@ -144,15 +144,14 @@ class StoresAgree(RuleBasedStateMachine):
         pair=visits,
         amount=st.integers(0, 20 * SECOND),
         ban_for=st.sampled_from([0, 2 * SECOND, MINUTE]),
-        resource=st.sampled_from(["/p", "/q", "/" + "x" * 200]),
     )
-    def blame(self, pair, amount, ban_for, resource):
+    def blame(self, pair, amount, ban_for):
         if pair is not None:
             shown = [
                 next((r for r in store.requests() if r.generation == visit.generation), GONE)
                 for store, visit in zip((self.memory, self.shared), pair, strict=True)
             ]
-            self.both("blame", tuple(shown), amount, ban_for, resource)
+            self.both("blame", tuple(shown), amount, ban_for)
 
     @rule(seconds=st.one_of(st.floats(0, 3), st.sampled_from([0.25, 0.5, 1, 5.000001, 60])))
     def time_passes(self, seconds):

@@ -36,17 +36,19 @@ class Board:
         return Records(self.host.workers.values() if self.host.on_board else [])
 
     def mark_retiring(self, worker):
-        self.host.marked.append(worker.pid)
+        if self.host.mark_fails:
+            raise StoreError("busy")
 
-    def blame(self, request, microseconds, ban_for, resource):
-        self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6, resource))
-        return True
+    def blame(self, request, microseconds, ban_for):
+        self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6))
+        return request.generation in self.host.in_flight
 
 
 class Host:
     """Workers with requests, as a scoreboard and the system show them, and a watchdog that looks."""
 
-    def __init__(self, **policy):
+    def __init__(self, scope=None, **policy):
+        scope = scope or {}
         self.now = 1000.0
         self.workers = {}
         self.in_flight = {}
@@ -54,7 +56,8 @@ class Host:
         self.sent = []
         self.events = []
         self.blamed = []
-        self.marked = []
+        self.asked = []
+        self.mark_fails = False
         self.orders = []
         self.deadly = {KILL}
         self.fails = None
@@ -67,6 +70,7 @@ class Host:
             self.announce,
             self,
             lambda: self.now,
+            **scope,
         )
 
     # What happens to processes.
@@ -85,10 +89,14 @@ class Host:
     def cpu_seconds(self, pid):
         return 0.0
 
-    def dump(self, watched, worker):
+    def namespace(self):
+        return 1
+
+    def dump(self, worker, thread):
+        self.asked.append(worker.pid)
         return self.dumps.get(worker.pid)
 
-    def interrupt(self, watched, worker, request):
+    def interrupt(self, worker, request):
         self.orders.append((worker.pid, request.generation))
         return True
 
@@ -99,6 +107,7 @@ class Host:
     def worker(self, pid, **changes):
         worker = Worker(
             pid=pid,
+            namespace=1,
             process_start=pid * 10,
             parent=1,
             server="gunicorn (gthread)",
@@ -119,7 +128,7 @@ class Host:
         self.workers[pid] = worker
         return self
 
-    def request(self, number, pid, age=0.0, path="/slow", client="192.0.2.1", start=None):
+    def request(self, number, pid, age=0.0, path="/slow", client="192.0.2.1", **changes):
         request = InFlight(
             pid=pid,
             generation=number,
@@ -130,9 +139,10 @@ class Host:
             path=path,
             slots=0,
             thread=0x7F00 + number,
-            process_start=pid * 10 if start is None else start,
+            process_start=pid * 10,
             row=number,
-        )
+            namespace=1,
+        )._replace(**changes)
         self.in_flight[number] = (request, self.now - age)
         return self
 
@@ -362,6 +372,11 @@ def test_where_the_worker_allows_it_one_request_is_ended_first():
     assert host.sent == []
     assert host.told("ended")[0].endswith("it has ended after an exception in its thread")
     assert host.blamed == []
+    host.request(2, 7, age=60)
+    host.look()
+    host.ends(2)
+    host.passes(6)
+    assert host.orders == [(7, 1), (7, 2)]
 
 
 def test_if_the_exception_does_not_end_it_the_ladder_goes_on():
@@ -380,10 +395,10 @@ def test_no_exception_without_both_wanting_it(asked, allowed):
 def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_while():
     host = Host(ban=600.0).worker(7).request(1, 7, age=60, path="/x/../slow")
     host.passes(20)
-    ((client, seconds, ban, resource),) = host.blamed
-    assert (client, ban, resource) == ("192.0.2.1", 600, "/slow")
+    ((client, seconds, ban),) = host.blamed
+    assert (client, ban) == ("192.0.2.1", 600)
     assert 60 <= seconds <= 70
-    assert "is refused /x/../slow for 600 s" in host.told("blamed")[0]
+    assert "is refused the same for 600 s" in host.told("blamed")[0]
 
 
 def test_a_dry_run_touches_nobody():
@@ -417,7 +432,7 @@ def test_a_store_that_fails_is_said_once_and_looked_at_again(caplog):
     host = Host(dry_run=True).worker(7).request(1, 7, age=60)
     host.fails = "gone"
     host.passes(20)
-    assert caplog.text.count("store shm:test cannot be read: gone") == 1
+    assert caplog.text.count("store shm:test: gone; it is tried again") == 1
     host.fails = None
     host.passes(5)
     assert len(host.told("overdue")) == 1
@@ -442,6 +457,129 @@ def test_a_store_that_vanishes_holds_up_nobody():
     host.watchdog._stores = list
     host.passes(5)
     assert len(host.told("killed")) == 2
+
+
+def test_a_step_that_fails_ends_no_ladder():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.mark_fails = True
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
+def test_a_step_that_raises_is_tried_again_and_the_ladder_goes_on(caplog):
+    host = Host().worker(7).request(1, 7, age=60)
+    send, tries = host.send, []
+
+    def failing(pid, start, number):
+        tries.append(number)
+        if len(tries) < 3:
+            raise RuntimeError("out of luck")
+        return send(pid, start, number)
+
+    host.send = failing
+    host.passes(20)
+    assert tries == [TERM, TERM, TERM, ABRT, KILL]
+    assert caplog.text.count("store shm:test: out of luck; it is tried again") == 1
+
+
+def test_processes_of_another_container_are_told_of_and_never_touched():
+    host = Host(interrupt=True).worker(7, namespace=2, interruptible=True)
+    host.request(1, 7, age=61, namespace=2).worker(8).request(2, 8, age=60)
+    host.passes(30)
+    assert {pid for pid, _ in host.signals()} == {8}
+    assert host.asked == [8]
+    assert host.told("left-alone")[0].endswith(
+        "its worker is not ended, since it runs in another container"
+    )
+
+
+def test_a_servers_watchdog_looks_at_its_own_workers_alone():
+    host = Host(scope={"parent": 1}).worker(7, parent=2).request(1, 7, age=60)
+    host.parents[7] = 2
+    host.passes(30)
+    assert (host.events, host.sent) == ([], [])
+    host.worker(8).request(2, 8, age=60)
+    host.passes(20)
+    assert {pid for pid, _ in host.signals()} == {8}
+
+
+def test_workers_with_a_watchdog_of_their_own_are_left_to_it():
+    host = Host(scope={"is_watched": lambda parent: parent == 2}).worker(7, parent=2).worker(8)
+    host.request(1, 7, age=60).request(2, 8, age=60)
+    host.passes(20)
+    assert {pid for pid, _ in host.signals()} == {8}
+
+
+def test_how_many_are_left_is_looked_at_before_each_step():
+    host = Host(keep=1).worker(7).worker(8).request(1, 7, age=60)
+    host.passes(5.1)
+    assert host.signals() == [(7, TERM)]
+    del host.workers[8]
+    host.passes(30)
+    assert host.signals() == [(7, TERM)]
+    assert "fewer than 1 would be left" in host.told("left-alone")[0]
+
+
+def test_where_nobody_would_start_it_again_a_request_is_ended_by_an_exception_all_the_same():
+    host = Host(interrupt=True).worker(7, respawns=False, server="waitress", interruptible=True)
+    host.request(1, 7, age=60)
+    host.passes(30)
+    assert host.orders == [(7, 1)]
+    assert host.sent == []
+    assert "nobody would start waitress again" in host.told("left-alone")[0]
+
+
+def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.passes(5.1)
+    board = host.watchdog._cases[next(iter(host.watchdog._cases))].watched.store
+    blame = board.blame
+
+    def ends_just_now(request, microseconds, ban_for):
+        host.ends(1)
+        return blame(request, microseconds, ban_for)
+
+    board.blame = ends_just_now
+    host.passes(30)
+    assert host.signals() == [(7, TERM)]
+    assert host.told("blamed") == []
+
+
+def test_of_a_path_that_was_cut_the_rest_must_be_in_its_usual_spelling():
+    host = Host(path_timeouts={"/download": 0.0}, dry_run=True)
+    cut = "/download/" + "a" * 118
+    host.worker(7).request(1, 7, age=100, path=cut, usual_path=True)
+    host.request(2, 7, age=100, path=cut, usual_path=False)
+    host.request(3, 7, age=100, path="/download/./short", usual_path=False)
+    host.look()
+    assert [facts["thread"] for event, _, facts in host.events if event == "overdue"] == ["0x7f02"]
+
+
+def test_when_all_hang_at_once_the_first_step_does_not_wait_for_all_the_stacks():
+    host = Host()
+    for number in range(1, 50):
+        host.worker(number).request(number, number, age=60)
+    host.look()
+    assert len(host.told("overdue")) == 49
+    assert host.signals() == [(1, TERM)]
+    assert 1 in host.asked
+    assert len(host.asked) <= 5
+    host.passes(1.6)
+    assert len(host.asked) == 49
+
+
+def test_all_that_hang_in_one_worker_are_shown_by_one_dump(caplog):
+    host = Host(dry_run=True).worker(7)
+    for number in range(1, 9):
+        host.request(number, 7, age=60)
+    host.dumps[7] = stacks.parse(
+        "".join(
+            f"Thread 0x{0x7F00 + n:016x} (most recent call first):\n  line {n}\n" for n in range(1, 9)
+        )
+    )
+    host.look()
+    assert host.asked == [7]
+    assert all(f"overdue: worker 7:   line {number}" in caplog.text for number in range(1, 9))
 
 
 def test_who_survives_sigkill_is_spoken_of():
@@ -476,6 +614,8 @@ def test_what_is_not_permitted_is_said():
         ({"ban": "x"}, "ban: 'x' is not a duration"),
         ({"on_event": "'"}, 'on_event: "\'" cannot be split'),
         ({"store": "redis://x"}, "store: nothing handles"),
+        ({"dry_run": "no"}, "dry_run: 'no' is neither True nor False"),
+        ({"store": "memory:"}, "store: 'memory:' is in each process's own memory"),
         ({"tiemout": 3}, "watchdog: tiemout=3 is unknown: the options are ban, between"),
         ({"probe": "ftp://x"}, "probe"),
     ],

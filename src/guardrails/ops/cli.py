@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GuardrailsError as error:
         print(f"guardrails: {error}", file=sys.stderr)  # noqa: T201 - a command speaks
         return 2
+    except OSError as error:
+        print(f"guardrails: the system refuses: {error}", file=sys.stderr)  # noqa: T201 - as above
+        return 1
     return status
 
 
@@ -55,4 +58,6 @@ def _parser() -> argparse.ArgumentParser:
 def _watch(parsed: argparse.Namespace) -> int:
     given = {option.name: getattr(parsed, option.name) for option in OPTIONS}
     described = watchdog(given.pop("timeout"), **given)
+    if given["user"] is not None:
+        watch.become(given["user"])
     return watch.ACTIONS[parsed.action](described, parsed.parent)

@@ -222,7 +222,9 @@ class InFlight(NamedTuple):
 
     generation: its number, which no other request of this store ever has.   process_start: when its
     process was started, in the system's clock ticks, which tells it from a later one of the same
-    pid.   path: cut at 128 bytes.   thread: as `threading.get_ident()` numbers it.   row: its place.
+    pid.   namespace: of its pid, which elsewhere is another process.   path: cut at 128 bytes.
+    usual_path: whether all of it, cut or not, is in its usual spelling.   thread: as
+    `threading.get_ident()` numbers it.   row: its place.
     """
 
     pid: int
@@ -236,6 +238,8 @@ class InFlight(NamedTuple):
     thread: int = 0
     process_start: int = 0
     row: int = -1
+    namespace: int = 0
+    usual_path: bool = True
 
 
 class WorkerFacts(NamedTuple):
@@ -265,6 +269,7 @@ class Worker(NamedTuple):
     """
 
     pid: int
+    namespace: int
     process_start: int
     parent: int
     server: str
@@ -308,9 +313,6 @@ BLAMED_GUARD = "watchdog"
 
 BLAME_DEMAND = Demand(BLAMED_GUARD)
 BLAME = Ask(BLAME_DEMAND, None, False)
-
-LONGEST_RESOURCE = 128
-"""Characters of a resource that count; a row shows no more."""
 
 LONGEST_RETIREMENT = 60_000_000
 """Microseconds after which a worker that retires keeps no other one from doing so."""
@@ -377,11 +379,11 @@ class Store(Protocol):
     def mark_retiring(self, worker: Worker) -> None:
         """Show a worker as retiring that somebody else asked to end."""
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
         """Charge the client of a request that is to be killed with its whole time.
 
         Its meters of CPU are charged `microseconds`, and for `ban_for` microseconds it is refused
-        `resource`. False when that request is over.
+        what it asked for. False when that request is over.
         """
 
     def slots_held(self) -> Mapping[str, int]:

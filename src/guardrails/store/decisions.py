@@ -152,6 +152,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         len(taken),
         hashed if visit.ban_key else 0,
         program.charged,
+        program.resource or _resource(file, program, visit),
         visit.client.encode("latin-1", "replace"),
         program.request_text or _request_text(program, visit),
     )
@@ -356,6 +357,7 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
             0,
             file.key_hash(visit.key) if visit.ban_key else 0,
             0,
+            file.resource_hash(visit.path, visit.resource) if visit.asks else 0,
             visit.client.encode("latin-1", "replace"),
             _request_text(None, visit),
         )
@@ -380,6 +382,12 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
     for counter in charges.counters:
         words[counter] += 1
     return None
+
+
+def _resource(file: StoreFile, program: Program, visit: Visit) -> int:
+    """What is asked for, hashed once for all requests of the same path."""
+    program.resource = file.resource_hash(visit.path, visit.resource)
+    return program.resource
 
 
 def _request_text(program: Program | None, visit: Visit) -> bytes:

@@ -23,7 +23,7 @@ from typing import Any
 from guardrails.errors import InsideError, StoreBusyError, StoreError
 from guardrails.store import layout
 from guardrails.store.cells import Cells, Totals
-from guardrails.store.contract import LONGEST_RESOURCE, Asks, Demand, Meter, Visit
+from guardrails.store.contract import Asks, Demand, Meter, Visit
 from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
     A_EVICTED,
@@ -123,6 +123,7 @@ class Program:
         "counters",
         "meters",
         "request_text",
+        "resource",
         "simple",
         "slots",
         "token",
@@ -131,6 +132,7 @@ class Program:
     def __init__(self, asks: Asks, file: "StoreFile") -> None:
         self.token = file.token
         self.request_text = b""
+        self.resource = 0
         self.simple = len(asks) > 0
         meters, slots, bans, counters, charged = [], [], [], [], []
         for demand, key, dry_run in asks:
@@ -333,10 +335,14 @@ class StoreFile:
         step = section.stride // 8
         return [section.word + (n - 1) * step for n in numbers if 0 < n <= section.records]
 
-    def resource_cell(self, client: int, resource: str) -> int:
-        """The hash of what a client is refused after its request for it was killed."""
-        text = resource[:LONGEST_RESOURCE].encode("utf-8", "surrogateescape")
-        return client ^ self._hash(text, b"blamed") or 1
+    def resource_hash(self, path: str, resource: str) -> int:
+        """The hash of what is asked for. Its last bit is set for a path in its usual spelling."""
+        usual = resource == (path.rstrip("/") or "/")
+        return self._hash(resource.encode("utf-8", "surrogatepass"), b"resource") & ~1 | usual or 2
+
+    def blame_cell(self, client: int, resource: int) -> int:
+        """The cell that says until when a client is refused what it asked for and was killed."""
+        return client ^ self.name_hash("blamed") ^ resource & ~1 or 1
 
     def blame_left(self, visit: Visit, now: int) -> int:
         """For how much longer a visit is refused because of one that was killed. Needs the lock."""
@@ -346,7 +352,8 @@ class StoreFile:
             return 0
         if not visit.ban_key or not visit.asks:
             return 0
-        cell = self.resource_cell(self.key_hash(visit.ban_key), visit.resource)
+        resource = self.resource_hash(visit.path, visit.resource)
+        cell = self.blame_cell(self.key_hash(visit.ban_key), resource)
         place = self.cells.find(cell)
         left = (words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
         return left if 0 < left <= words[H_BLAMED_UNTIL] - now else 0

@@ -11,7 +11,8 @@ Sections of layout 2
     totals    16 bytes: a keyed hash, and how many rows hold that slot. The rows are the truth.
     rows      640 bytes: what is in flight. Words: generation (0: free), pid, start time, pid
               namespace, started, thread, slots held, the client's hash (0: nobody to blame), guard
-              records that are charged with CPU (16 bits each); then client (48 bytes), method (16),
+              records that are charged with CPU (16 bits each), the hash of what is asked for, whose
+              last bit is set for a path in normal form; then client (48 bytes), method (16),
               host (64) and path (128) as padded text; then eight slots of four words (hash, since,
               deadline, slot record).
     guards    256 bytes: name hash, switch, admitted, refused, delayed, refused dry; the meter that is
@@ -84,9 +85,10 @@ ONE_SLOT = struct.Struct("=4Q")
     R_SLOTS,
     R_CLIENT,
     R_CHARGED,
-) = range(9)
-R_TEXT = 9
-R_FIRST_SLOT = 41
+    R_RESOURCE,
+) = range(10)
+R_TEXT = 10
+R_FIRST_SLOT = 42
 MOST_CHARGED = 4
 """How many guards a row can name that are charged with CPU, by the number of their record plus one."""
 CHARGED_BITS = 16
@@ -94,7 +96,7 @@ SLOT_WORDS = 4
 S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
 ROW_WORDS = 80
 ROW_OWNER = struct.Struct("=3Q")
-ROW_CONTENT = struct.Struct("=24s5Q48s208s")
+ROW_CONTENT = struct.Struct("=24s6Q48s208s")
 REQUEST_TEXT = struct.Struct("=16s64s128s")
 ROW_TEXT = struct.Struct("=48s16s64s128s")
 

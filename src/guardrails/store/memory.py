@@ -17,7 +17,6 @@ from guardrails.store import gcra
 from guardrails.store.contract import (
     BLAME,
     DRY_RUN,
-    LONGEST_RESOURCE,
     MOST_SLOTS,
     OFF,
     ON,
@@ -61,6 +60,8 @@ class _Row(NamedTuple):
     started: int
     thread: int
     blamed_key: bytes
+    resource: str
+    usual_path: bool
     held: list[_Held]
     charged: dict[Meter, float]
 
@@ -172,6 +173,7 @@ class MemoryStore:
     def requests(self) -> Records[InFlight]:
         with self._exclusive():
             now = self._clock()
+            me = this_process()
             return Records(
                 InFlight(
                     pid=row.pid,
@@ -183,7 +185,9 @@ class MemoryStore:
                     path=row.path,
                     slots=len(row.held),
                     thread=row.thread,
-                    process_start=this_process().start,
+                    process_start=me.start,
+                    namespace=me.namespace,
+                    usual_path=row.usual_path,
                 )
                 for generation, row in self._rows.items()
             )
@@ -201,6 +205,7 @@ class MemoryStore:
                 [
                     Worker(
                         pid=me.pid,
+                        namespace=me.namespace,
                         process_start=me.start,
                         parent=os.getppid(),
                         server=facts.server,
@@ -236,7 +241,7 @@ class MemoryStore:
         if worker.pid == os.getpid():
             self.begin_retiring()
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
         with self._exclusive():
             self._begin()
             now = self._clock()
@@ -247,8 +252,8 @@ class MemoryStore:
                 self._debit(
                     [Debit(meter, key, int(microseconds * rate) + 1) for meter, rate in charges], now
                 )
-                if ban_for:
-                    self._blamed[key, resource[:LONGEST_RESOURCE]] = now + ban_for
+                if ban_for and row.resource:
+                    self._blamed[key, row.resource] = now + ban_for
             self._under_way = False
             return row is not None
 
@@ -350,7 +355,7 @@ class MemoryStore:
         """Whose request for this resource was killed a while ago."""
         if not self._blamed or not visit.ban_key:
             return []
-        until = self._blamed.get((visit.ban_key, visit.resource[:LONGEST_RESOURCE]), 0)
+        until = self._blamed.get((visit.ban_key, visit.resource), 0)
         enforced = any(self._position(ask) == ON for ask in visit.asks)
         return [Refusal(BLAME, until - now, banned=True)] if until > now and enforced else []
 
@@ -416,6 +421,8 @@ class MemoryStore:
                 now,
                 visit.thread,
                 visit.key if visit.ban_key else b"",
+                visit.resource if visit.asks else "",
+                bool(visit.asks) and visit.resource == (visit.path.rstrip("/") or "/"),
                 [],
                 {},
             )

@@ -178,9 +178,9 @@ class SharedStore:
     def mark_retiring(self, worker: Worker) -> None:
         self._call(os.getpid(), workers.mark_retiring, worker.pid, worker.process_start)
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int, resource: str) -> bool:
-        charge = (microseconds, ban_for, resource)
-        stands: bool = self._call(os.getpid(), workers.blame, request, charge)
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
+        self._looked_after()
+        stands: bool = self._call(os.getpid(), workers.blame, request, (microseconds, ban_for))
         return stands
 
     def slots_held(self) -> Mapping[str, int]:
@@ -278,6 +278,10 @@ class SharedStore:
     def _looked_after(self) -> StoreFile:
         """The current file, for who only looks: what dead processes left there is given back first."""
         file = self._usable(os.getpid())
+        if not opening.is_current(file):
+            # Removed, and made anew: what is in the old one is nobody's any more.
+            self._file = None
+            file = self._usable(os.getpid())
         dead = _rows_of_dead(file)
         if dead:
             with suppress(StoreBusyError):
@@ -348,6 +352,8 @@ def _in_flight(file: StoreFile) -> Records[InFlight]:
             thread=words[row + layout.R_THREAD],
             process_start=words[row + layout.R_START],
             row=row - file.first_row,
+            namespace=words[row + layout.R_NAMESPACE],
+            usual_path=bool(words[row + layout.R_RESOURCE] & 1),
         )
         if generation and words[row] == generation:
             found.append(shown)

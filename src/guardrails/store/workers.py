@@ -25,6 +25,7 @@ from guardrails.store.layout import (
     R_GENERATION,
     R_NAMESPACE,
     R_PID,
+    R_RESOURCE,
     R_START,
     R_STARTED,
     RESPAWNS,
@@ -121,6 +122,7 @@ def workers(file: StoreFile) -> Records[Worker]:
         found.append(
             Worker(
                 pid=owner.pid,
+                namespace=owner.namespace,
                 process_start=owner.start,
                 parent=words[at + W_PARENT],
                 server=name.rstrip(b"\0").decode("ascii", "replace"),
@@ -166,8 +168,8 @@ def mark_retiring(file: StoreFile, pid: int, process_start: int, _number: int) -
             file.words[at + W_RETIRING] = file.clock()
 
 
-def blame(file: StoreFile, request: InFlight, charge: tuple[int, int, str], _number: int) -> bool:
-    """Charge a request's client with `charge`: microseconds, how long it is banned, from what."""
+def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: int) -> bool:
+    """Charge a request's client with `charge`: microseconds, and for how long it is banned."""
     words = file.words
     row = file.first_row + request.row
     in_file = 0 <= request.row < file.row_words
@@ -176,15 +178,15 @@ def blame(file: StoreFile, request: InFlight, charge: tuple[int, int, str], _num
     client = words[row + R_CLIENT]
     if not client:
         return True
-    microseconds, ban_for, resource = charge
+    microseconds, ban_for = charge
     now = file.clock()
     for record in file.charged_records(row):
         amount = (microseconds * words[record + G_CPU] >> CPU_BITS) + 1
         leaving.debit_cell(
             file, client ^ words[record + G_METER], amount, words[record + G_HORIZON], now
         )
-    if ban_for:
-        cell = file.resource_cell(client, resource)
+    if ban_for and words[row + R_RESOURCE]:
+        cell = file.blame_cell(client, words[row + R_RESOURCE])
         file.write_cell(file.cells.find(cell), cell, (now + ban_for) << SMALL_BITS, now)
         words[H_BLAMED_UNTIL] = max(words[H_BLAMED_UNTIL], now + ban_for)
         words[H_SWITCHED] |= BLAMED

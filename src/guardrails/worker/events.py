@@ -8,17 +8,19 @@ import shlex
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from guardrails.errors import ConfigurationError
-from guardrails.worker.identity import as_ourselves
 
 log = logging.getLogger("guardrails.watch")
 
 MOST_COMMANDS = 4
-"""How many commands run at once; an event beyond that is logged and has none."""
+"""How many commands run at once."""
+
+MOST_WAITING = 200
+"""How many wait for their turn; events beyond that have none, and it is said how many."""
 
 LONGEST_COMMAND = 60.0
 """Seconds after which a command is ended."""
@@ -54,56 +56,62 @@ def printable(text: str) -> str:
 class Commands:
     """Programs that are run for events, without a shell and without waiting for them.
 
-    Nothing raises: a program that cannot be started is said in the log.
+    What comes while MOST_COMMANDS run is kept, and run in its turn. Nothing raises: a program that
+    cannot be started is said in the log.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
+        self._waiting: deque[tuple[tuple[str, ...], dict[str, str]]] = deque()
         self._running: list[tuple[subprocess.Popen[bytes], float]] = []
+        self._lost = 0
         self._lock = threading.Lock()
 
-    def run(self, words: tuple[str, ...], facts: Mapping[str, str]) -> bool:
-        """Start a program with `facts` in its environment, in capitals after GUARDRAILS_."""
+    def run(self, words: tuple[str, ...], facts: Mapping[str, str]) -> None:
+        """Run a program with `facts` in its environment, in capitals after GUARDRAILS_."""
         with self._lock:
-            return self._run(words, facts)
+            if len(self._waiting) >= MOST_WAITING:
+                self._lost += 1
+            else:
+                self._waiting.append((words, dict(facts)))
+            self._go_on()
 
     def tidy(self) -> None:
-        """Note which have ended, and end those that run for too long."""
+        """Note which have ended, end those that run for too long, and start what waits."""
         with self._lock:
-            self._tidy()
+            self._go_on()
 
-    def _run(self, words: tuple[str, ...], facts: Mapping[str, str]) -> bool:
-        self._tidy()
-        if len(self._running) >= MOST_COMMANDS:
-            log.error("%s: %d commands are running already, so it is not", words[0], MOST_COMMANDS)
-            return False
+    def _go_on(self) -> None:
+        self._running = [each for each in self._running if not self._has_ended(*each)]
+        while self._waiting and len(self._running) < MOST_COMMANDS:
+            self._start(*self._waiting.popleft())
+        if self._lost and not self._waiting:
+            log.error("%d events had no command, since too many were waiting", self._lost)
+            self._lost = 0
+
+    def _start(self, words: tuple[str, ...], facts: Mapping[str, str]) -> None:
         environ = dict(os.environ) | {
             f"GUARDRAILS_{name.upper()}": value.replace("\0", "") for name, value in facts.items()
         }
         try:
-            with as_ourselves():
-                process = subprocess.Popen(  # noqa: S603 - the operator's own command, and no shell
-                    words, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
-                )
+            process = subprocess.Popen(  # noqa: S603 - the operator's own command, and no shell
+                words, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
+            )
         except (OSError, ValueError) as error:
             log.error("%s: cannot be run: %s", words[0], error)  # noqa: TRY400 - no traceback
-            return False
-        self._running.append((process, self._monotonic() + LONGEST_COMMAND))
-        return True
+        else:
+            self._running.append((process, self._monotonic() + LONGEST_COMMAND))
 
-    def _tidy(self) -> None:
-        running = []
-        for process, deadline in self._running:
-            if process.poll() is None:
-                if self._monotonic() < deadline:
-                    running.append((process, deadline))
-                    continue
-                log.error("%s: runs longer than %g s: ended", process.args, LONGEST_COMMAND)
-                process.kill()
-                process.wait()
-            elif process.returncode:
-                log.error("%s: ended with status %d", process.args, process.returncode)
-        self._running = running
+    def _has_ended(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
+        if process.poll() is None:
+            if self._monotonic() < deadline:
+                return False
+            log.error("%s: runs longer than %g s: ended", process.args, LONGEST_COMMAND)
+            process.kill()
+            process.wait()
+        elif process.returncode:
+            log.error("%s: ended with status %d", process.args, process.returncode)
+        return True
 
 
 class Announcer:
@@ -121,8 +129,8 @@ class Announcer:
 
     def __call__(self, event: str, message: str, level: int = logging.WARNING, **facts: Any) -> None:
         """Tell of one event. Never raises."""
-        with suppress(OSError):  # a full disk must not stop a watchdog
-            log.log(level, "%s: %s", event, printable(message))
+        message = printable(message)
+        log.log(level, "%s: %s", event, message)
         if self._on_event is not None:
             texts = {name: str(value) for name, value in facts.items()}
             self.commands.run(self._on_event, {"event": event, "message": message, **texts})

@@ -11,12 +11,11 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from guardrails.errors import ConfigurationError
 from guardrails.worker.events import Announce, Announcer, command_words
-from guardrails.worker.identity import as_ourselves
 from guardrails.worker.logfiles import MOST_KEPT, LogFile, Seldom, positive_size
 from guardrails.worker.pressure import Thresholds
 from guardrails.worker.probe import (
@@ -60,9 +59,7 @@ class Monitor:
             self._announce.commands.tidy()
         for number, part in enumerate(self._parts):
             try:
-                # A probe may wait for long, and touches no file.
-                with nullcontext() if isinstance(part, Probe) else as_ourselves():
-                    part.look(now)
+                part.look(now)
             except Exception as error:
                 with suppress(Exception):
                     self._report(number, part, error, now)

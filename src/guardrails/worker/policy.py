@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from guardrails.request import path_readings
+from guardrails.store.contract import InFlight
+
+_SHOWN = 128
+"""Bytes of a path that a row shows."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,17 @@ class Policy:
     ban: float = 0.0
     dry_run: bool = False
 
-    def timeout_of(self, path: str) -> float:
-        """The age at which a request for that path is too old; 0 is never.
+    def timeout_of(self, request: InFlight) -> float:
+        """The age at which that request is too old; 0 is never.
 
         A path may be read in several ways: an exemption, or a longer time, holds only if all of them
-        fall under it.
+        fall under it. Of a path that was cut the rest is not known, so it must be in its usual
+        spelling.
         """
         found, longest = self.timeout, -1
-        readings = path_readings(path)
+        if not self.path_timeouts or (len(request.path) >= _SHOWN and not request.usual_path):
+            return found
+        readings = path_readings(request.path)
         for prefix, seconds in self.path_timeouts.items():
             if len(prefix) > longest and readings.all_under((prefix,)):
                 found, longest = seconds, len(prefix)

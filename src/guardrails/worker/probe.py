@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 from guardrails.errors import ConfigurationError
 from guardrails.units import MICROSECONDS, parse_count, parse_duration
 from guardrails.worker.events import Announce, Announcer, Commands, command_words, printable
-from guardrails.worker.identity import as_ourselves
 from guardrails.worker.process_signal import ProcessSignal
 
 MOST_READ = 2**16
@@ -125,8 +124,7 @@ class Probe:
             self._commands.run(self._command, facts)
         elif self._signal is not None:
             try:
-                with as_ourselves():
-                    self._signal.send()
+                self._signal.send()
             except OSError as trouble:
                 text = brief(str(trouble))
                 message = f"{url}: {self._signal.name} was not sent: {text}"

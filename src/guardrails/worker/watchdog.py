@@ -7,7 +7,7 @@ The ladder, for one worker at a time: end that one request by an exception, wher
 such orders; let the worker retire in its server's own way, so that it takes no more requests, and
 wait for those that are with it; SIGTERM, SIGABRT, SIGKILL. Before each step it is looked at whether
 the process and the request are still the same. A process that nobody would start again is only
-spoken of.
+spoken of. A step that fails is tried again, and never holds up anything else.
 """
 
 from __future__ import annotations
@@ -16,66 +16,38 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from guardrails import interrupting, stacks
-from guardrails.errors import StoreError
-from guardrails.request import canonical_path
-from guardrails.store.contract import InFlight, Records, Store, Worker
+from guardrails.request import plain_text
+from guardrails.store.contract import InFlight, Store, Worker
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
 from guardrails.units import MICROSECONDS
 from guardrails.worker.events import Announce, printable
-from guardrails.worker.identity import acting_as
 from guardrails.worker.policy import Policy
 
 log = logging.getLogger("guardrails.watch")
 
 MOST_STACK_LINES = 60
+MOST_SHOWN = 3
+"""Workers whose stacks are asked for in one look: each takes a moment, and there may be many."""
+
 _FAST_POLL = 0.1
 """Seconds between two looks while a worker is on the ladder."""
 
+_STANDS_AGAIN = 60.0
+_SAFE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, stacks.DUMP_SIGNAL})
+"""What a worker may name as the signals for it to retire, and to show its stacks."""
 
-class Watched:
-    """A store to look at, as the user to whom it belongs.
+INTERRUPT, RETIRE, WAIT, STANDS = "interrupt", "retire", "wait", "stands"
 
-    name: what it is called in events.   uid: its owner; None is this process's own.
-    """
 
-    def __init__(self, store: Store, name: str, uid: int | None = None) -> None:
-        self._store = store
-        self.name = name
-        self._uid = os.geteuid() if uid is None else uid
+class Watched(NamedTuple):
+    """A store to look at. name: what it is called in events."""
 
-    def acting(self) -> AbstractContextManager[None]:
-        """While its files are touched."""
-        return acting_as(self._uid)
-
-    def requests(self) -> Records[InFlight]:
-        """What is in flight."""
-        with self.acting():
-            return self._store.requests()
-
-    def workers(self) -> Records[Worker]:
-        """Who serves."""
-        with self.acting():
-            return self._store.workers()
-
-    def blame(self, request: InFlight, seconds: float, ban: float) -> None:
-        """Let a request's client pay."""
-        with self.acting():
-            self._store.blame(
-                request,
-                round(seconds * MICROSECONDS),
-                round(ban * MICROSECONDS),
-                canonical_path(request.path),
-            )
-
-    def mark_retiring(self, worker: Worker) -> None:
-        """Show a worker as retiring."""
-        with self.acting():
-            self._store.mark_retiring(worker)
+    store: Store
+    name: str
 
 
 class System(Protocol):
@@ -87,16 +59,19 @@ class System(Protocol):
     def is_there(self, pid: int, start: int) -> bool:
         """Whether that very process still runs."""
 
+    def namespace(self) -> int:
+        """The pid namespace whose processes it can see."""
+
     def parent(self, pid: int) -> int:
         """Its parent now; 0 where that is not known."""
 
     def cpu_seconds(self, pid: int) -> float:
         """What it has burnt."""
 
-    def dump(self, watched: Watched, worker: Worker) -> stacks.Dump | None:
-        """Its Python stacks."""
+    def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
+        """Its Python stacks, with that thread's if it can be had."""
 
-    def interrupt(self, watched: Watched, worker: Worker, request: InFlight) -> bool:
+    def interrupt(self, worker: Worker, request: InFlight) -> bool:
         """Have the request ended by an exception."""
 
 
@@ -124,6 +99,10 @@ class Processes:
         namespace = pid_namespace()
         return not is_dead(Owner(pid, start, namespace), namespace)
 
+    def namespace(self) -> int:
+        """This process's own."""
+        return pid_namespace()
+
     def parent(self, pid: int) -> int:
         """As /proc says."""
         facts = process_facts(pid)
@@ -134,26 +113,28 @@ class Processes:
         facts = process_facts(pid)
         return facts.cpu_seconds if facts else 0.0
 
-    def dump(self, watched: Watched, worker: Worker) -> stacks.Dump | None:
+    def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
         """By faulthandler in the worker itself, else by py-spy where that is installed."""
         dump = None
         if worker.dump_signal:
-            with watched.acting():
-                file = stacks.open_file(_owner(worker))
+            file = stacks.open_file(_owner(worker))
             if file is not None:
                 dump = stacks.ask(
                     file, lambda: self.send(worker.pid, worker.process_start, worker.dump_signal)
                 )
-        return dump or stacks.ask_py_spy(worker.pid)
+        if dump is not None and dump.of(thread) is not None:
+            return dump
+        if not self.is_there(worker.pid, worker.process_start):
+            return dump
+        return stacks.ask_py_spy(worker.pid) or dump
 
-    def interrupt(self, watched: Watched, worker: Worker, request: InFlight) -> bool:
+    def interrupt(self, worker: Worker, request: InFlight) -> bool:
         """By the worker's own pipe."""
-        with watched.acting():
-            return interrupting.order(_owner(worker), request.generation, request.thread)
+        return interrupting.order(_owner(worker), request.generation, request.thread)
 
 
 def _owner(worker: Worker) -> Owner:
-    return Owner(worker.pid, worker.process_start, pid_namespace())
+    return Owner(worker.pid, worker.process_start, worker.namespace)
 
 
 class Case:
@@ -166,32 +147,45 @@ class Case:
         self.request = request
         self.worker = worker
         self.limit = limit
-        self.ladder: Iterator[float] | None = None
+        self.steps: list[str | int] = []
         self.next_at = self.hurry_at = 0.0
-        self.last_step = ""
+        self.looks_alone = 0
         self.cpu_before = 0.0
-        self.blamed = False
+        self.shown = self.blamed = self.interrupted = False
         self.said: set[str] = set()
 
     @property
-    def key(self) -> tuple[str, int, int, int]:
+    def key(self) -> tuple[str, int, int, int, int]:
         """What tells it from every other request."""
         request = self.request
-        return self.watched.name, request.pid, request.process_start, request.generation
+        return (
+            self.watched.name,
+            request.namespace,
+            request.pid,
+            request.process_start,
+            request.generation,
+        )
+
+    @property
+    def process(self) -> tuple[int, int, int]:
+        """What tells its process from every other."""
+        return self.request.namespace, self.request.pid, self.request.process_start
 
     def __str__(self) -> str:
         request = self.request
         return (
-            f"{request.method} {request.path} from {request.client or 'an unknown client'}, "
-            f"{request.age_seconds:.0f} s old, in worker {request.pid}"
+            f"{request.method} {plain_text(request.path)} from "
+            f"{request.client or 'an unknown client'}, {request.age_seconds:.0f} s old, in worker "
+            f"{request.pid}"
         )
 
 
 class Watchdog:
     """Looks at the requests in flight, and does something about those that are too old.
 
-    stores: gives the stores to look at.   announce: is told of every event.   sleep is never called;
-    whoever runs it calls `look` again after `pause()` seconds.
+    stores: gives the stores to look at.   announce: is told of every event.   parent: only workers
+    that this process has started; None is all.   is_watched: whether the workers of a parent have a
+    watchdog of their own. Nobody sleeps here: whoever runs it calls `look` again after `pause()`.
     """
 
     def __init__(
@@ -201,17 +195,22 @@ class Watchdog:
         announce: Announce,
         system: System | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        parent: int | None = None,
+        is_watched: Callable[[int], bool] = lambda _parent: False,
     ) -> None:
         self._policy = policy
         self._stores = stores
         self._announce = announce
         self._system = system or Processes()
         self._monotonic = monotonic
-        self._cases: dict[tuple[str, int, int, int], Case] = {}
+        self._parent = parent
+        self._is_watched = is_watched
+        self._cases: dict[tuple[str, int, int, int, int], Case] = {}
         self._climbing: Case | None = None
         self._kill_at = 0.0
-        self._last_steps: dict[tuple[int, int], str] = {}
-        self._failed: set[str] = set()
+        self._last_steps: dict[tuple[int, int, int], str] = {}
+        self._failed: dict[str, str] = {}
 
     def pause(self) -> float:
         """Seconds until the next look is due."""
@@ -225,32 +224,28 @@ class Watchdog:
         for watched in self._stores():
             try:
                 self._look_at(watched)
-                looked_at.add(watched.name)
-                self._failed.discard(watched.name)
-            except (StoreError, OSError) as error:
-                if watched.name not in self._failed:
-                    self._failed.add(watched.name)
-                    log.warning("watchdog: store %s cannot be read: %s", watched.name, error)
+            except Exception as error:
+                if self._failed.get(watched.name) != str(error):
+                    self._failed[watched.name] = str(error)
+                    log.warning("watchdog: store %s: %s; it is tried again", watched.name, error)
+            else:
+                self._failed.pop(watched.name, None)
+            looked_at.add(watched.name)
         self._let_go(looked_at)
 
-    def _let_go(self, looked_at: set[str]) -> None:
-        """What lies in a store that cannot be seen any more must not hold up the others."""
-        for key, case in list(self._cases.items()):
-            if key[0] not in looked_at:
-                if not self._system.is_there(case.request.pid, case.request.process_start):
-                    self._is_over(self._cases.pop(key))
-                elif case is self._climbing:
-                    self._climbing, case.ladder = None, None
-
     def _look_at(self, watched: Watched) -> None:
-        requests = watched.requests()
-        workers = {(each.pid, each.process_start): each for each in watched.workers()}
+        requests = watched.store.requests()
+        workers = {
+            (each.namespace, each.pid, each.process_start): each for each in watched.store.workers()
+        }
         present = set()
         for request in requests:
-            limit = self._policy.timeout_of(request.path)
+            worker = workers.get((request.namespace, request.pid, request.process_start))
+            if not self._is_mine(worker):
+                continue
+            limit = self._policy.timeout_of(request)
             if not limit or request.age_seconds < limit:
                 continue
-            worker = workers.get((request.pid, request.process_start))
             case = Case(watched, request, worker, limit)
             known = self._cases.get(case.key)
             present.add(case.key)
@@ -261,17 +256,33 @@ class Watchdog:
                 known.request, known.worker = request, worker or known.worker
         for key in [key for key in self._cases if key[0] == watched.name and key not in present]:
             self._is_over(self._cases.pop(key))
-        climbing = self._climbing
-        if climbing is None:
-            climbing = self._climbing = self._next_victim(watched, list(workers.values()))
-        if climbing is not None and climbing.watched.name == watched.name:
-            self._climb(climbing)
+        if self._climbing is None:
+            self._climbing = self._next_victim(watched, list(workers.values()))
+        if self._climbing is not None and self._climbing.watched.name == watched.name:
+            self._climb(self._climbing, list(workers.values()))
+        self._show_some(watched)
+
+    def _is_mine(self, worker: Worker | None) -> bool:
+        if self._parent is not None:
+            return worker is not None and worker.parent == self._parent
+        return worker is None or not self._is_watched(worker.parent)
+
+    def _let_go(self, looked_at: set[str]) -> None:
+        """What lies in a store that cannot be seen any more must not hold up the others."""
+        for key in [key for key in self._cases if key[0] not in looked_at]:
+            case = self._cases[key]
+            if not self._system.is_there(*case.process[1:]):
+                self._is_over(self._cases.pop(key))
+            elif case is self._climbing:
+                self._climbing = None
 
     def _notice(self, case: Case, requests: list[InFlight]) -> None:
-        """Tell of a request that is too old, with the stack of its thread."""
-        request, worker = case.request, case.worker
-        case.cpu_before = self._system.cpu_seconds(request.pid)
-        beside = sum(other.pid == request.pid for other in requests) - 1
+        """Tell of a request that is too old."""
+        request = case.request
+        if self._is_here(request):
+            case.cpu_before = self._system.cpu_seconds(request.pid)
+        process = case.process
+        beside = sum((each.namespace, each.pid, each.process_start) == process for each in requests) - 1
         self._announce(
             "overdue",
             f"{case}, thread {request.thread:#x}: more than {case.limit:g} s"
@@ -279,7 +290,33 @@ class Watchdog:
             **_facts(case),
             beside=beside,
         )
-        dump = self._system.dump(case.watched, worker) if worker is not None else None
+
+    def _is_here(self, request: InFlight) -> bool:
+        return request.namespace == self._system.namespace()
+
+    def _show_some(self, watched: Watched) -> None:
+        """Show the stacks of requests that are too old, of a few workers at a time."""
+        for _ in range(MOST_SHOWN):
+            hidden = [c for c in self._cases.values() if not c.shown and c.watched.name == watched.name]
+            if not hidden:
+                return
+            self._show(hidden[0])
+
+    def _show(self, case: Case) -> None:
+        """Log where a request is, and all others that are too old in the same worker."""
+        cases = [each for each in self._cases_of(case) if not each.shown]
+        worker, dump = case.worker, None
+        if worker is not None and self._is_here(case.request):
+            try:
+                dump = self._system.dump(worker, case.request.thread)
+            except OSError as error:
+                log.info("watchdog: worker %d cannot be asked for its stacks: %s", worker.pid, error)
+        for each in cases:
+            each.shown = True
+            self._log_stack(each, dump)
+
+    def _log_stack(self, case: Case, dump: stacks.Dump | None) -> None:
+        request = case.request
         block = dump.of(request.thread) if dump is not None else None
         if block is None:
             self._announce(
@@ -294,13 +331,11 @@ class Watchdog:
             log.warning("overdue: worker %d: %s", request.pid, printable(line))
 
     def _is_over(self, case: Case) -> None:
-        """A request is in flight no more."""
-        request = case.request
-        worker = request.pid, request.process_start
-        gone = not self._system.is_there(*worker)
-        last_step = self._last_steps.get(worker, "")
-        if gone and not self._cases_of(*worker):
-            self._last_steps.pop(worker, None)
+        """A request is in flight no more, or cannot be seen any more."""
+        gone = self._is_here(case.request) and not self._system.is_there(*case.process[1:])
+        last_step = self._last_steps.get(case.process, "")
+        if not self._cases_of(case):
+            self._last_steps.pop(case.process, None)
         if case is self._climbing:
             self._climbing = None
             self._kill_at = self._monotonic() + self._policy.between
@@ -314,6 +349,10 @@ class Watchdog:
             after = f" after {last_step}" if last_step else ""
             self._announce("ended", f"{case}: it has ended{after}", logging.INFO, **_facts(case))
 
+    def _cases_of(self, case: Case) -> list[Case]:
+        """All requests that are too old in the same worker."""
+        return [each for each in self._cases.values() if each.process == case.process]
+
     def _next_victim(self, watched: Watched, workers: list[Worker]) -> Case | None:
         """The oldest request that may be acted upon now."""
         if self._monotonic() < self._kill_at:
@@ -321,154 +360,199 @@ class Watchdog:
         cases = [case for case in self._cases.values() if case.watched.name == watched.name]
         for case in sorted(cases, key=lambda case: -case.request.age_seconds):
             reason = self._reason_to_leave(case, workers)
-            if reason is None:
+            steps = self._steps(case, reason)
+            if steps:
+                case.steps = steps
                 return case
-            if reason not in case.said:
-                case.said.add(reason)
-                self._announce("left-alone", f"{case}: {reason}", **_facts(case))
+            self._leave(case, reason)
         return None
 
+    def _leave(self, case: Case, reason: str | None) -> None:
+        if reason is not None and reason not in case.said:
+            case.said.add(reason)
+            self._announce("left-alone", f"{case}: {reason}", **_facts(case))
+
     def _reason_to_leave(self, case: Case, workers: list[Worker]) -> str | None:
-        """Why a worker must not be touched; None when it may be."""
-        worker = case.worker
+        """Why a worker must not be ended; None when it may be."""
         if self._policy.dry_run:
             return "only told of, since this is a dry run"
+        if not self._is_here(case.request):
+            return "its worker is not ended, since it runs in another container"
+        worker = case.worker
         if worker is None:
             return (
                 "its worker is not on the scoreboard, so it is not known whether it would be replaced"
             )
+        who = None
         if not worker.respawns:
-            return f"its worker is not ended, since nobody would start {worker.server} again"
-        if not worker.parent or self._system.parent(worker.pid) != worker.parent:
-            return "its worker is not ended, since the process that would start it again is gone"
-        others = [other for other in workers if other.pid != worker.pid and other.state != "retiring"]
-        if len(others) < self._policy.keep:
-            return f"its worker is not ended, since fewer than {self._policy.keep} would be left"
-        return None
+            who = f"nobody would start {worker.server} again"
+        elif not worker.parent or self._system.parent(worker.pid) != worker.parent:
+            who = "the process that would start it again is gone"
+        elif self._left_without(worker, workers) < self._policy.keep:
+            who = f"fewer than {self._policy.keep} would be left"
+        return None if who is None else f"its worker is not ended, since {who}"
 
-    def _climb(self, case: Case) -> None:
+    def _left_without(self, worker: Worker, workers: list[Worker]) -> int:
+        """How many others of this host serve."""
+        return sum(
+            other.pid != worker.pid
+            and other.namespace == worker.namespace
+            and other.state != "retiring"
+            for other in workers
+        )
+
+    def _steps(self, case: Case, reason: str | None) -> list[str | int]:
+        """The ladder for one worker: only the exception, where it must not be ended."""
+        worker = case.worker
+        steps: list[str | int] = []
+        if worker is None or self._policy.dry_run or not self._is_here(case.request):
+            return steps
+        if self._policy.interrupt and worker.interruptible and not case.interrupted:
+            steps.append(INTERRUPT)
+        if reason is not None:
+            return steps
+        retires = worker.retire_signal in _SAFE_SIGNALS
+        deadly = [signal.SIGTERM, signal.SIGABRT, signal.SIGKILL]
+        steps.append(RETIRE if retires else WAIT)
+        return [*steps, *(each for each in deadly if each != worker.retire_signal), STANDS]
+
+    def _climb(self, case: Case, workers: list[Worker]) -> None:
         """Take the next step, if it is time for it and all is as it was."""
-        if case.ladder is None:
-            case.ladder = self._ladder(case)
-        elif self._monotonic() < case.next_at and not self._may_hurry(case):
+        if not case.shown:
+            self._show(case)
+        if self._monotonic() < case.next_at and not self._may_hurry(case):
             return
         still = self._still(case)
-        if still is None:
-            return  # the next look finds that it is over
-        case.request = still
-        wait = next(case.ladder, None)
-        now = self._monotonic()
-        case.hurry_at = now + self._policy.step
-        case.next_at = now + (self._policy.step if wait is None else wait)
+        if still is not None:
+            case.request = still
+            self._go_on(case, workers)
+        elif not self._system.is_there(*case.process[1:]):
+            self._cases.pop(case.key, None)
+            self._is_over(case)
 
-    def _ladder(self, case: Case) -> Iterator[float]:
-        """The steps; each says for how long to wait after it."""
-        worker, step = case.worker, self._policy.step
-        assert worker is not None  # noqa: S101 - else it is left alone
-        if (
-            self._policy.interrupt
-            and worker.interruptible
-            and self._system.interrupt(case.watched, worker, case.request)
-        ):
-            self._tell_step(case, "an exception in its thread", "interrupt")
-            yield step
-        if worker.retire_signal:
-            beside = self._beside(case)
-            self._signal(case, worker.retire_signal, self._to_retire(worker, beside))
-            yield self._policy.grace if beside else step
-        elif self._beside(case):
-            self._tell_step(case, f"waiting for {_requests(self._beside(case))} beside it", "wait")
-            yield self._policy.grace
-        deadly = [signal.SIGTERM, signal.SIGABRT, signal.SIGKILL]
-        for number in deadly:
-            if number != worker.retire_signal:
-                self._blame_all_of(worker)
-                self._signal(case, number, signal.Signals(number).name + self._innocents(case))
-                yield step
-        while True:
+    def _go_on(self, case: Case, workers: list[Worker]) -> None:
+        """The next step, unless there is none, or a reason against it by now."""
+        step = case.steps[0] if case.steps else None
+        reason = self._reason_to_leave(case, workers) if step != INTERRUPT else None
+        if step is None or reason is not None:
+            self._climbing, case.steps = None, []
+            self._leave(case, reason)
+            return
+        wait = self._take(case, step)
+        if wait is None:
+            return  # it has ended just now
+        if step != STANDS:
+            case.steps.pop(0)
+        now = self._monotonic()
+        case.looks_alone, case.hurry_at, case.next_at = 0, now + self._policy.step, now + wait
+
+    def _take(self, case: Case, step: str | int) -> float | None:
+        """Take one step: seconds to wait after it, or None where there is nothing to do it to."""
+        worker = case.worker
+        assert worker is not None  # noqa: S101 - else it has no ladder
+        policy, beside = self._policy, self._beside(case)
+        if step == INTERRUPT:
+            case.interrupted = True
+            if self._system.interrupt(worker, case.request):
+                self._tell_step(case, "an exception in its thread", INTERRUPT)
+            wait: float | None = policy.step
+        elif step == WAIT:
+            if beside:
+                self._tell_step(case, f"waiting for {_requests(beside)} beside it", WAIT)
+            wait = policy.grace if beside else 0.0
+        elif step == STANDS:
             self._announce("stands", f"worker {worker.pid} does not end after SIGKILL", **_facts(case))
-            yield 60.0
+            wait = _STANDS_AGAIN
+        elif step == RETIRE:
+            what = f"retiring ({signal.Signals(worker.retire_signal).name})"
+            if beside:
+                what += f", and {_requests(beside)} beside it have {policy.grace:g} s to end"
+            wait = self._send(case, worker.retire_signal, what, policy.grace if beside else policy.step)
+        else:
+            what = signal.Signals(int(step)).name
+            if beside:
+                what += f", and {_requests(beside)} beside it will be lost"
+            over = not self._blame_all(case)
+            wait = None if over else self._send(case, int(step), what, policy.step)
+        return wait
+
+    def _send(self, case: Case, number: int, what: str, wait: float) -> float | None:
+        """Send a signal, after a last look at whether it is still for that request."""
+        worker = case.worker
+        assert worker is not None  # noqa: S101 - as above
+        if self._still(case) is None:
+            return None
+        try:
+            if not self._system.send(worker.pid, worker.process_start, number):
+                return None
+        except OSError as error:
+            self._announce("not-permitted", f"worker {worker.pid}: {error}", **_facts(case))
+            return wait
+        self._tell_step(case, what, signal.Signals(number).name)
+        try:
+            case.watched.store.mark_retiring(worker)
+        except Exception as error:
+            log.info("watchdog: worker %d is not shown as retiring: %s", worker.pid, error)
+        return wait
 
     def _may_hurry(self, case: Case) -> bool:
-        """Whether those beside it, who were waited for, are done."""
-        waited_for = case.last_step.startswith(("retiring", "waiting"))
-        return waited_for and not self._beside(case) and self._monotonic() >= case.hurry_at
+        """Whether those beside it, who were waited for, are done: twice in a row, as some may queue."""
+        case.looks_alone = 0 if self._beside(case) else case.looks_alone + 1
+        return case.looks_alone > 1 and self._monotonic() >= case.hurry_at
 
     def _still(self, case: Case) -> InFlight | None:
         """The request, if it is in flight in the same process; else None."""
         request = case.request
         if not self._system.is_there(request.pid, request.process_start):
             return None
-        for found in case.watched.requests():
-            if (found.pid, found.process_start, found.generation) == (
-                request.pid,
-                request.process_start,
-                request.generation,
-            ):
+        wanted = (*case.process, request.generation)
+        for found in case.watched.store.requests():
+            if (found.namespace, found.pid, found.process_start, found.generation) == wanted:
                 return found
         return None
 
     def _beside(self, case: Case) -> int:
         """How many requests are with it in its worker that have done nothing wrong."""
-        request = case.request
-        too_old = {each.request.generation for each in self._cases.values()}
+        too_old = {each.request.generation for each in self._cases_of(case)}
         return sum(
-            (other.pid, other.process_start) == (request.pid, request.process_start)
+            (other.namespace, other.pid, other.process_start) == case.process
             and other.generation not in too_old
-            for other in case.watched.requests()
+            for other in case.watched.store.requests()
         )
 
-    def _innocents(self, case: Case) -> str:
-        beside = self._beside(case)
-        return f", and {_requests(beside)} beside it will be lost" if beside else ""
-
-    def _to_retire(self, worker: Worker, beside: int) -> str:
-        text = f"retiring ({signal.Signals(worker.retire_signal).name})"
-        if beside:
-            text += f", and {_requests(beside)} beside it have {self._policy.grace:g} s to end"
-        return text
-
-    def _signal(self, case: Case, number: int, what: str) -> None:
-        assert case.worker is not None  # noqa: S101 - else it is left alone
-        self._tell_step(case, what, signal.Signals(number).name)
-        if number == case.worker.retire_signal:
-            case.watched.mark_retiring(case.worker)
-        try:
-            self._system.send(case.worker.pid, case.worker.process_start, number)
-        except PermissionError as error:
-            self._announce("not-permitted", f"worker {case.worker.pid}: {error}", **_facts(case))
-
     def _tell_step(self, case: Case, what: str, step: str) -> None:
-        case.last_step = what
-        self._last_steps[case.request.pid, case.request.process_start] = what
+        self._last_steps[case.process] = what
         self._announce("step", f"{case}: {what}", **_facts(case), step=step)
 
-    def _blame_all_of(self, worker: Worker) -> None:
-        for case in self._cases_of(worker.pid, worker.process_start):
-            self._blame(case)
+    def _blame_all(self, case: Case) -> bool:
+        """Let the clients of all that are too old in a worker pay. False when this one has ended."""
+        stands = True
+        for each in self._cases_of(case):
+            if not self._blame(each) and each is case:
+                stands = False
+        return stands
 
-    def _cases_of(self, pid: int, start: int) -> list[Case]:
-        return [
-            case
-            for case in self._cases.values()
-            if (case.request.pid, case.request.process_start) == (pid, start)
-        ]
+    def _blame(self, case: Case) -> bool:
+        """The client pays for the time that it kept its worker, as if that were CPU.
 
-    def _blame(self, case: Case) -> None:
-        """The client pays for what it cost: the time that it kept its worker, as if it were CPU."""
+        False when the request is over.
+        """
         if case.blamed:
-            return
-        case.blamed = True
+            return True
         request = case.request
         burnt = max(0.0, self._system.cpu_seconds(request.pid) - case.cpu_before)
         try:
-            case.watched.blame(request, request.age_seconds, self._policy.ban)
-        except StoreError as error:
+            if not case.watched.store.blame(
+                request,
+                round(request.age_seconds * MICROSECONDS),
+                round(self._policy.ban * MICROSECONDS),
+            ):
+                return False
+        except Exception as error:
             log.warning("watchdog: the client of a killed request was not charged: %s", error)
-            return
-        refused = (
-            f", and is refused {request.path} for {self._policy.ban:g} s" if self._policy.ban else ""
-        )
+            return True
+        case.blamed = True
+        refused = f", and is refused the same for {self._policy.ban:g} s" if self._policy.ban else ""
         self._announce(
             "blamed",
             f"{request.client or 'an unknown client'} is charged {request.age_seconds:.0f} s, of which "
@@ -477,6 +561,7 @@ class Watchdog:
             **_facts(case),
             cpu=f"{burnt:.1f}",
         )
+        return True
 
 
 def _requests(count: int) -> str:
@@ -489,7 +574,7 @@ def _facts(case: Case) -> dict[str, object]:
     return {
         "pid": request.pid,
         "method": request.method,
-        "path": request.path,
+        "path": plain_text(request.path),
         "host": request.host,
         "client": request.client,
         "age": f"{request.age_seconds:.1f}",

@@ -45,6 +45,7 @@ class Option(NamedTuple):
 
 OPTIONS = (
     Option("store", VALUE, None, "the store to watch, as shm:NAME; else the only one there is"),
+    Option("user", VALUE, None, "as root: the user whose workers are watched, by name or number"),
     Option("timeout", VALUE, "3m", "age at which a request is too old; 0 is never"),
     Option("poll", VALUE, "5s", "from look to look"),
     Option("path_timeout", PAIRS, (), "PREFIX=TIME: another time-out for paths under a prefix"),
@@ -78,7 +79,8 @@ OPTIONS = (
     Option("load", VALUE, None, "load average per CPU that is too high"),
     Option("pressure", MANY, (), "cpu=, memory= or io=PERCENT of time that somebody waits"),
 )
-_NAMES = {option.name for option in OPTIONS}
+_DEFAULTS = {option.name: option.default for option in OPTIONS}
+_MONITOR = ("probe", "log", "disk", "swap_in", "load", "pressure")
 
 
 @dataclass(frozen=True)
@@ -91,37 +93,26 @@ class Watch:
 
     options: tuple[tuple[str, Any], ...]
     policy: Policy
-    store: str | None
+    store_name: str | None
 
-    def __call__(self, _server: Any = None, *_more: Any) -> subprocess.Popen[bytes]:
-        """Start it beside the process that calls."""
-        import subprocess  # noqa: PLC0415 - whoever serves needs none of it
+    def __call__(self, server: Any = None, *_more: Any) -> None:
+        """Start it beside the process that calls.
 
-        pid = os.getpid()
-        command = [sys.executable, "-m", "guardrails", "watch", *self.arguments(), "--parent", str(pid)]
-        if dict(self.options)["master"] is None:
-            command += ["--master", str(pid)]
-        process = subprocess.Popen(  # noqa: S603 - this Python, this package
-            [*command, "run"], stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        _started.append(process)
-        return process
+        Where gunicorn, as root, has its workers run as another user, what touches them runs as that
+        user, and what signals the server as root.
+        """
+        uid = getattr(getattr(server, "cfg", None), "uid", None)
+        given = dict(self.options)
+        if uid is None or uid == os.geteuid() or given["user"] is not None:
+            _start(given)
+            return
+        _start(given | {option: _DEFAULTS[option] for option in _MONITOR} | {"user": str(uid)})
+        if any(given[option] != _DEFAULTS[option] for option in _MONITOR):
+            _start(given | {"timeout": 0, "path_timeout": (), "exempt_path": ()})
 
     def arguments(self) -> list[str]:
         """The same on a command line."""
-        given = dict(self.options)
-        words = []
-        for option in OPTIONS:
-            value = given[option.name]
-            if value == option.default:
-                continue
-            if option.kind == FLAG:
-                words.append(option.flag)
-            elif option.kind == VALUE:
-                words.append(f"{option.flag}={value}")
-            else:
-                words += [f"{option.flag}={each}" for each in value]
-        return words
+        return _words(dict(self.options))
 
     def monitor(self, announce: Announce) -> Monitor | None:
         """What it looks at besides the requests; None for nothing."""
@@ -153,6 +144,36 @@ class Watch:
         )
 
 
+def _words(given: Mapping[str, Any]) -> list[str]:
+    """What differs from the defaults, as words of a command line."""
+    words = []
+    for option in OPTIONS:
+        value = given[option.name]
+        if value == option.default:
+            continue
+        if option.kind == FLAG:
+            words.append(option.flag)
+        elif option.kind == VALUE:
+            words.append(f"{option.flag}={value}")
+        else:
+            words += [f"{option.flag}={each}" for each in value]
+    return words
+
+
+def _start(given: Mapping[str, Any]) -> None:
+    """Start the command in the background of the process that calls, to end with it."""
+    import subprocess  # noqa: PLC0415 - whoever serves needs none of it
+
+    pid = os.getpid()
+    words = _words({**given, "master": given["master"] or pid})
+    process = subprocess.Popen(  # noqa: S603 - this Python, this package
+        [sys.executable, "-m", "guardrails", "watch", *words, f"--parent={pid}", "run"],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _started.append(process)
+
+
 _started: list[subprocess.Popen[bytes]] = []
 """Kept, since a server reaps its children by itself."""
 
@@ -169,7 +190,8 @@ def watchdog(timeout: Duration = "3m", **options: Any) -> Watch:
     interrupt (False): end the request by an exception first, where `throttle(interruptible=True)`.
     grace ("30s"): how long the other requests of a worker have to end.   step ("3s"): from signal to
     signal.   least_workers (0): never leave fewer alive.   between ("10s"): from one worker's end to
-    the next.   ban: how long the client of a killed request is refused the same path.
+    the next.   ban: how long the client of a killed request is refused the same path.   user: as root,
+    the user whose workers are watched; gunicorn's own is known.
     dry_run (False): only tell.   on_event: a command for each event.   log_file: where to write.
     store: the URL of the store; by default those of the process that calls.   master: pid or pid file
     of the server, for the monitor.   The monitor's: probe, log, disk, swap_in, load, pressure and
@@ -180,19 +202,22 @@ def watchdog(timeout: Duration = "3m", **options: Any) -> Watch:
     from guardrails.worker.events import command_words  # noqa: PLC0415 - as above
 
     for name, value in options.items():
-        if name not in _NAMES:
+        if name not in _DEFAULTS:
             raise ConfigurationError(
-                f"watchdog: {name}={value!r} is unknown: the options are " + ", ".join(sorted(_NAMES))
+                f"watchdog: {name}={value!r} is unknown: the options are "
+                + ", ".join(sorted(_DEFAULTS))
             )
-    given = {option.name: option.default for option in OPTIONS} | options | {"timeout": timeout}
+    given = _DEFAULTS | options | {"timeout": timeout}
     for option in OPTIONS:
+        if option.kind == FLAG and not isinstance(given[option.name], bool):
+            raise ConfigurationError(
+                f"{option.name}: {given[option.name]!r} is neither True nor False: write one of them"
+            )
         if option.kind in (MANY, PAIRS):
             given[option.name] = _several(given[option.name])
     if given["on_event"] is not None:
         command_words(given["on_event"], "on_event")
-    if given["store"] is not None:
-        store_from_url(given["store"])
-    watch = Watch(tuple(given.items()), _policy(given), given["store"])
+    watch = Watch(tuple(given.items()), _policy(given), _store_name(given["store"]))
     watch.monitor(_nobody)
     return watch
 
@@ -223,6 +248,20 @@ def _policy(given: Mapping[str, Any]) -> Policy:
         ban=0.0 if ban is None else _seconds(ban, "ban"),
         dry_run=bool(given["dry_run"]),
     )
+
+
+def _store_name(url: str | None) -> str | None:
+    """The name of the store that was meant, by the option or in the environment."""
+    url = url or os.environ.get("GUARDRAILS_STORE")
+    if url is None or url == "shm:":
+        return None
+    name: str | None = getattr(store_from_url(url), "name", None)
+    if name is None:
+        raise ConfigurationError(
+            f"store: {url!r} is in each process's own memory, where nobody can look from outside: "
+            'watch a shared one, such as "shm:shop"'
+        )
+    return name
 
 
 def _several(value: Any) -> tuple[str, ...]:
