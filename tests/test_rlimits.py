@@ -224,6 +224,8 @@ def test_nice_sets_the_priority_and_only_root_may_go_below_it():
         ({"CORE": ":"}, "CORE: ':' says nothing: write \"SOFT:HARD\""),
         ({"NOFILE": "2:1"}, "NOFILE: '2:1' has a soft limit above the hard one"),
         ({"CPU": "unlimited:5"}, "CPU: 'unlimited:5' has a soft limit above the hard one"),
+        ({"DATA": 2**63}, "DATA: 9223372036854775808 is more than the system can count"),
+        ({"defaults": "off"}, "defaults: 'off' is neither True nor False"),
         ({"nice": 20}, "nice: 20 is not a whole number from -20 to 19"),
         ({"cpu_per_request": "0s"}, "cpu_per_request: '0s' is no time at all"),
         ({"cpu_per_request": "0.5s"}, "cpu_per_request: '0.5s' is not whole seconds"),
@@ -242,6 +244,136 @@ def test_what_is_wrong_in_the_environment_names_the_variable(monkeypatch):
     monkeypatch.setenv("GUARDRAILS_RLIMIT_DATA", "lots")
     with pytest.raises(guardrails.ConfigurationError, match=r"^GUARDRAILS_RLIMIT_DATA: 'lots' is not"):
         guardrails.rlimits()
+
+
+DEFAULTS = """
+from guardrails.server import Server
+from guardrails.worker import memory, rlimits
+memory.cgroup_limit = lambda: {room}
+server = Server("gunicorn (gthread)", {processes}, {threads}, True, 15)
+found = rlimits._defaults(rlimits.rlimits({asked}).limits, server)
+print(json.dumps({{limit.name: [limit.soft, limit.hard] for limit in found}}))
+"""
+
+
+def defaults(room=None, processes=2, threads=1, asked=""):
+    program = DEFAULTS.format(room=room, processes=processes, threads=threads, asked=asked)
+    return in_a_process("resource.setrlimit(resource.RLIMIT_CORE, (4096, -1))\n" + program)
+
+
+def test_the_defaults_are_no_core_a_retirement_and_a_share_of_the_cgroup_with_the_stacks():
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    stack = 8 << 20 if stack < 0 else stack
+    assert defaults() == {"CORE": [0, None], "CPU": [600, None]}
+    found = defaults(room=8 << 30, processes=4, threads=10)
+    assert found["DATA"] == [round((8 << 30) * 0.8) // 4 + 10 * stack, None]
+
+
+def test_no_default_takes_the_place_of_another_limit_of_memory_or_of_a_lower_one():
+    assert "DATA" not in defaults(room=8 << 30, asked="AS='9G:'")
+    assert "CPU" not in in_a_process(
+        "resource.setrlimit(resource.RLIMIT_CPU, (50, -1))\n"
+        + DEFAULTS.format(room=None, processes=2, threads=1, asked="")
+    )
+
+
+def test_a_share_that_no_worker_could_live_with_is_no_default():
+    ran = run(DEFAULTS.format(room=64 << 20, processes=8, threads=1, asked=""))
+    assert "DATA" not in json.loads(ran.stdout)
+    assert "rlimits: DATA has no default: 80% of the cgroup's memory" in ran.stderr
+
+
+def test_defaults_are_printed_where_nobody_has_set_up_a_log():
+    ran = run(
+        "resource.setrlimit(resource.RLIMIT_CORE, (4096, -1))\n"
+        "guardrails.rlimits(defaults=True, NOFILE='64:').apply()"
+    )
+    assert ran.stderr.splitlines() == [
+        "rlimits: CORE soft 0 hard unlimited (was 4096, unlimited; default)"
+    ]
+
+
+def test_of_two_values_in_one_process_the_smaller_limit_of_cpu_counts():
+    ran = run(
+        "import time\n"
+        "guardrails.rlimits(CPU='1:').apply(); guardrails.rlimits(CPU='300:').apply()\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (1, -1))\n"
+        "while time.process_time() < 1.3: pass\n"
+        "time.sleep(0.05); print('alive')"
+    )
+    assert ran.stdout == "alive\n"
+    assert "has used 1 s, its soft limit" in ran.stderr
+
+
+def test_an_apps_own_handler_is_left_in_place():
+    ran = run(
+        "import signal, time\n"
+        "signal.signal(signal.SIGXCPU, lambda *_: print('mine', flush=True))\n"
+        "guardrails.rlimits(CPU='1:').apply()\n"
+        "while time.process_time() < 1.3: pass"
+    )
+    assert ran.stdout == "mine\n"
+    assert "SIGXCPU has a handler already" in ran.stderr
+
+
+def test_a_limit_that_is_passed_already_kills_nobody():
+    ran = run(
+        "import time\n"
+        "while time.process_time() < 1.2: pass\n"
+        "guardrails.rlimits(CPU='1:').apply()\n"
+        "while time.process_time() < 1.5: pass\n"
+        "print('alive')"
+    )
+    assert ran.stdout == "alive\n"
+
+
+def test_what_is_refused_leaves_all_as_it_was():
+    before, after, cpu = in_a_process(
+        "import threading\n"
+        "before = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "try: guardrails.rlimits(NOFILE='64:', MEMLOCK=':9999999999999').apply()\n"
+        "except guardrails.ConfigurationError: pass\n"
+        "after = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "def refused():\n"
+        "    try: guardrails.rlimits(CPU='1:').apply()\n"
+        "    except guardrails.ConfigurationError: pass\n"
+        "thread = threading.Thread(target=refused); thread.start(); thread.join()\n"
+        "print(json.dumps([before, after, resource.getrlimit(resource.RLIMIT_CPU)]))"
+    )
+    assert before == after
+    assert cpu[0] == -1
+
+
+@pytest.mark.parametrize("limits", ["CPU='1:'", "NOFILE=':64'", "NOFILE=64, nice=1", "defaults=True"])
+def test_what_a_with_block_cannot_do_is_refused(limits):
+    ran = run(f"with guardrails.rlimits({limits}): pass")
+    assert "ConfigurationError: with: only soft limits other than CPU" in ran.stderr
+
+
+WITHOUT_POSIX = """
+import sys
+for name in ("fcntl", "resource", "pwd", "grp"):
+    sys.modules[name] = None
+sys.platform = "win32"
+import guardrails
+from guardrails import SpeedLimit, testing
+app = SpeedLimit("9/s")(testing.hello, store="memory:")
+print(testing.Client(app).get("/").status_code)
+try: guardrails.rlimits(defaults=True).apply()
+except guardrails.ConfigurationError as error: print(error)
+print(guardrails.usage())
+"""
+
+
+def test_where_there_is_no_posix_it_is_imported_and_says_what_is_not_there():
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout.splitlines() == [
+        "200",
+        "rlimits: this system has no resource limits: leave it out, or use a POSIX system",
+        "{}",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -369,6 +501,26 @@ def test_as_gunicorns_post_fork_hook_every_worker_has_the_limits(tmp_path):
             server.wait(timeout=20)
     assert limits["NOFILE"][0] == 96
     assert limits["CORE"][0] == 0
+
+
+@pytest.mark.parametrize("hook", ["post_fork", "post_worker_init"])
+@pytest.mark.parametrize("value", ["rlimits(NOFILE='96:')", "size_limit('300M')"])
+def test_gunicorn_takes_them_as_its_hooks(tmp_path, value, hook):
+    (tmp_path / "limited.py").write_text(APP)
+    call = f"guardrails.{value}"
+    if hook == "post_worker_init":
+        call = f"lambda worker: {call}(None, worker)"
+    (tmp_path / "gunicorn.conf.py").write_text(f"import guardrails\n{hook} = {call}\n")
+    gunicorn = Path(sys.executable).with_name("gunicorn")
+    checked = subprocess.run(
+        [gunicorn, "--check-config", "limited:app"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def _ask(port):

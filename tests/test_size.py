@@ -26,7 +26,6 @@ class Worker:
         monkeypatch.setattr(memory, "unshared_bytes", self.unshared)
         monkeypatch.setattr(size.time, "monotonic", lambda: clock() / 1e6)
         monkeypatch.setattr(retiring.os, "kill", lambda _pid, number: self.signals.append(number))
-        monkeypatch.setattr(retiring, "running_server", None, raising=False)
         self.serve = serve
         self.dear_looks = 0
 
@@ -55,7 +54,8 @@ class Worker:
 def worker(monkeypatch, serve, clock):
     for name in ("at_start", "before_request", "after_response"):
         monkeypatch.setattr(occasions.here, name, ())
-    monkeypatch.setattr(occasions.here, "_began_in", 0, raising=False)
+    monkeypatch.setattr(occasions.here, "_began_in", 0)
+    monkeypatch.setattr(occasions.here, "_said", frozenset())
     monkeypatch.setattr(size, "_guards", {})
     monkeypatch.setattr(retiring._Known, "server", None)
     monkeypatch.setattr(retiring._Known, "store", None)
@@ -135,6 +135,21 @@ def test_nobody_retires_whom_nobody_would_start_again(worker, caplog):
     assert said[0].endswith("it goes on, since nobody would start waitress again")
 
 
+def test_it_may_be_put_in_force_after_the_first_request(worker, serve):
+    serve(SpeedLimit("9/s")).get("/")
+    occasions.here._began_with = (guardrails.server.Server("gunicorn", 2, 1, True, 15), serve().get)
+    worker.under()
+    worker.grow(200)
+    assert worker.signals == [15]
+
+
+def test_a_forked_process_is_no_worker(worker, monkeypatch):
+    worker.under()
+    monkeypatch.setattr(retiring._Known, "pid", 1)
+    worker.grow(200)
+    assert worker.signals == []
+
+
 def test_one_worker_at_a_time(worker, monkeypatch):
     worker.under()
     store = worker.browser.application_under_test.store
@@ -182,7 +197,7 @@ def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
     monkeypatch.setattr(memory, "resident_bytes", lambda: 1 // 0)
     worker.grow(1)
     worker.grow(1)
-    assert caplog.text.count("a guard of the worker failed after a response") == 1
+    assert caplog.text.count("a guard of the worker failed, and does nothing this time") == 1
 
 
 @pytest.mark.parametrize(
@@ -190,7 +205,8 @@ def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
     [
         ({"unshared": "lots"}, "unshared: 'lots' is not a size"),
         ({"unshared": 300}, "unshared: 300 is less than any worker takes"),
-        ({"unshared": "120%"}, "unshared: 120% is more than all"),
+        ({"unshared": "120%"}, "unshared: '120%' is no part of a whole"),
+        ({"jitter": 0.1}, "jitter: 0.1 is no part of a whole: write a percentage from 1 to 100"),
         ({"resident": "1K"}, "resident: '1K' is less than any worker takes"),
         ({"every": 0}, "every: 0 is not a whole number from 1"),
         ({"jitter": "100%"}, "jitter: '100%' leaves nothing of the limit"),
@@ -230,6 +246,27 @@ def test_a_cgroup_of_the_first_version_is_understood(tmp_path, written, understo
     (tmp_path / "cg/memory/docker/abc").mkdir(parents=True)
     (tmp_path / "cg/memory/docker/abc/memory.limit_in_bytes").write_text(written)
     assert memory.cgroup_limit(tmp_path / "proc", tmp_path / "cg") == understood
+
+
+def test_a_parent_of_the_first_version_counts_too_and_junk_does_not(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cgroup").write_text("junk\n\n4:memory:/docker/abc\n")
+    (tmp_path / "cg/memory/docker/abc").mkdir(parents=True)
+    (tmp_path / "cg/memory/docker/abc/memory.stat").write_text(
+        f"cache 1\nhierarchical_memory_limit {32 * MB}\n"
+    )
+    assert memory.cgroup_limit(tmp_path / "proc", tmp_path / "cg") == 32 * MB
+
+
+def test_the_size_is_right_also_when_somebody_takes_its_descriptor(tmp_path):
+    before = memory.resident_bytes()
+    (tmp_path / "other").write_text("1 1 1\n")
+    other = os.open(tmp_path / "other", os.O_RDONLY)
+    os.dup2(other, memory._Statm.descriptor)
+    assert memory.resident_bytes() > before / 2
+    os.close(memory._Statm.descriptor)
+    assert memory.resident_bytes() > before / 2
+    os.close(other)
 
 
 def test_no_cgroup_is_no_limit(tmp_path):

@@ -20,7 +20,6 @@ import threading
 from contextlib import suppress
 
 from guardrails.errors import RequestInterruptedError, StoreError
-from guardrails.store import place
 from guardrails.store.contract import Store, Visit
 from guardrails.store.processes import Owner, this_process
 
@@ -46,6 +45,8 @@ def listen(store: Store) -> bool:
         return True
     if "gevent" in sys.modules or not hasattr(os, "mkfifo"):
         return False
+    from guardrails.store import place  # noqa: PLC0415 - needs POSIX
+
     try:
         folder = place.own_folder()
         path = folder / pipe_name(this_process())
@@ -68,6 +69,8 @@ def pipe_name(owner: Owner) -> str:
 
 def order(owner: Owner, generation: int, thread: int) -> bool:
     """Ask a process to end one request. False where it does not take orders."""
+    from guardrails.store import place  # noqa: PLC0415 - as above
+
     for folder in place.folders():
         with suppress(OSError):
             pipe = os.open(

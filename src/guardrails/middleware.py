@@ -205,6 +205,8 @@ class Throttle:
                 if outer is None:
                     # This request is over: whoever tries again with the same environ is asked again.
                     environ.pop(FLIGHT, None)
+                for relax in occasions.after_refusal:
+                    relax()
                 drain = flight is not None and flight.may_drain
                 return refuse(decision, environ, start_response, drain=drain)
             if flight is None:

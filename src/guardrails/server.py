@@ -99,7 +99,21 @@ def _uwsgi() -> Server | None:
     options = uwsgi.opt
     threads = options.get("threads") or options.get("gevent") or options.get("async") or b"1"
     respawns = uwsgi.masterpid() > 0
-    return Server("uWSGI", uwsgi.numproc, int(threads), respawns, signal.SIGHUP if respawns else 0)
+    # In its own asynchronous mode a worker that is told to retire drops what it is about.
+    graceful = respawns and not ("async" in options and "gevent" not in options)
+    return Server("uWSGI", uwsgi.numproc, int(threads), respawns, signal.SIGHUP if graceful else 0)
+
+
+def in_the_master() -> bool:
+    """Whether this process is the one that forks the workers, and serves nothing itself."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None and hasattr(uwsgi, "worker_id"):
+        return bool(uwsgi.masterpid() > 0 and uwsgi.worker_id() == 0)
+    if any(True for _ in _callers("gunicorn.workers")):
+        return False
+    # With --preload it loads the app before it has noted its own number.
+    masters = [getattr(caller, "pid", None) for caller in _callers("gunicorn.arbiter")]
+    return any(pid in (None, os.getpid()) for pid in masters)
 
 
 def _mod_wsgi() -> Server | None:

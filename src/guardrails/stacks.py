@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from guardrails.errors import StoreError
-from guardrails.store import place
 from guardrails.store.processes import Owner, is_dead, this_process
 
 log = logging.getLogger("guardrails")
@@ -62,6 +61,8 @@ def listen() -> int:
     _Listening.pid, _Listening.signal = os.getpid(), 0
     if not DUMP_SIGNAL or signal.getsignal(DUMP_SIGNAL) not in (signal.SIG_DFL, _add_greenlets):
         return 0
+    from guardrails.store import place  # noqa: PLC0415 - needs POSIX
+
     try:
         folder = place.own_folder()
         _sweep(folder)
@@ -107,6 +108,8 @@ class Dump(NamedTuple):
 
 def open_file(owner: Owner) -> int | None:
     """A descriptor of a process's file; None where it has none."""
+    from guardrails.store import place  # noqa: PLC0415 - as above
+
     for folder in place.folders():
         with suppress(OSError, StoreError):
             descriptor = place.open_file(folder / file_name(owner))

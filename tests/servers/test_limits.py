@@ -1,7 +1,9 @@
 """Limits in real workers: what the client sees, that the server goes on, what is logged."""
 
 import json
+import resource
 import threading
+from dataclasses import replace
 
 import pytest
 from troubled import GEVENT, GTHREAD, KINDS, SYNC, UWSGI, UWSGI_THREADS
@@ -101,6 +103,28 @@ def test_a_budget_per_request_is_refused_where_requests_share_a_process(trouble,
     else:
         with pytest.raises(AssertionError, match=said):
             limited(trouble, kind, cpu_per_request="1s")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        replace(GTHREAD, name="gunicorn gthread --preload", options=("--preload",), hook="import"),
+        replace(GEVENT, name="gunicorn gevent --preload", options=("--preload",), hook="import"),
+        replace(GEVENT, name="gunicorn gevent apply", hook="import"),
+        replace(UWSGI, name="uWSGI apply", hook="import"),
+        replace(UWSGI_THREADS, name="uWSGI --threads 4 apply", hook="import"),
+    ],
+    ids=lambda kind: kind.name,
+)
+def test_applied_where_the_app_is_loaded_the_workers_have_it_and_not_their_parent(trouble, kind):
+    site = limited(trouble, kind, CPU="2:")
+    first = site.pid()
+
+    assert resource.prlimit(site.process.pid, resource.RLIMIT_CPU)[0] == -1
+    assert [worker.limits["CPU"] for worker in site.workers()] == [(2, -1)]
+    assert site.ask("/burn?seconds=2.5").text == str(first)
+    site.until(lambda: site.pid() not in (0, first), "another worker serves")
+    assert site.goes_on()
 
 
 @every_kind

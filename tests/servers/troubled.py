@@ -18,6 +18,7 @@ class Kind:
     threads: int
     hook: str
     setup: Setup
+    options: tuple = ()
 
 
 def _gunicorn(kind, *options, threads=1, user=None):
@@ -101,7 +102,10 @@ class Troubled(Site):
         }
 
     def command(self):
-        return self.kind.command(self.port, self.folder, self.workers_started)
+        return [
+            *self.kind.command(self.port, self.folder, self.workers_started),
+            *self.kind.options,
+        ]
 
     def answers(self):
         assert self.process.poll() is None, f"the server has ended:\n{self.log()}"

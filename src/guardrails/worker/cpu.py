@@ -8,11 +8,13 @@ start, and a thread of its own waits for it.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -41,118 +43,158 @@ def check_one_at_a_time(server: Server) -> None:
         )
 
 
-def watch(server: Server, life: tuple[int, int] | None, budget: int | None) -> None:
-    """Be told of the soft limit from now on.
+def watch(server: Server, life: int | None, budget: int | None) -> None:
+    """Be told of the soft limit from now on. To be called before the limit is set.
 
-    life: the soft and the hard limit of the whole process, if any, in seconds; -1 is unlimited.
-    budget: seconds for each request.
+    life: the soft limit of the whole process, in seconds.   budget: seconds for each request. Of
+    several that are asked for in one process the smallest of each kind counts.
 
     Raises ConfigurationError where this thread cannot arrange for it.
     """
-    watcher = _Watcher(life, budget)
+    watcher = _Known.watcher
+    if watcher is None or _Known.pid != os.getpid():
+        watcher = _Watcher()
+        _arrange(server, watcher)
+        _Known.watcher, _Known.pid = watcher, os.getpid()
+    watcher.ask(life, budget)
+
+
+def _arrange(server: Server, watcher: _Watcher) -> None:
+    """Have the watcher told of SIGXCPU, by a handler or by a thread."""
     if _server_catches():
         log.info("rlimits: CPU: the server has a way of its own to end a worker at its soft limit")
         return
-    main = threading.current_thread() is threading.main_thread()
-    if main and (server.threads == 1 or "gevent" in server.name):
-        signal.signal(signal.SIGXCPU, watcher.signalled)
-    elif main:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXCPU})
-        if _all_block():
-            watcher.start()
-            occasions.at_start += (watcher.start_again,)
-        else:
-            # The other threads are there already: better late than killed.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXCPU})
-            signal.signal(signal.SIGXCPU, watcher.signalled)
-            log.warning(
-                "rlimits: CPU: threads were running before the limit was set, so the worker may "
-                "retire late: set it in a hook, before the server starts its threads"
-            )
-    else:
+    handler = signal.getsignal(signal.SIGXCPU)
+    if handler not in (signal.SIG_DFL, signal.SIG_IGN, None) and not _is_ours(handler):
+        log.warning(
+            "rlimits: CPU: SIGXCPU has a handler already, which is left in place, so no worker retires "
+            "at its soft limit: let that handler do it, or remove it"
+        )
+        return
+    if threading.current_thread() is not threading.main_thread():
         raise ConfigurationError(
             "CPU: a soft limit can only be watched when it is set in the main thread: set it in a "
             "hook of the server's, such as gunicorn's post_fork, or where the app's module is loaded"
         )
-    if budget is not None:
-        occasions.before_request += (watcher.begin,)
-        occasions.after_response += (watcher.end,)
+    if server.threads == 1 or "gevent" in server.name.lower():
+        signal.signal(signal.SIGXCPU, watcher.signalled)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXCPU})
+    if _all_block():
+        watcher.start()
+        occasions.when_started(watcher.start_again)
+    else:
+        # The other threads are there already: better late than killed.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXCPU})
+        signal.signal(signal.SIGXCPU, watcher.signalled)
+        log.warning(
+            "rlimits: CPU: threads were running before the limit was set, so the worker may retire "
+            "late: set it in a hook, before the server starts its threads"
+        )
 
 
 class _Watcher:
     """What happens at the soft limit, in the process that made it."""
 
-    def __init__(self, life: tuple[int, int] | None, budget: int | None) -> None:
-        self._life = life
-        self._budget = budget
+    def __init__(self) -> None:
+        self._life = self._budget = math.inf
         self._request_until = math.inf
         self._said = False
-        self._pid = 0
+        self._waiting_in = 0
+        self._moved = False
+
+    def ask(self, life: int | None, budget: int | None) -> None:
+        """Take on another limit: the smallest counts."""
+        self._life = min(self._life, math.inf if life is None else life)
+        if budget is None:
+            return
+        if self._budget == math.inf:
+            occasions.before_request += (self.begin,)
+            occasions.after_response += (self.end,)
+            occasions.after_refusal += (self.end,)
+        self._budget = min(self._budget, budget)
 
     def begin(self) -> None:
         """Before each request: move the soft limit on by its budget."""
         import resource  # noqa: PLC0415 - POSIX only, and so is this
 
-        assert self._budget is not None  # noqa: S101 - else nobody calls this
         until = time.process_time() + self._budget
-        soft = math.ceil(until)
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        if self._life is not None and self._life[0] != _UNLIMITED:
-            soft = min(soft, self._life[0])
-        if hard != _UNLIMITED:
-            soft = min(soft, hard)
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+        soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        if not self._moved and soft != _UNLIMITED:
+            # Somebody else's, as systemd's, must not be moved away.
+            self._life = min(self._life, soft)
+        self._moved = True
+        wanted = min(math.ceil(until), self._life)
+        resource.setrlimit(
+            resource.RLIMIT_CPU, (int(wanted if hard == _UNLIMITED else min(wanted, hard)), hard)
+        )
         self._request_until = until
 
-    def end(self, _visit: Visit) -> None:
-        """After each response: what is burnt between requests is nobody's."""
+    def end(self, _visit: Visit | None = None) -> None:
+        """After each request: what is burnt between them is nobody's."""
         self._request_until = math.inf
 
     def signalled(self, _signal: int, _frame: Any) -> None:
         """SIGXCPU, in the main thread, which is where the request runs."""
         used = time.process_time() + _TICKS_AHEAD
-        if self._life is not None and self._life[0] != _UNLIMITED and used >= self._life[0]:
-            self._retire(used)
+        if used >= self._life:
+            self._retire()
         if used >= self._request_until:
             raise CPULimitError(
-                f"this request has burnt its {self._budget} s of CPU: see cpu_per_request"
+                f"this request has burnt its {self._budget:g} s of CPU: see cpu_per_request"
             )
 
     def start(self) -> None:
-        """Wait for the signal in a thread that does nothing else."""
-        self._pid = os.getpid()
-        threading.Thread(target=self._wait, name="guardrails-cpu-limit", daemon=True).start()
+        """Wait for the signal in a thread that does nothing else, and is a thread everywhere."""
+        self._waiting_in = os.getpid()
+        monkey = sys.modules.get("gevent.monkey")
+        start = (
+            monkey.get_original("_thread", "start_new_thread") if monkey else _thread.start_new_thread
+        )
+        start(self._wait, ())
 
     def start_again(self, _server: Server, _store: Store) -> None:
         """At the first request of a process: a fork leaves threads behind."""
-        if self._pid != os.getpid():
+        if self._waiting_in != os.getpid():
             self._said = False
             self.start()
 
     def _wait(self) -> None:
         while True:
             signal.sigwait({signal.SIGXCPU})
-            self._retire(time.process_time())
+            self._retire()
 
-    def _retire(self, used: float) -> None:
+    def _retire(self) -> None:
         if self._said:
             return
         self._said = True
-        if retiring.retire():
-            log.warning(
-                "rlimits: CPU: worker %d has used %d s, its soft limit: it finishes its requests and "
+        pid = os.getpid()
+        if not retiring.retire(
+            lambda: log.warning(
+                "rlimits: CPU: worker %d has used %g s, its soft limit: it finishes its requests and "
                 "retires",
-                os.getpid(),
-                used,
+                pid,
+                self._life,
             )
-        else:
+        ):
             log.error(
-                "rlimits: CPU: worker %d has used %d s, its soft limit, and goes on: nobody would "
+                "rlimits: CPU: process %d has used %g s, its soft limit, and goes on: nobody would "
                 "start %s again",
-                os.getpid(),
-                used,
-                retiring.here(),
+                pid,
+                self._life,
+                retiring.server_name(),
             )
+
+
+class _Known:
+    """The one watcher of a process."""
+
+    pid = 0
+    watcher: _Watcher | None = None
+
+
+def _is_ours(handler: object) -> bool:
+    return isinstance(getattr(handler, "__self__", None), _Watcher)
 
 
 def _server_catches() -> bool:

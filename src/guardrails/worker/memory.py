@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from guardrails.errors import ConfigurationError
 
 _PROC = Path("/proc/self")
 _CGROUPS = Path("/sys/fs/cgroup")
+_STATM_FIELDS = 7
 _NO_LIMIT = 2**60
 """cgroup v1 writes "no limit" as a number near 2**63."""
 
@@ -22,11 +24,18 @@ class _Statm:
     descriptor = -1
 
 
-def _own_statm() -> bytes:
-    if _Statm.pid != os.getpid():
-        _Statm.descriptor = os.open(_PROC / "statm", os.O_RDONLY | os.O_CLOEXEC)
-        _Statm.pid = os.getpid()
-    return os.pread(_Statm.descriptor, 128, 0)
+def _own_statm() -> list[bytes]:
+    """Its seven numbers, also where somebody has closed the descriptor or taken it for another file."""
+    for _ in range(2):
+        if _Statm.pid != os.getpid():
+            _Statm.descriptor = os.open(_PROC / "statm", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            _Statm.pid = os.getpid()
+        with suppress(OSError):
+            fields = os.pread(_Statm.descriptor, 128, 0).split()
+            if len(fields) == _STATM_FIELDS and all(map(bytes.isdigit, fields)):
+                return fields
+        _Statm.pid = 0
+    return (_PROC / "statm").read_bytes().split()
 
 
 def resident_bytes(proc: Path = _PROC) -> int:
@@ -35,8 +44,8 @@ def resident_bytes(proc: Path = _PROC) -> int:
     Without /proc psutil says it; a ConfigurationError names the extra where that is not installed.
     """
     try:
-        statm = _own_statm() if proc is _PROC else (proc / "statm").read_bytes()
-        pages = int(statm.split()[1])
+        fields = _own_statm() if proc is _PROC else (proc / "statm").read_bytes().split()
+        pages = int(fields[1])
     except OSError:
         return int(_psutil().memory_info().rss)
     return pages * os.sysconf("SC_PAGE_SIZE")
@@ -61,25 +70,35 @@ def unshared_bytes(proc: Path = _PROC) -> int:
 def cgroup_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
     """The memory that this process's cgroup may have, in bytes; None where nothing limits it.
 
-    In version 2 the least of the group's and its parents'; in version 1 the group's own.
+    The least of the group's and its parents', in either version of cgroups.
     """
     found = []
     for line in _lines(proc / "cgroup"):
-        _number, controllers, path = line.split(":", 2)
+        _number, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if not colon:
+            continue
         if not controllers:
             group = cgroups / path.lstrip("/")
             while cgroups in (group, *group.parents):
                 found += _limit(group / "memory.max")
                 group = group.parent
         elif "memory" in controllers.split(","):
-            found += _limit(cgroups / "memory" / path.lstrip("/") / "memory.limit_in_bytes")
-            found += _limit(cgroups / "memory" / "memory.limit_in_bytes")
+            for group in (cgroups / "memory" / path.lstrip("/"), cgroups / "memory"):
+                found += _limit(group / "memory.limit_in_bytes")
+                found += _hierarchical(group / "memory.stat")
     return min(found, default=None)
 
 
 def _limit(path: Path) -> list[int]:
     text = "".join(_lines(path))
     return [int(text)] if text.isdecimal() and int(text) < _NO_LIMIT else []
+
+
+def _hierarchical(path: Path) -> list[int]:
+    """What version 1 says of a group and its parents together."""
+    words = [line.split() for line in _lines(path) if line.startswith("hierarchical_memory_limit ")]
+    return [int(limit) for _, limit in words if limit.isdecimal() and int(limit) < _NO_LIMIT]
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,13 +1,14 @@
 """How a worker retires: it finishes its requests and ends, in its server's own way.
 
-No request is lost: gunicorn's SIGTERM to a worker, uWSGI's SIGHUP and mod_wsgi's SIGUSR1 are what
-these servers use themselves when a worker has served its number of requests.
+gunicorn's SIGTERM to a worker, uWSGI's SIGHUP and mod_wsgi's SIGUSR1 are what these servers use
+themselves when a worker has served its number of requests.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 from guardrails.occasions import here as occasions
 from guardrails.server import Server
@@ -17,8 +18,9 @@ log = logging.getLogger("guardrails")
 
 
 class _Known:
-    """What this process knows of where it is; a forked child begins with its parent's."""
+    """What is known of where the process `pid` is; whoever it forks is no worker."""
 
+    pid = 0
     server: Server | None = None
     store: Store | None = None
     retired_in = 0
@@ -26,19 +28,19 @@ class _Known:
 
 def know_server(server: Server) -> None:
     """Remember the server, and learn more at the first request."""
-    _Known.server = server
-    if _learn not in occasions.at_start:
-        occasions.at_start += (_learn,)
+    _Known.pid, _Known.server = os.getpid(), server
+    occasions.when_started(_learn)
 
 
 def _learn(server: Server, store: Store) -> None:
-    _Known.server, _Known.store = server, store
+    _Known.pid, _Known.server, _Known.store = os.getpid(), server, store
 
 
 def may_retire() -> bool:
     """Whether this worker can retire, and somebody starts another one in its place."""
     server = _Known.server
-    return server is not None and server.respawns and bool(server.retire_signal)
+    here = _Known.pid == os.getpid()
+    return here and server is not None and server.respawns and bool(server.retire_signal)
 
 
 def is_retiring() -> bool:
@@ -46,9 +48,10 @@ def is_retiring() -> bool:
     return _Known.retired_in == os.getpid()
 
 
-def retire(*, one_at_a_time: bool = False) -> bool:
+def retire(say: Callable[[], object], *, one_at_a_time: bool = False) -> bool:
     """Let this worker finish its requests and end. Any number of times; False where it cannot.
 
+    say: called just before, since some servers end the worker at once if it is idle.
     one_at_a_time: not while another worker of the same store is about it.
     """
     server, store = _Known.server, _Known.store
@@ -63,10 +66,11 @@ def retire(*, one_at_a_time: bool = False) -> bool:
         except Exception as error:
             log.warning("retiring: the store cannot be told: %s", error)
     _Known.retired_in = os.getpid()
+    say()
     os.kill(os.getpid(), server.retire_signal)
     return True
 
 
-def here() -> str:
+def server_name() -> str:
     """The server in words."""
     return _Known.server.name if _Known.server is not None else "an unknown server"

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple, Self
 
 from guardrails.errors import ConfigurationError
 from guardrails.occasions import here as occasions
-from guardrails.server import Server, gunicorn_server, running_server
+from guardrails.server import Server, gunicorn_server, in_the_master, running_server
 from guardrails.store.contract import Store
 from guardrails.units import parse_count, parse_duration, parse_size
 from guardrails.worker import cpu, memory
 from guardrails.worker.retiring import know_server
+from guardrails.worker.usage import usage
 
 log = logging.getLogger("guardrails")
 
@@ -26,6 +30,7 @@ UNLIMITED = -1
 ENVIRONMENT = "GUARDRAILS_RLIMIT_"
 DEFAULT_CPU_SECONDS = 600
 MEMORY_SHARE = 0.8
+_USUAL_STACK = 8 << 20
 _SIZES = (
     "AS",
     "CORE",
@@ -41,13 +46,13 @@ _SIZES = (
 )
 _LARGEST = 2**62
 _MISLEADING = {
-    "AS": "it counts addresses, not memory, and each thread takes 8 MB of them and more: where workers "
-    "have threads use DATA",
+    "AS": "it counts addresses, not memory, and each thread takes 8 MB for its stack and 64 MB and "
+    "more for its arena: use DATA, and leave room for 8 MB for each thread there",
     "NPROC": "it counts all processes and threads of the user, over all workers, and root is exempt: "
     "leave it to the system's administrator",
     "RSS": "Linux ignores it: use DATA",
 }
-_ON = ("1", "on", "yes", "true")
+_ON, _OFF = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
 
 
 class Limit(NamedTuple):
@@ -114,51 +119,102 @@ class ResourceLimits:
         return self._apply(server or running_server({}), say)
 
     def __enter__(self) -> Self:
-        import resource  # noqa: PLC0415 - building a value works where there is no such module
-
-        before = []
-        for name, soft, _hard, _origin in self.limits:
-            which = getattr(resource, f"RLIMIT_{name}")
-            before.append((which, resource.getrlimit(which)))
-            if soft is not None:
-                _set(resource, Limit(name, soft, None, "context"))
-        _entered.setdefault(id(self), []).append(before)
+        """Set the soft limits for a while, in tests. CPU, `nice` and budgets cannot be had so."""
+        beyond = self.cpu_per_request is not None or self.nice is not None or self.defaults
+        if beyond or any(limit.name == "CPU" or limit.soft is None for limit in self.limits):
+            raise ConfigurationError(
+                "with: only soft limits other than CPU can be set for a while: leave out CPU, "
+                '":HARD", defaults, nice and cpu_per_request, or call apply() in a process of its own'
+            )
+        soft = [limit._replace(hard=None) for limit in self.limits]
+        _entered.setdefault(id(self), []).append(_set_all(_resource(), soft))
         return self
 
     def __exit__(self, *_error: object) -> None:
-        import resource  # noqa: PLC0415 - as above
-
-        for which, limits in _entered[id(self)].pop():
-            resource.setrlimit(which, limits)
+        if _entered.get(id(self)):
+            _restore(_resource(), _entered[id(self)].pop())
 
     def _apply(self, server: Server, say: Callable[[str], object]) -> tuple[LimitReport, ...]:
-        import resource  # noqa: PLC0415 - as above
-
+        if in_the_master():
+            _put_off(self)
+            return ()
         if _applied.get(self, (0, ()))[0] == os.getpid():
             return _applied[self][1]
+        resource = _resource()
         if self.cpu_per_request is not None:
             cpu.check_one_at_a_time(server)
         know_server(server)
-        asked = self.limits + (_defaults(self.limits, server) if self.defaults else ())
-        reports = []
-        for limit in asked:
-            report = _set(resource, limit)
-            say(f"rlimits: {report}")
-            reports.append(report)
+        asked = [*self.limits, *(_defaults(self.limits, server) if self.defaults else ())]
+        # Who is told comes before the limit: one that is passed already kills at once.
+        life = next((limit for limit in asked if limit.name == "CPU"), None)
+        soft = None if life is None or life.soft in (None, UNLIMITED) else life.soft
+        if soft is not None or self.cpu_per_request is not None:
+            cpu.watch(server, soft, self.cpu_per_request)
+        reports = _set_all(resource, asked)
+        for report in reports:
+            _tell(report, say)
         _warn(reports, server)
         if self.nice is not None:
             _set_priority(self.nice)
-        life = next((r.after for r in reports if r.name == "CPU"), None)
-        if self.cpu_per_request is not None or (life is not None and life[0] != UNLIMITED):
-            cpu.watch(server, life, self.cpu_per_request)
-        if not server.respawns:
-            occasions.at_start += (_warn_where_death_is_final,)
+        if asked and not server.respawns:
+            occasions.when_started(_warn_where_death_is_final)
         _applied[self] = (os.getpid(), tuple(reports))
         return tuple(reports)
 
 
 _applied: dict[ResourceLimits, tuple[int, tuple[LimitReport, ...]]] = {}
-_entered: dict[int, list[list[tuple[int, tuple[int, int]]]]] = {}
+_entered: dict[int, list[list[LimitReport]]] = {}
+
+
+def _resource() -> Any:
+    """The standard library's module. Raises ConfigurationError where there is none."""
+    try:
+        return import_module("resource")
+    except ImportError:
+        raise ConfigurationError(
+            "rlimits: this system has no resource limits: leave it out, or use a POSIX system"
+        ) from None
+
+
+def _put_off(limits: ResourceLimits) -> None:
+    """In the process that forks the workers: let each of them do it, and this one not."""
+    if "uwsgi" in sys.modules:
+        import_module("uwsgidecorators").postfork(limits)
+    else:
+        master = os.getpid()
+        os.register_at_fork(after_in_child=lambda: limits.apply() if os.getppid() == master else None)
+    log.info("rlimits: this process forks the workers: the limits are set in each of them")
+
+
+def _set_all(resource: Any, limits: Iterable[Limit]) -> list[LimitReport]:
+    """Set several limits, or as far as that is possible none of them."""
+    reports: list[LimitReport] = []
+    try:
+        for limit in limits:
+            reports.append(_set(resource, limit))  # noqa: PERF401 - what was set must be known
+    except ConfigurationError:
+        _restore(resource, reports)
+        raise
+    return reports
+
+
+def _restore(resource: Any, reports: Iterable[LimitReport]) -> None:
+    """Put back what was, each as far as the system lets."""
+    for report in reports:
+        which = getattr(resource, f"RLIMIT_{report.name}")
+        for before in (report.before, (report.before[0], resource.getrlimit(which)[1])):
+            with suppress(ValueError, OSError):
+                resource.setrlimit(which, before)
+                break
+
+
+def _tell(report: LimitReport, say: Callable[[str], object]) -> None:
+    line = f"rlimits: {report}"
+    if report.origin == "default" and say == log.info and not log.isEnabledFor(logging.INFO):
+        # What nobody asked for must be seen, also where nobody has set up a log.
+        print(line, file=sys.stderr)  # noqa: T201 - as said
+    else:
+        say(line)
 
 
 def rlimits(
@@ -193,15 +249,21 @@ def rlimits(
     Raises ConfigurationError for a name or a value that is wrong.
     """
     found: dict[str, Limit] = {}
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise ConfigurationError(
+            f'rlimits: {mapping!r} is no mapping: write {{"CPU": "600:"}}, or CPU="600:"'
+        )
     for origin, given in (
         ("environment", _from_environment()),
-        ("mapping", dict(mapping or {})),
+        ("mapping", {str(name): value for name, value in (mapping or {}).items()}),
         ("argument", limits),
     ):
         prefix = ENVIRONMENT if origin == "environment" else ""
         found |= {name: _limit(name, value, origin, prefix + name) for name, value in given.items()}
     if defaults is None:
-        defaults = os.environ.get(f"{ENVIRONMENT}DEFAULTS", "").lower() in _ON
+        defaults = _defaults_from_environment()
+    elif not isinstance(defaults, bool):
+        raise ConfigurationError(f"defaults: {defaults!r} is neither True nor False: write one of them")
     budget = None
     if cpu_per_request is not None:
         budget = _seconds(cpu_per_request, "cpu_per_request")
@@ -220,6 +282,15 @@ def _from_environment() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if name.startswith(ENVIRONMENT) and name != f"{ENVIRONMENT}DEFAULTS"
     }
+
+
+def _defaults_from_environment() -> bool:
+    word = os.environ.get(f"{ENVIRONMENT}DEFAULTS", "off").strip().lower()
+    if word not in (*_ON, *_OFF):
+        raise ConfigurationError(
+            f"{ENVIRONMENT}DEFAULTS: {word!r} in the environment is neither on nor off: write one"
+        )
+    return word in _ON
 
 
 def known_names() -> tuple[str, ...]:
@@ -256,8 +327,17 @@ def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
 
 
 def _value(name: str, value: object, argument: str) -> int:
-    if value == "unlimited":
+    if isinstance(value, str) and value.strip().lower() == "unlimited":
         return UNLIMITED
+    number = _number(name, value, argument)
+    if number > _LARGEST:
+        raise ConfigurationError(
+            f'{argument}: {value!r} is more than the system can count: write less, or "unlimited"'
+        )
+    return number
+
+
+def _number(name: str, value: object, argument: str) -> int:
     if name in _SIZES:
         return parse_size(value, argument)
     if name == "CPU":
@@ -296,7 +376,8 @@ def _set(resource: Any, limit: Limit) -> LimitReport:
     except (ValueError, OSError, OverflowError) as error:
         raise ConfigurationError(
             f"{limit.name}: the system refuses soft {_shown(soft)} and hard {_shown(hard)} ({error}): "
-            f"it has hard {_shown(before[1])} now, and only root may raise that; ask for less"
+            f"it has hard {_shown(before[1])} now, and only a process with CAP_SYS_RESOURCE may raise "
+            "that; ask for less"
         ) from None
     return LimitReport(
         limit.name, limit.soft, limit.hard, before, resource.getrlimit(which), limit.origin
@@ -305,15 +386,15 @@ def _set(resource: Any, limit: Limit) -> LimitReport:
 
 def _defaults(asked: tuple[Limit, ...], server: Server) -> tuple[Limit, ...]:
     """What was not asked for. Never more than there is already."""
-    import resource  # noqa: PLC0415 - as above
-
+    resource = _resource()
     names = {limit.name for limit in asked}
     wanted = {"CORE": 0}
     if server.respawns and server.retire_signal:
         wanted["CPU"] = DEFAULT_CPU_SECONDS
-    room = memory.cgroup_limit()
-    if room is not None and server.processes and not names & {"AS", "DATA"}:
-        wanted["DATA"] = round(room * MEMORY_SHARE) // server.processes
+    if not names & {"AS", "DATA"}:
+        data = _default_data(resource, server)
+        if data is not None:
+            wanted["DATA"] = data
     found = []
     for name, soft in wanted.items():
         if name not in names:
@@ -321,6 +402,30 @@ def _defaults(asked: tuple[Limit, ...], server: Server) -> tuple[Limit, ...]:
             if current == UNLIMITED or soft < current:
                 found.append(Limit(name, soft, None, "default"))
     return tuple(found)
+
+
+def _default_data(resource: Any, server: Server) -> int | None:
+    """A worker's share of the cgroup's memory, and its threads' stacks, which count in DATA whole."""
+    room = memory.cgroup_limit()
+    if room is None or not server.processes:
+        return None
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    threads = (server.threads or 0) if "gevent" not in server.name.lower() else 0
+    share = round(room * MEMORY_SHARE) // server.processes
+    data = share + threads * (_USUAL_STACK if stack == UNLIMITED else stack)
+    used = usage()["DATA"].used
+    if used is not None and share < 2 * used:
+        log.warning(
+            "rlimits: DATA has no default: %.0f%% of the cgroup's memory, shared out over %d workers, "
+            "is %.0f MB, and this one takes %.0f MB before it has served anybody: have fewer workers, "
+            "or give the cgroup more memory",
+            MEMORY_SHARE * 100,
+            server.processes,
+            share / (1 << 20),
+            used / (1 << 20),
+        )
+        return None
+    return data
 
 
 def _warn(reports: list[LimitReport], server: Server) -> None:

@@ -54,9 +54,12 @@ class SizeLimit:
         """Look after each response from now on; a second time it changes nothing."""
         self._apply(running_server({}))
 
-    def __call__(self, *given: Any, **_named: Any) -> None:
-        """The same as `apply()`, whatever a server's hook is called with."""
-        found = [gunicorn_server(each) for each in given]
+    def __call__(self, _server: Any = None, _worker: Any = None, *more: Any, **_named: Any) -> None:
+        """The same as `apply()`, whatever a server's hook is called with.
+
+        Two arguments have names, since gunicorn counts them before it takes a `post_fork` hook.
+        """
+        found = [gunicorn_server(each) for each in (_server, _worker, *more)]
         self._apply(next((each for each in found if each is not None), None) or running_server({}))
 
     def _apply(self, server: Server) -> None:
@@ -64,7 +67,7 @@ class SizeLimit:
         guard = _guards.get(self)
         if guard is None:
             guard = _guards[self] = SizeGuard(self)
-            occasions.at_start += (guard.begin,)
+            occasions.when_started(guard.begin)
             occasions.after_response += (guard.look,)
 
 
@@ -97,11 +100,9 @@ def size_limit(
     if unshared is None and resident is None:
         unshared = DEFAULT_SHARE
     if isinstance(unshared, str) and unshared.strip().endswith("%"):
-        share, unshared = parse_percent(unshared, "unshared"), None
-        if share > 1:
-            raise ConfigurationError(f"unshared: {share:.0%} is more than all: write at most 100%")
+        share, unshared = _share(unshared, "unshared"), None
     parse_count(every, "every", most=1_000_000)
-    part = parse_percent(jitter, "jitter") if jitter not in (0, "0", "0%") else 0.0
+    part = 0.0 if jitter in (0, "0", "0%") else _share(jitter, "jitter")
     if part >= 1:
         raise ConfigurationError(f'jitter: {jitter!r} leaves nothing of the limit: write such as "10%"')
     return SizeLimit(
@@ -124,21 +125,23 @@ class SizeGuard:
 
     def begin(self, server: Server, _store: Store) -> None:
         """At the first request of a process."""
-        limit = self._limit
-        self._pid = os.getpid()
+        limit, pid = self._limit, os.getpid()
+        # Whoever was forked from may have held it.
+        self._lock = threading.Lock()
         self._server = server
         factor = _RANDOM.uniform(1 - limit.jitter, 1)
         self._unshared = None if limit.unshared is None else round(limit.unshared * factor)
         self._resident = None if limit.resident is None else round(limit.resident * factor)
         if limit.share is not None:
             self._unshared = self._of_the_cgroup(limit.share, factor)
-        facts = process_facts(self._pid)
+        facts = process_facts(pid)
         self._born = time.monotonic() - (facts.age_seconds if facts else 0.0)
         self._requests = 0
         self._until_look = limit.every
         self._size = memory.resident_bytes()
         self._most_growth, self._grown_by = 0, "no request"
         self._dear_at = self._say_at = 0.0
+        self._pid = pid  # the last: other threads look as soon as it is there
 
     def look(self, visit: Visit) -> None:
         """After a response."""
@@ -176,25 +179,28 @@ class SizeGuard:
         if retiring.is_retiring():
             return
         possible = retiring.may_retire()
-        if possible and not retiring.retire(one_at_a_time=True):
-            return
         if not possible and now < self._say_at:
             return
         self._say_at = now + _SAY_AGAIN
-        log.warning(
-            "size: worker %d takes %.1f MB, %.1f MB of them unshared, after %d requests and %d s; %a "
-            "grew it most, by %.1f MB: %s",
-            self._pid,
-            size / _MB,
-            unshared / _MB,
-            self._requests,
-            age,
-            self._grown_by,
-            self._most_growth / _MB,
-            "it finishes its requests and retires"
-            if possible
-            else f"it goes on, since nobody would start {self._server.name} again",
-        )
+
+        def say(what: str = "it finishes its requests and retires") -> None:
+            log.warning(
+                "size: worker %d takes %.1f MB, %.1f MB of them unshared, after %d requests and %d s; "
+                "%a grew it most, by %.1f MB: %s",
+                self._pid,
+                size / _MB,
+                unshared / _MB,
+                self._requests,
+                age,
+                self._grown_by,
+                self._most_growth / _MB,
+                what,
+            )
+
+        if possible:
+            retiring.retire(say, one_at_a_time=True)
+        else:
+            say(f"it goes on, since nobody would start {self._server.name} again")
 
     def _of_the_cgroup(self, share: float, factor: float) -> int | None:
         room = memory.cgroup_limit()
@@ -209,6 +215,18 @@ class SizeGuard:
             )
             return None
         return round(room * share * factor) // self._server.processes
+
+
+def _share(value: str | float, argument: str) -> float:
+    try:
+        share = parse_percent(value, argument)
+    except ConfigurationError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigurationError(
+            f'{argument}: {value!r} is no part of a whole: write a percentage from 1 to 100, as "10%"'
+        )
+    return share
 
 
 def _size(value: str | int, argument: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -63,13 +64,23 @@ def _unknown(_status: dict[str, str]) -> float | None:
     return None
 
 
+def _files() -> float:
+    """How many files are open, without the one that looks; where none can be opened, all of them."""
+    try:
+        return sum(1 for _ in (_PROC / "fd").iterdir()) - 1
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return limits_of(os.getpid())["NOFILE"][0]
+
+
 _USED: dict[str, Callable[[dict[str, str]], float | None]] = {
     "AS": _bytes("VmSize"),
     "CPU": lambda _: time.process_time(),
     "DATA": _bytes("VmData"),
     "MEMLOCK": _bytes("VmLck"),
     "NICE": lambda _: 20 - os.getpriority(os.PRIO_PROCESS, 0),
-    "NOFILE": lambda _: sum(1 for _ in (_PROC / "fd").iterdir()) - 1,  # without the one that looks
+    "NOFILE": lambda _: _files(),
     "RSS": _bytes("VmRSS"),
     "SIGPENDING": lambda status: int(status["SigQ"].split("/")[0]),
     "STACK": _bytes("VmStk"),
