@@ -117,6 +117,7 @@ def test_every_option_that_a_page_gives_a_guard_or_a_throttle_is_taken(page):
         "trusted_proxy_headers",
         "post_fork",
         "when_ready",
+        "Restart",
         "GUARDRAILS_RLIMIT_CPU",
         "GUARDRAILS_RLIMIT_DEFAULTS",
     }
