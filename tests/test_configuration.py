@@ -16,6 +16,7 @@ from guardrails import (
     testing,
     throttle,
 )
+from guardrails.worker import rlimits as rlimits_module
 
 hello = testing.hello
 
@@ -411,16 +412,10 @@ WRONG_THROTTLES = [
 
 WRONG_RLIMITS = [
     wrong(
-        "CPU",
-        lambda: rlimits(CPU="600"),
-        "CPU: '600' would kill the worker in the midst of a request: a limit that lets it finish and "
-        "retire comes in a later version; until then leave CPU out, and use the server's own maximum "
-        "of requests per worker",
-    ),
-    wrong(
         "unknown limit",
-        lambda: rlimits(STACK="1M"),
-        "STACK: '1M' is for a limit that this version does not set: use AS, CORE, DATA, NOFILE",
+        lambda: rlimits(GPU="1M"),
+        "GPU: '1M' is for a limit that this system does not have: it has "
+        + ", ".join(rlimits_module.known_names()),
     ),
     wrong(
         "size in words",

@@ -107,8 +107,7 @@ def test_a_signal_that_somebody_else_uses_is_left_to_them(before, listens):
     assert (int(ran.stdout) != 0) == listens
 
 
-def test_what_dead_processes_left_is_removed(monkeypatch, tmp_path):
-    monkeypatch.setattr(stacks.place, "folders", lambda: iter([tmp_path]))
+def test_what_dead_processes_left_is_removed(tmp_path):
     tmp_path.chmod(0o700)
     me = this_process()
     dead = subprocess.Popen([sys.executable, "-c", ""])

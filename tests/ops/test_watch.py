@@ -15,6 +15,8 @@ import pytest
 
 from guardrails.store import place
 
+pytestmark = pytest.mark.one_python
+
 SECONDS = 30
 
 

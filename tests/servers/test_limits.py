@@ -18,29 +18,29 @@ def limited(trouble, kind, **limits):
 @every_kind
 def test_at_the_soft_limit_of_cpu_a_worker_finishes_and_retires(trouble, kind):
     """A request that burns past it is answered, and so is one beside it; another worker follows."""
-    site = limited(trouble, kind, CPU="2:")
+    site = limited(trouble, kind, CPU="1:")
     first = site.pid()
     beside = []
     if kind.threads > 1:
         thread = threading.Thread(
-            target=lambda: beside.append(site.ask("/sleep?seconds=4").status), daemon=True
+            target=lambda: beside.append(site.ask("/sleep?seconds=3").status), daemon=True
         )
         thread.start()
 
-    burnt = site.ask("/burn?seconds=2.5")
+    burnt = site.ask("/burn?seconds=1.4")
 
     assert (burnt.status, burnt.text) == (200, str(first))
     if kind.threads > 1:
         thread.join(30)
         assert beside == [200]
     site.until(lambda: site.pid() not in (0, first), "another worker serves")
-    assert "2 s, its soft limit: it finishes its requests and retires" in site.log()
+    assert "1 s, its soft limit: it finishes its requests and retires" in site.log()
     assert site.goes_on()
 
 
 @every_kind
 def test_the_hard_limit_of_cpu_kills_a_spinner_and_the_server_goes_on(trouble, kind):
-    site = limited(trouble, kind, CPU="1:3")
+    site = limited(trouble, kind, CPU="1:2")
     first = site.pid()
 
     spun = site.ask("/spin?seconds=60", seconds=30)
@@ -117,12 +117,12 @@ def test_a_budget_per_request_is_refused_where_requests_share_a_process(trouble,
     ids=lambda kind: kind.name,
 )
 def test_applied_where_the_app_is_loaded_the_workers_have_it_and_not_their_parent(trouble, kind):
-    site = limited(trouble, kind, CPU="2:")
+    site = limited(trouble, kind, CPU="1:")
     first = site.pid()
 
     assert resource.prlimit(site.process.pid, resource.RLIMIT_CPU)[0] == -1
-    assert [worker.limits["CPU"] for worker in site.workers()] == [(2, -1)]
-    assert site.ask("/burn?seconds=2.5").text == str(first)
+    assert [worker.limits["CPU"] for worker in site.workers()] == [(1, -1)]
+    assert site.ask("/burn?seconds=1.4").text == str(first)
     site.until(lambda: site.pid() not in (0, first), "another worker serves")
     assert site.goes_on()
 

@@ -10,7 +10,7 @@ import sys
 
 from troubled import GTHREAD, SYNC
 
-LINES = 3000
+LINES = 1200
 
 
 def lines_of(folder):
@@ -27,7 +27,7 @@ def test_gunicorns_log_is_rotated_and_no_line_is_lost(trouble, tmp_path):
         workers=2,
         GUNICORN_CMD_ARGS=f"--access-logfile {tmp_path}/access.log",
         TROUBLE_WATCHDOG=json.dumps(
-            {"log": [f"{tmp_path}/access.log"], "log_max": "100K", "keep": 50, "compress_after": "1s"}
+            {"log": [f"{tmp_path}/access.log"], "log_max": "40K", "keep": 50, "compress_after": "1s"}
         ),
     )
     site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")

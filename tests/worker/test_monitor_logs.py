@@ -21,6 +21,8 @@ from guardrails.worker import logfiles
 from guardrails.worker.logfiles import Growth, LogFile, Seldom, rename
 from guardrails.worker.pressure import megabytes
 
+pytestmark = pytest.mark.one_python
+
 DEADLINE = 30
 
 SERVER = """

@@ -17,6 +17,8 @@ from guardrails.worker.events import Announcer, Commands
 from guardrails.worker.probe import MOST_READ, Probe
 from guardrails.worker.process_signal import ProcessSignal
 
+pytestmark = pytest.mark.one_python
+
 JOIN_SECONDS = 20
 
 

@@ -35,6 +35,7 @@ log = logging.getLogger("guardrails.watch")
 DONE, FAILED, NOT_RUNNING = 0, 1, 3
 STOP_SECONDS = 15.0
 START_SECONDS = 15.0
+_NOTE_SECONDS = 0.5
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _LOG_BYTES = 4 << 20
 _PRIVATE = ".private"
@@ -351,11 +352,15 @@ class _Lock:
             return None
         try:
             place.verify_file(descriptor, self.path)
-            if _flock(descriptor, fcntl.LOCK_SH):
-                return None
-            owner = Owner(*json.loads(os.pread(descriptor, 4096, 0)))
-            elsewhere = owner.namespace != pid_namespace()
-            return _UNKNOWN if elsewhere or is_dead(owner, owner.namespace) else owner
+            deadline = time.monotonic() + _NOTE_SECONDS
+            while not _flock(descriptor, fcntl.LOCK_SH):
+                note = os.pread(descriptor, 4096, 0)
+                if note or time.monotonic() > deadline:
+                    owner = Owner(*json.loads(note))
+                    elsewhere = owner.namespace != pid_namespace()
+                    return _UNKNOWN if elsewhere or is_dead(owner, owner.namespace) else owner
+                time.sleep(0.01)  # it has the lock, and is about to say who it is
+            return None
         except (ValueError, TypeError):
             return _UNKNOWN
         finally:
