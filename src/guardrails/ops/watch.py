@@ -122,7 +122,7 @@ def stop(watch: Watch, parent: int | None) -> int:
     finally:
         os.close(descriptor)
     deadline = time.monotonic() + STOP_SECONDS
-    while lock.owner() is not None:
+    while lock.owner() is not None or not is_dead(running, running.namespace):
         if time.monotonic() > deadline:
             _say(f"pid {running.pid} does not end within {STOP_SECONDS:g} s")
             return FAILED
