@@ -20,6 +20,8 @@ from guardrails.store.layout import plan
 from guardrails.store.opening import DEFAULT_ROWS
 from guardrails.worker.watching import OPTIONS
 
+pytestmark = pytest.mark.one_python
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUR_PAGES = [page for page in PAGES if page.name != "benchmarks.md"]

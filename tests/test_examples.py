@@ -22,6 +22,8 @@ import pytest
 from guardrails import testing
 from guardrails.store import place
 
+pytestmark = pytest.mark.one_python
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 LONGEST_SECONDS = 30

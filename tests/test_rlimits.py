@@ -354,7 +354,6 @@ WITHOUT_POSIX = """
 import sys
 for name in ("fcntl", "resource", "pwd", "grp"):
     sys.modules[name] = None
-sys.platform = "win32"
 import guardrails
 from guardrails import SpeedLimit, testing
 app = SpeedLimit("9/s")(testing.hello, store="memory:")
