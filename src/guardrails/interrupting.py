@@ -29,7 +29,8 @@ PREFIX = "interrupt-"
 _ORDER = struct.Struct("=QQ")
 
 pending: dict[int, int] = {}
-"""The request that is interrupted in each thread. Empty nearly always: looked at when one ends."""
+"""The request that is interrupted in each thread. Empty nearly always: looked at when one ends. What a
+thread leaves that ends in that instant stays, and harms nobody."""
 
 _lock = threading.Lock()
 _listening_in = 0
@@ -83,10 +84,14 @@ def order(owner: Owner, generation: int, thread: int) -> bool:
     return False
 
 
-def over(visit: Visit) -> None:
-    """A request has ended: nothing that was meant for it may meet the next one."""
+def over(visit: Visit, *, outermost: bool) -> None:
+    """A request has ended: nothing that was meant for it may meet the next one.
+
+    outermost: no other request can be under way in its thread, whatever its number was.
+    """
     with _lock:
-        if pending.get(visit.thread) == visit.generation:
+        meant = pending.get(visit.thread)
+        if meant is not None and (outermost or meant == visit.generation):
             del pending[visit.thread]
             _raise_in(visit.thread, None)
 
@@ -104,14 +109,17 @@ def _interrupt(store: Store, generation: int, thread: int) -> None:
     with _lock:
         # First this, then the look: who ends in between finds it, and waits for the lock.
         pending[thread] = generation
-        pid = os.getpid()
-        if any(
-            (request.pid, request.generation, request.thread) == (pid, generation, thread)
-            for request in store.requests()
-        ):
+        pid, stands = os.getpid(), False
+        try:
+            stands = any(
+                (request.pid, request.generation, request.thread) == (pid, generation, thread)
+                for request in store.requests()
+            )
+        finally:
+            if not stands:
+                del pending[thread]
+        if stands:
             _raise_in(thread, RequestInterruptedError)
-        else:
-            del pending[thread]
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

@@ -202,8 +202,9 @@ class Flight(Visit):
         except BaseException:
             self.unreleased.add(self)
             raise
-        if interrupting.pending:
-            interrupting.over(self)
+        finally:
+            if interrupting.pending:
+                interrupting.over(self, outermost=self.outermost)
         if occasions.after_response and self.outermost:
             occasions.response_over(self)
 
