@@ -138,8 +138,8 @@ def interrupted(monkeypatch):
     seen = []
 
     def looping(environ, start_response):
-        entered.set()
         try:
+            entered.set()
             while not release.is_set():
                 pass
         except guardrails.RequestInterruptedError:
