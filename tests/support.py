@@ -1,6 +1,7 @@
 """What the tests share: a browser, a raw exchange, stores that count calls or fail, a CPU by hand."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -328,3 +329,14 @@ def cases(name: str) -> dict[str, dict[str, Any]]:
     """The cases of a file in tests/cases by their ids; the file names its sources and licences."""
     text = (Path(__file__).parent / "cases" / f"{name}.json").read_text(encoding="utf-8")
     return {case["id"]: case for case in json.loads(text)["cases"]}
+
+
+class Told(list):
+    """What was told: event, message, level, facts."""
+
+    def __call__(self, event, message, level=logging.WARNING, **facts):
+        self.append((event, message, level, facts))
+
+    @property
+    def events(self):
+        return [event for event, _message, _level, _facts in self]

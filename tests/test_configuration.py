@@ -16,7 +16,7 @@ from guardrails import (
     testing,
     throttle,
 )
-from guardrails.worker import rlimits as rlimits_module
+from guardrails.store.processes import limit_numbers
 
 hello = testing.hello
 
@@ -414,8 +414,7 @@ WRONG_RLIMITS = [
     wrong(
         "unknown limit",
         lambda: rlimits(GPU="1M"),
-        "GPU: '1M' is for a limit that this system does not have: it has "
-        + ", ".join(rlimits_module.known_names()),
+        "GPU: '1M' is for a limit that this system does not have: it has " + ", ".join(limit_numbers()),
     ),
     wrong(
         "size in words",

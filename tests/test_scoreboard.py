@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def store(request, clock):
 @pytest.fixture
 def named():
     """A store that other processes find by its URL, and one who looks at it."""
-    url = f"shm:test-scoreboard-{os.getpid()}?private&clients=100"
+    url = f"shm:test-scoreboard-{secrets.token_hex(6)}?private&clients=100"
     looking = guardrails.open_store(url)
     looking.create = True
     looking.requests()

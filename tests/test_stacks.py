@@ -2,6 +2,7 @@
 
 import os
 import random
+import secrets
 import subprocess
 import sys
 import threading
@@ -37,7 +38,7 @@ WAYS = {
 
 @pytest.fixture(params=WAYS)
 def stuck(request):
-    name = f"shm:test-stacks-{os.getpid()}?private&clients=100"
+    name = f"shm:test-stacks-{secrets.token_hex(6)}?private&clients=100"
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK.format(stuck=WAYS[request.param]), name], stdout=subprocess.PIPE
     )

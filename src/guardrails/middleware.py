@@ -205,8 +205,8 @@ class Throttle:
                 if outer is None:
                     # This request is over: whoever tries again with the same environ is asked again.
                     environ.pop(FLIGHT, None)
-                for relax in occasions.after_refusal:
-                    relax()
+                if occasions.after_refusal:
+                    occasions.request_refused()
                 drain = flight is not None and flight.may_drain
                 return refuse(decision, environ, start_response, drain=drain)
             if flight is None:
@@ -270,8 +270,7 @@ class Throttle:
         if outer is not None:
             return self._board_within(outer, environ, pid)
         if occasions.before_request:
-            for prepare in occasions.before_request:
-                prepare()
+            occasions.request_comes()
         client = self._clients.read(environ)
         plan = _plan(self._planner, environ)
         exempt = plan.exempt or (client is not None and 0 in client.exempt)

@@ -49,6 +49,16 @@ class Occasions:
             for begin in self.at_start:
                 self._call(begin, server, store)
 
+    def request_comes(self) -> None:
+        """A request is about to be looked at."""
+        for prepare in self.before_request:
+            self._call(prepare)
+
+    def request_refused(self) -> None:
+        """A request was refused."""
+        for relax in self.after_refusal:
+            self._call(relax)
+
     def response_over(self, visit: Visit) -> None:
         """A response is over."""
         for look in self.after_response:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from guardrails.address import Client
 from guardrails.guard import Guard, Post
-from guardrails.request import Request, path_readings, wsgi_text
+from guardrails.request import Request, canonical_path, path_readings, wsgi_text
 from guardrails.store.contract import Ask, Asks, Demand
 
 NEVER_REFUSED = "/robots.txt"
@@ -37,13 +37,24 @@ class Plan:
     exempt: nothing may refuse it.   duties: who is asked.   varying: those of them whose demand has
     to be asked for each time.   asks: what is asked for a client that no guard exempts, as long as
     the varying ones say the usual; None where it is never the same.   watched: the same with the
-    per-client guards running dry.
+    per-client guards running dry.   resource: the path that stands for all its spellings.
     """
 
-    __slots__ = ("asks", "duties", "exempt", "host", "method", "path", "varying", "watched")
+    __slots__ = (
+        "asks",
+        "duties",
+        "exempt",
+        "host",
+        "method",
+        "path",
+        "resource",
+        "varying",
+        "watched",
+    )
 
     def __init__(self, method: str, host: str, path: str, duties: tuple[Duty, ...] | None) -> None:
         self.method, self.host, self.path = method, host, path
+        self.resource = canonical_path(path)
         self.exempt = duties is None
         self.duties = duties or ()
         self.varying = tuple(

@@ -128,7 +128,6 @@ def ask(
     send: Callable[[], object],
     *,
     seconds: float = 1.0,
-    sleep: Callable[[float], object] = time.sleep,
 ) -> Dump | None:
     """Let a process write its stacks, and read them. None when it does not within `seconds`.
 
@@ -140,7 +139,7 @@ def ask(
         send()
         size = quiet = 0.0
         while seconds > 0:
-            sleep(0.02)
+            time.sleep(0.02)
             seconds -= 0.02
             before, size = size, os.fstat(descriptor).st_size
             quiet = quiet + 0.02 if size and size == before else 0.0

@@ -18,7 +18,6 @@ from guardrails.address import Client
 from guardrails.guard import Guard
 from guardrails.occasions import here as occasions
 from guardrails.planning import Plan
-from guardrails.request import canonical_path
 from guardrails.store.contract import (
     Ask,
     Asks,
@@ -113,7 +112,7 @@ class Flight(Visit):
     method = property(lambda self: self.plan.method)
     host = property(lambda self: self.plan.host)
     path = property(lambda self: self.plan.path)
-    resource = property(lambda self: canonical_path(self.plan.path))
+    resource = property(lambda self: self.plan.resource)
 
     def admitted(self) -> None:
         """Note what these asks charge with CPU, and which slots go when the app returns."""

@@ -119,6 +119,16 @@ def parse_duration(value: object, argument: str) -> int:
     return check_figure(microseconds, argument, value)
 
 
+def parse_seconds(value: object, argument: str) -> float:
+    """Seconds of a duration, as `parse_duration` reads it."""
+    return parse_duration(value, argument) / MICROSECONDS
+
+
+def number_of_text(value: object) -> object:
+    """A whole number for a text of digits, as it comes from a command line; all else as it is."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
 def parse_size(value: object, argument: str) -> int:
     """Bytes of a size: a whole number of bytes, or a text such as "512M" or "1G" (powers of 1024)."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:

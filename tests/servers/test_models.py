@@ -27,6 +27,13 @@ def test_it_serves_and_guardrails_learns_what_it_can(site, observe):
     observe("command", site.setup.shown_command())
 
 
+def test_where_nobody_starts_a_worker_again_the_limits_come_with_a_warning(site):
+    """At the first request, for then the server is known for certain."""
+    site.ask("/open/plain")
+    said = f"rlimits: nobody starts {site.setup.learnt.partition(' with ')[0]} again"
+    assert (said in site.whole_log()) == (not site.setup.respawns)
+
+
 def test_the_app_is_imported_before_or_after_the_fork(site, observe):
     facts = site.facts()
     seen = "before" if facts["imported_in"] != facts["pid"] else "after"

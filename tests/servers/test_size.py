@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from troubled import GEVENT, GTHREAD, MOD_WSGI, SYNC, UWSGI, UWSGI_THREADS
@@ -31,3 +32,17 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_is_lost(trouble, kind):
     assert said
     assert {int(pid) for pid, _, _ in said} <= before
     assert all(float(unshared) > 150 and 15 <= int(grown) <= 40 for _, unshared, grown in said)
+
+
+def test_where_a_worker_could_not_finish_what_it_is_about_it_goes_on(trouble):
+    """UWSGI's own asynchronous mode drops its requests when it is told to retire."""
+    size = {"unshared": "60M", "min_lifetime": 0, "jitter": 0}
+    kind = replace(UWSGI, name="uWSGI --async 10", options=("--async", "10"))
+    site = trouble(kind, TROUBLE_SIZE=json.dumps(size))
+    pids = {site.ask("/leak?seconds=16").text for _ in range(8)}
+
+    said = "it goes on, since uWSGI has no way to let a worker finish"
+    site.until(lambda: pids.add(site.ask("/pid").text) or said in site.whole_log(), said)
+
+    assert len(pids) == 1
+    assert [worker.retire_signal for worker in site.workers()] == [0]

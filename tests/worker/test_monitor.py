@@ -11,19 +11,9 @@ import pytest
 from guardrails.errors import ConfigurationError
 from guardrails.worker.events import Announcer, command_words
 from guardrails.worker.monitor import Monitor, monitor_from
+from support import Told
 
 JOIN_SECONDS = 20
-
-
-class Told(list):
-    """What was told: event, message, level, facts."""
-
-    def __call__(self, event, message, level=logging.WARNING, **facts):
-        self.append((event, message, level, facts))
-
-    @property
-    def events(self):
-        return [event for event, _message, _level, _facts in self]
 
 
 class Part:

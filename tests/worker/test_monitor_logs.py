@@ -20,6 +20,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.worker import logfiles
 from guardrails.worker.logfiles import Growth, LogFile, Seldom, rename
 from guardrails.worker.pressure import megabytes
+from support import Told
 
 pytestmark = pytest.mark.one_python
 
@@ -54,17 +55,6 @@ for line in sys.stdin:
         signal.pthread_sigmask(how, {signal.SIGUSR1})
     print(written, flush=True)
 """
-
-
-class Told(list):
-    """What was told: event, message, level, facts."""
-
-    def __call__(self, event, message, level=logging.WARNING, **facts):
-        self.append((event, message, level, facts))
-
-    @property
-    def events(self):
-        return [event for event, _message, _level, _facts in self]
 
 
 class Server:

@@ -16,21 +16,11 @@ from guardrails.errors import ConfigurationError
 from guardrails.worker.events import Announcer, Commands
 from guardrails.worker.probe import MOST_READ, Probe
 from guardrails.worker.process_signal import ProcessSignal
+from support import Told
 
 pytestmark = pytest.mark.one_python
 
 JOIN_SECONDS = 20
-
-
-class Told(list):
-    """What was told: event, message, level, facts."""
-
-    def __call__(self, event, message, level=logging.WARNING, **facts):
-        self.append((event, message, level, facts))
-
-    @property
-    def events(self):
-        return [event for event, _message, _level, _facts in self]
 
 
 class Site(http.server.ThreadingHTTPServer):

@@ -10,19 +10,9 @@ import pytest
 
 from guardrails.errors import ConfigurationError
 from guardrails.worker.pressure import Thresholds
+from support import Told
 
 GB = 10**9
-
-
-class Told(list):
-    """What was told: event, message, level, facts."""
-
-    def __call__(self, event, message, level=logging.WARNING, **facts):
-        self.append((event, message, level, facts))
-
-    @property
-    def events(self):
-        return [event for event, _message, _level, _facts in self]
 
 
 @pytest.fixture

@@ -74,14 +74,14 @@ class Host:
         )
 
     # What happens to processes.
-    def send(self, pid, start, number):
-        self.sent.append((self.now, pid, number))
+    def send(self, owner, number):
+        self.sent.append((self.now, owner.pid, number))
         if number in self.deadly:
-            self.workers.pop(pid, None)
+            self.workers.pop(owner.pid, None)
         return True
 
-    def is_there(self, pid, start):
-        return pid in self.workers and self.workers[pid].process_start == start
+    def is_there(self, owner):
+        return owner.pid in self.workers and self.workers[owner.pid].process_start == owner.start
 
     def parent(self, pid):
         return self.parents.get(pid, 1)
@@ -470,11 +470,11 @@ def test_a_step_that_raises_is_tried_again_and_the_ladder_goes_on(caplog):
     host = Host().worker(7).request(1, 7, age=60)
     send, tries = host.send, []
 
-    def failing(pid, start, number):
+    def failing(owner, number):
         tries.append(number)
         if len(tries) < 3:
             raise RuntimeError("out of luck")
-        return send(pid, start, number)
+        return send(owner, number)
 
     host.send = failing
     host.passes(20)
@@ -593,7 +593,7 @@ def test_who_survives_sigkill_is_spoken_of():
 def test_what_is_not_permitted_is_said():
     host = Host().worker(7).request(1, 7, age=60)
 
-    def send(pid, start, number):
+    def send(owner, number):
         raise PermissionError(1, "Operation not permitted")
 
     host.send = send

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from guardrails.errors import ConfigurationError
+from guardrails.store.processes import Owner
 
 log = logging.getLogger("guardrails")
 
@@ -241,6 +242,11 @@ class InFlight(NamedTuple):
     namespace: int = 0
     usual_path: bool = True
 
+    @property
+    def owner(self) -> Owner:
+        """Its process, told apart from every other."""
+        return Owner(self.pid, self.process_start, self.namespace)
+
 
 class WorkerFacts(NamedTuple):
     """What a worker says of itself when it begins.
@@ -287,6 +293,11 @@ class Worker(NamedTuple):
     interruptible: bool
     limits: dict[str, tuple[int, int]]
 
+    @property
+    def owner(self) -> Owner:
+        """The process, told apart from every other."""
+        return Owner(self.pid, self.process_start, self.namespace)
+
 
 Shown = TypeVar("Shown", InFlight, Worker)
 
@@ -311,8 +322,7 @@ class GuardCounters(NamedTuple):
 BLAMED_GUARD = "watchdog"
 """Whose name a refusal carries for a request that was killed, and who counts it."""
 
-BLAME_DEMAND = Demand(BLAMED_GUARD)
-BLAME = Ask(BLAME_DEMAND, None, False)
+BLAME = Ask(Demand(BLAMED_GUARD), None, False)
 
 LONGEST_RETIREMENT = 60_000_000
 """Microseconds after which a worker that retires keeps no other one from doing so."""

@@ -79,17 +79,17 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
     """
     words = file.words
     asks = visit.asks
-    if words[H_SWITCHED] or visit.entered or type(asks) is not Asks:
-        if words[H_SWITCHED] != BLAMED or visit.entered or type(asks) is not Asks:
-            return enter_with_care(file, visit, final, number)
-        if file.blame_left(visit, file.clock()):
-            return enter_with_care(file, visit, final, number)
+    switched = words[H_SWITCHED]
+    if (switched and switched != BLAMED) or visit.entered or type(asks) is not Asks:
+        return enter_with_care(file, visit, final, number)
     program = asks.prepared
     if program is None or program.token is not file.token:
         program = file.prepare(asks)
     if not program.simple:
         return enter_with_care(file, visit, final, number)
     now = file.now = file.clock()
+    if switched and file.blame_left(visit, now):
+        return enter_with_care(file, visit, final, number)
     hashed = file.hashes.get(visit.key) or file.key_hash(visit.key)
     buffer = file.map
     cells, totals = file.cells, file.totals
@@ -152,7 +152,7 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         len(taken),
         hashed if visit.ban_key else 0,
         program.charged,
-        program.resource or _resource(file, program, visit),
+        program.resource or file.resource_hash(visit),
         visit.client.encode("latin-1", "replace"),
         program.request_text or _request_text(program, visit),
     )
@@ -357,7 +357,7 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
             0,
             file.key_hash(visit.key) if visit.ban_key else 0,
             0,
-            file.resource_hash(visit.path, visit.resource) if visit.asks else 0,
+            file.resource_hash(visit) if visit.asks else 0,
             visit.client.encode("latin-1", "replace"),
             _request_text(None, visit),
         )
@@ -382,12 +382,6 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
     for counter in charges.counters:
         words[counter] += 1
     return None
-
-
-def _resource(file: StoreFile, program: Program, visit: Visit) -> int:
-    """What is asked for, hashed once for all requests of the same path."""
-    program.resource = file.resource_hash(visit.path, visit.resource)
-    return program.resource
 
 
 def _request_text(program: Program | None, visit: Visit) -> bytes:

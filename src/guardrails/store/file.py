@@ -335,10 +335,21 @@ class StoreFile:
         step = section.stride // 8
         return [section.word + (n - 1) * step for n in numbers if 0 < n <= section.records]
 
-    def resource_hash(self, path: str, resource: str) -> int:
-        """The hash of what is asked for. Its last bit is set for a path in its usual spelling."""
-        usual = resource == (path.rstrip("/") or "/")
-        return self._hash(resource.encode("utf-8", "surrogatepass"), b"resource") & ~1 | usual or 2
+    def resource_hash(self, visit: Visit) -> int:
+        """The hash of what is asked for. Its last bit is set for a path in its usual spelling.
+
+        Computed once for all requests whose asks recur, since those are for the same path.
+        """
+        program = visit.asks.prepared if type(visit.asks) is Asks else None
+        if program is not None and program.resource and program.token is self.token:
+            found: int = program.resource
+            return found
+        usual = visit.resource == (visit.path.rstrip("/") or "/")
+        text = visit.resource.encode("utf-8", "surrogatepass")
+        found = self._hash(text, b"resource") & ~1 | usual or 2
+        if program is not None and program.token is self.token:
+            program.resource = found
+        return found
 
     def blame_cell(self, client: int, resource: int) -> int:
         """The cell that says until when a client is refused what it asked for and was killed."""
@@ -352,8 +363,7 @@ class StoreFile:
             return 0
         if not visit.ban_key or not visit.asks:
             return 0
-        resource = self.resource_hash(visit.path, visit.resource)
-        cell = self.blame_cell(self.key_hash(visit.ban_key), resource)
+        cell = self.blame_cell(self.key_hash(visit.ban_key), self.resource_hash(visit))
         place = self.cells.find(cell)
         left = (words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
         return left if 0 < left <= words[H_BLAMED_UNTIL] - now else 0

@@ -134,11 +134,15 @@ def release(file: StoreFile) -> None:
     file.close()
 
 
-def store_names(folder: Path) -> list[str]:
-    """The names of the stores in a folder that this process could read."""
+def stores_in(folder: Path) -> dict[str, bool]:
+    """The stores in a folder that this process could read: by name, whether they are private."""
     suffix = f".{place.file_suffix()}"
-    names = [path.name.removesuffix(_PRIVATE) for path in folder.glob(f"*{suffix}*")]
-    return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    found = {}
+    for path in sorted(folder.glob(f"*{suffix}*")):
+        name = path.name.removesuffix(_PRIVATE)
+        if name.endswith(suffix):
+            found[name.removesuffix(suffix)] = name != path.name
+    return found
 
 
 def _open_in(folder: Path, spec: FileSpec, *, create: bool) -> StoreFile | None:

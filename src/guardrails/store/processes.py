@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _DEAD_STATES = (b"Z", b"X", b"x")
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -80,28 +80,30 @@ def process_facts(pid: int) -> ProcessFacts | None:
     )
 
 
-def limits_of(pid: int) -> dict[str, tuple[int, int]]:
-    """The limits in force for a process, (soft, hard) by name; -1 is unlimited."""
+def limit_numbers() -> dict[str, int]:
+    """Every limit that this system has: its number by its name; none where there are none."""
     try:
         import resource  # noqa: PLC0415 - POSIX only
     except ImportError:
         return {}
-    numbers = sorted(_limit_numbers(resource).items())
+    names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+    return {name.removeprefix("RLIMIT_"): getattr(resource, name) for name in names}
+
+
+def limits_of(pid: int) -> dict[str, tuple[int, int]]:
+    """The limits in force for a process, (soft, hard) by name; -1 is unlimited."""
+    numbers = limit_numbers()
+    numbers.pop("OFILE", None)  # another name of NOFILE
+    if not numbers:
+        return {}
+    import resource  # noqa: PLC0415 - it is there, as just seen
+
     if pid == os.getpid():
-        return {name: resource.getrlimit(which) for name, which in numbers}
+        return {name: resource.getrlimit(which) for name, which in numbers.items()}
     try:
-        return {name: resource.prlimit(pid, which) for name, which in numbers}
+        return {name: resource.prlimit(pid, which) for name, which in numbers.items()}
     except (OSError, AttributeError):  # not ours, gone, or no Linux
         return {}
-
-
-def _limit_numbers(resource: Any) -> dict[str, int]:
-    numbers = {
-        name.removeprefix("RLIMIT_"): getattr(resource, name)
-        for name in dir(resource)
-        if name.startswith("RLIMIT_")
-    }
-    return {name: which for name, which in numbers.items() if name != "OFILE"}  # another NOFILE
 
 
 def _age(start: int) -> float:

@@ -161,7 +161,7 @@ class SharedStore:
         pid = os.getpid()
         self._facts, self._facts_pid = facts, pid
         file = self._usable(pid)
-        if not self._call(pid, workers.register, facts, workers.dead_places(file)):
+        if not self._call(pid, workers.register, workers.entry(file, facts), None):
             log.warning(
                 "store %r: its table of workers is full, so this one is not shown: more than %d "
                 "processes share it",

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from guardrails.errors import ConfigurationError
 from guardrails.store.contract import Store
 from guardrails.store.memory import MemoryStore
-from guardrails.units import parse_count
+from guardrails.units import number_of_text, parse_count
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _FLAGS = {"", "1", "yes", "true"}
@@ -67,7 +67,7 @@ def open_store(url: str | None = None) -> Store:
     from guardrails.store import opening, place  # noqa: PLC0415 - needs POSIX
     from guardrails.store.shared import SharedStore  # noqa: PLC0415 - as above
 
-    names = sorted({name for folder in place.folders() for name in opening.store_names(folder)})
+    names = sorted({name for folder in place.folders() for name in opening.stores_in(folder)})
     if len(names) != 1:
         found = "there is none" if not names else "there are " + ", ".join(names)
         raise ConfigurationError(
@@ -109,9 +109,9 @@ def _shared_store(url: str, rest: str) -> Store:
     private, lock = False, "mutex"
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option == "clients":
-            clients = parse_count(_number(value), "store clients", least=16, most=_MOST_CLIENTS)
+            clients = parse_count(number_of_text(value), "store clients", least=16, most=_MOST_CLIENTS)
         elif option == "rows":
-            rows = parse_count(_number(value), "store rows", least=16, most=_MOST_ROWS)
+            rows = parse_count(number_of_text(value), "store rows", least=16, most=_MOST_ROWS)
         elif option == "private" and value in _FLAGS:
             private = True
         elif option == "lock" and value in ("mutex", "flock"):
@@ -122,7 +122,3 @@ def _shared_store(url: str, rest: str) -> Store:
                 "rows=NUMBER, private and lock=flock"
             )
     return SharedStore(name, clients=clients, rows=rows, private=private, lock=lock)
-
-
-def _number(text: str) -> object:
-    return int(text) if text.isdecimal() else text

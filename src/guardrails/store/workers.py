@@ -6,6 +6,7 @@ What is written here is written inside the critical section of one file; what is
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 from guardrails.store import leaving
 from guardrails.store.contract import LONGEST_RETIREMENT, InFlight, Records, Worker, WorkerFacts
@@ -45,12 +46,26 @@ from guardrails.store.layout import (
     WORKER_NAME_OFFSET,
     WORKER_WORDS,
 )
-from guardrails.store.processes import Owner, is_dead, limits_of, process_facts
+from guardrails.store.processes import Owner, ProcessFacts, is_dead, limits_of, process_facts
 
 
-def register(file: StoreFile, facts: WorkerFacts, dead: frozenset[int], _number: int) -> bool:
+class Entry(NamedTuple):
+    """What a process writes into the table. It is looked up before the lock is taken."""
+
+    facts: WorkerFacts
+    system: ProcessFacts | None
+    dead: frozenset[int]
+
+
+def entry(file: StoreFile, facts: WorkerFacts) -> Entry:
+    """What this process has to write, and whose places are free."""
+    return Entry(facts, process_facts(file.owner.pid), dead_places(file))
+
+
+def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool:
     """Write this process into the table, in place of itself or of a dead one; False if it is full."""
     words = file.words
+    facts, system, dead = entry
     place = free = 0
     for at in _places(file):
         owner = _owner(file, at)
@@ -63,7 +78,6 @@ def register(file: StoreFile, facts: WorkerFacts, dead: frozenset[int], _number:
         place = free
     if not place:
         return False
-    system = process_facts(file.owner.pid)
     known = _owner(file, place) == file.owner
     now = file.clock()
     if not known:

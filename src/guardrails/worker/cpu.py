@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ from guardrails.worker import retiring
 log = logging.getLogger("guardrails")
 
 _UNLIMITED = -1
-_TICKS_AHEAD = 0.1
-"""Seconds by which the kernel's count, taken at its ticks, may be ahead of the exact one."""
 
 
 def check_one_at_a_time(server: Server) -> None:
@@ -97,8 +96,9 @@ class _Watcher:
     """What happens at the soft limit, in the process that made it."""
 
     def __init__(self) -> None:
-        self._life = self._budget = math.inf
-        self._request_until = math.inf
+        self._life: float = math.inf
+        self._budget: float = math.inf
+        self._request_soft: float = math.inf
         self._said = False
         self._waiting_in = 0
         self._moved = False
@@ -116,30 +116,29 @@ class _Watcher:
 
     def begin(self) -> None:
         """Before each request: move the soft limit on by its budget."""
-        import resource  # noqa: PLC0415 - POSIX only, and so is this
-
-        until = time.process_time() + self._budget
-        soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        soft, hard = _limit()
         if not self._moved and soft != _UNLIMITED:
             # Somebody else's, as systemd's, must not be moved away.
             self._life = min(self._life, soft)
         self._moved = True
-        wanted = min(math.ceil(until), self._life)
-        resource.setrlimit(
-            resource.RLIMIT_CPU, (int(wanted if hard == _UNLIMITED else min(wanted, hard)), hard)
-        )
-        self._request_until = until
+        self._request_soft = math.ceil(time.process_time() + self._budget)
+        wanted = min(self._request_soft, self._life, math.inf if hard == _UNLIMITED else hard)
+        _resource().setrlimit(_resource().RLIMIT_CPU, (int(wanted), hard))
 
     def end(self, _visit: Visit | None = None) -> None:
         """After each request: what is burnt between them is nobody's."""
-        self._request_until = math.inf
+        self._request_soft = math.inf
 
     def signalled(self, _signal: int, _frame: Any) -> None:
-        """SIGXCPU, in the main thread, which is where the request runs."""
-        used = time.process_time() + _TICKS_AHEAD
-        if used >= self._life:
+        """SIGXCPU, in the main thread, which is where the request runs.
+
+        Which limit was passed is the kernel's to say: its count, taken at its ticks, may be ahead of
+        the exact one. With each signal it moves the soft limit on by a second.
+        """
+        passed = _limit()[0] - (sys.platform == "linux")
+        if passed >= self._life:
             self._retire()
-        if used >= self._request_until:
+        if passed >= self._request_soft:
             raise CPULimitError(
                 f"this request has burnt its {self._budget:g} s of CPU: see cpu_per_request"
             )
@@ -178,12 +177,21 @@ class _Watcher:
             )
         ):
             log.error(
-                "rlimits: CPU: process %d has used %g s, its soft limit, and goes on: nobody would "
-                "start %s again",
+                "rlimits: CPU: process %d has used %g s, its soft limit, and goes on: %s",
                 pid,
                 self._life,
-                retiring.server_name(),
+                retiring.why_not(),
             )
+
+
+def _resource() -> Any:
+    return import_module("resource")  # POSIX only, and so is this
+
+
+def _limit() -> tuple[int, int]:
+    """The soft and the hard limit of CPU that are in force."""
+    limits: tuple[int, int] = _resource().getrlimit(_resource().RLIMIT_CPU)
+    return limits
 
 
 class _Known:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrails.errors import ConfigurationError
-from guardrails.units import MICROSECONDS, parse_count, parse_duration, parse_size
+from guardrails.units import parse_count, parse_seconds, parse_size
 from guardrails.worker.events import Announce, printable
 from guardrails.worker.pressure import megabytes
 from guardrails.worker.process_signal import ProcessSignal, absolute_path
@@ -129,7 +129,7 @@ class LogFile:
         self._keep = parse_count(keep, "keep", most=MOST_KEPT)
         self._most_growth = positive_size(growth, "growth")
         self._reopen = None if reopen_pid is None else ProcessSignal(reopen_pid, "USR1", "reopen_pid")
-        wait = parse_duration(compress_after, "compress_after") / MICROSECONDS
+        wait = parse_seconds(compress_after, "compress_after")
         self._old = _OldLogs(whole, announce, self._keep, wait)
         self._growth = Growth()
         self._sizes: dict[Identity, int] = {}

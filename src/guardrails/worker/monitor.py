@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from guardrails.errors import ConfigurationError
+from guardrails.units import parse_seconds
 from guardrails.worker.events import Announce, Announcer, command_words
 from guardrails.worker.logfiles import MOST_KEPT, LogFile, Seldom, positive_size
 from guardrails.worker.pressure import Thresholds
@@ -27,7 +28,6 @@ from guardrails.worker.probe import (
     brief,
     count_of,
     positive_seconds,
-    seconds_of,
 )
 from guardrails.worker.process_signal import ProcessSignal
 
@@ -113,7 +113,7 @@ def monitor_from(
     every = positive_seconds(probe_every, "probe_every")
     timeout = positive_seconds(probe_timeout, "probe_timeout")
     failures = count_of(probe_failures, "probe_failures", MOST_FAILURES)
-    rest = seconds_of(probe_rest, "probe_rest")
+    rest = parse_seconds(probe_rest, "probe_rest")
     ProcessSignal(2, probe_signal, name_argument="probe_signal")
     if probe_command is not None:
         command_words(probe_command, "probe_command")
@@ -137,7 +137,7 @@ def monitor_from(
     most = positive_size(log_max, "log_max")
     kept = count_of(keep, "keep", MOST_KEPT)
     positive_size(growth, "growth")
-    seconds_of(compress_after, "compress_after")
+    parse_seconds(compress_after, "compress_after")
     logs = () if log is None else (log,) if isinstance(log, str | os.PathLike) else tuple(log)
     parts.extend(
         LogFile(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
-from guardrails.units import MICROSECONDS, parse_duration, parse_size
+from guardrails.units import parse_seconds, parse_size
 from guardrails.worker.events import Announce, printable
 
 REPEAT = 600.0
@@ -104,7 +104,7 @@ class Thresholds:
         proc: str | Path = "/proc",
     ) -> None:
         self._announce = announce
-        self._every = parse_duration(every, "every") / MICROSECONDS
+        self._every = parse_seconds(every, "every")
         self._due = -math.inf
         self._statvfs = statvfs
         self._loadavg = loadavg

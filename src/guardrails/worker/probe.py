@@ -15,7 +15,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from guardrails.errors import ConfigurationError
-from guardrails.units import MICROSECONDS, parse_count, parse_duration
+from guardrails.units import number_of_text, parse_count, parse_seconds
 from guardrails.worker.events import Announce, Announcer, Commands, command_words, printable
 from guardrails.worker.process_signal import ProcessSignal
 
@@ -68,7 +68,7 @@ class Probe:
         self._every = positive_seconds(every, "every")
         self._timeout = positive_seconds(timeout, "timeout")
         self._failures = count_of(failures, "failures", MOST_FAILURES)
-        self._rest = seconds_of(rest, "rest")
+        self._rest = parse_seconds(rest, "rest")
         if command is not None and signal_pid is not None:
             raise ConfigurationError(
                 f"command: {command!r} and signal_pid {signal_pid!r} are both given: a probe does one "
@@ -252,14 +252,9 @@ def brief(text: str) -> str:
     return printable(text.strip())[:_MOST_SAID]
 
 
-def seconds_of(value: object, argument: str) -> float:
-    """A duration in seconds. Raises ConfigurationError."""
-    return parse_duration(value, argument) / MICROSECONDS
-
-
 def positive_seconds(value: object, argument: str) -> float:
     """A duration that is not nothing, in seconds. Raises ConfigurationError."""
-    seconds = seconds_of(value, argument)
+    seconds = parse_seconds(value, argument)
     if seconds == 0:
         raise ConfigurationError(
             f'{argument}: {value!r} is no time at all: write a duration above 0, such as "10s"'
@@ -269,6 +264,4 @@ def positive_seconds(value: object, argument: str) -> float:
 
 def count_of(value: object, argument: str, most: int) -> int:
     """A number from 1 to `most`, or a text that is one. Raises ConfigurationError."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    return parse_count(value, argument, most=most)
+    return parse_count(number_of_text(value), argument, most=most)

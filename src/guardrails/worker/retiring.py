@@ -71,6 +71,10 @@ def retire(say: Callable[[], object], *, one_at_a_time: bool = False) -> bool:
     return True
 
 
-def server_name() -> str:
-    """The server in words."""
-    return _Known.server.name if _Known.server is not None else "an unknown server"
+def why_not() -> str:
+    """Why this process cannot retire, in words."""
+    server = _Known.server
+    name = server.name if server is not None else "an unknown server"
+    if server is not None and server.respawns:
+        return f"{name} has no way to let a worker finish its requests and end"
+    return f"nobody would start {name} again"

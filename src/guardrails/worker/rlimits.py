@@ -19,7 +19,8 @@ from guardrails.errors import ConfigurationError
 from guardrails.occasions import here as occasions
 from guardrails.server import Server, gunicorn_server, in_the_master, running_server
 from guardrails.store.contract import Store
-from guardrails.units import parse_count, parse_duration, parse_size
+from guardrails.store.processes import limit_numbers
+from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
 from guardrails.worker import cpu, memory
 from guardrails.worker.retiring import know_server
 from guardrails.worker.usage import usage
@@ -127,12 +128,11 @@ class ResourceLimits:
                 '":HARD", defaults, nice and cpu_per_request, or call apply() in a process of its own'
             )
         soft = [limit._replace(hard=None) for limit in self.limits]
-        _entered.setdefault(id(self), []).append(_set_all(_resource(), soft))
+        _entered.setdefault(self, []).append(_set_all(_resource(), soft))
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if _entered.get(id(self)):
-            _restore(_resource(), _entered[id(self)].pop())
+        _restore(_resource(), _entered[self].pop())
 
     def _apply(self, server: Server, say: Callable[[str], object]) -> tuple[LimitReport, ...]:
         if in_the_master():
@@ -163,7 +163,7 @@ class ResourceLimits:
 
 
 _applied: dict[ResourceLimits, tuple[int, tuple[LimitReport, ...]]] = {}
-_entered: dict[int, list[list[LimitReport]]] = {}
+_entered: dict[ResourceLimits, list[list[LimitReport]]] = {}
 
 
 def _resource() -> Any:
@@ -293,21 +293,12 @@ def _defaults_from_environment() -> bool:
     return word in _ON
 
 
-def known_names() -> tuple[str, ...]:
-    """Every limit that this system has."""
-    try:
-        import resource  # noqa: PLC0415 - building a value works where there is no such module
-    except ImportError:
-        return ()
-    names = (name.removeprefix("RLIMIT_") for name in dir(resource) if name.startswith("RLIMIT_"))
-    return tuple(sorted(names))
-
-
 def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
-    if name not in known_names():
+    known = limit_numbers()
+    if name not in known:
         raise ConfigurationError(
             f"{argument}: {value!r} is for a limit that this system does not have: it has "
-            + (", ".join(known_names()) or "none")
+            + (", ".join(known) or "none")
         )
     if not isinstance(value, str) or ":" not in value:
         both = _value(name, value, argument)
@@ -344,9 +335,9 @@ def _number(name: str, value: object, argument: str) -> int:
         return _seconds(value, argument)
     if name == "RTTIME":
         return parse_duration(value, argument)
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    return parse_count(value, argument, least=0, most=_LARGEST, instead=' or "unlimited"')
+    return parse_count(
+        number_of_text(value), argument, least=0, most=_LARGEST, instead=' or "unlimited"'
+    )
 
 
 def _seconds(value: object, argument: str) -> int:

@@ -20,7 +20,7 @@ from guardrails.occasions import here as occasions
 from guardrails.server import Server, gunicorn_server, running_server
 from guardrails.store.contract import Store, Visit
 from guardrails.store.processes import process_facts
-from guardrails.units import parse_count, parse_duration, parse_percent, parse_size
+from guardrails.units import parse_count, parse_percent, parse_seconds, parse_size
 from guardrails.worker import memory, retiring
 
 log = logging.getLogger("guardrails")
@@ -111,7 +111,7 @@ def size_limit(
         share,
         every,
         part,
-        parse_duration(min_lifetime, "min_lifetime") / 1_000_000,
+        parse_seconds(min_lifetime, "min_lifetime"),
     )
 
 
@@ -200,7 +200,7 @@ class SizeGuard:
         if possible:
             retiring.retire(say, one_at_a_time=True)
         else:
-            say(f"it goes on, since nobody would start {self._server.name} again")
+            say(f"it goes on, since {retiring.why_not()}")
 
     def _of_the_cgroup(self, share: float, factor: float) -> int | None:
         room = memory.cgroup_limit()

@@ -13,19 +13,18 @@ spoken of. A step that fails is tried again, and never holds up anything else.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
 
-from guardrails import interrupting, stacks
-from guardrails.request import plain_text
-from guardrails.store.contract import InFlight, Store, Worker
-from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
+from guardrails import stacks
+from guardrails.store.contract import InFlight, Worker
+from guardrails.store.processes import Owner
 from guardrails.units import MICROSECONDS
+from guardrails.worker.case import Case, Watched
 from guardrails.worker.events import Announce, printable
 from guardrails.worker.policy import Policy
+from guardrails.worker.system import Processes, System
 
 log = logging.getLogger("guardrails.watch")
 
@@ -37,147 +36,10 @@ _FAST_POLL = 0.1
 """Seconds between two looks while a worker is on the ladder."""
 
 _STANDS_AGAIN = 60.0
-_SAFE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, stacks.DUMP_SIGNAL})
-"""What a worker may name as the signals for it to retire, and to show its stacks."""
+_RETIRE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
+"""What a worker may name as the signal for it to retire."""
 
 INTERRUPT, RETIRE, WAIT, STANDS = "interrupt", "retire", "wait", "stands"
-
-
-class Watched(NamedTuple):
-    """A store to look at. name: what it is called in events."""
-
-    store: Store
-    name: str
-
-
-class System(Protocol):
-    """What the watchdog does to processes."""
-
-    def send(self, pid: int, start: int, number: int) -> bool:
-        """Send a signal to that very process. False when it is gone."""
-
-    def is_there(self, pid: int, start: int) -> bool:
-        """Whether that very process still runs."""
-
-    def namespace(self) -> int:
-        """The pid namespace whose processes it can see."""
-
-    def parent(self, pid: int) -> int:
-        """Its parent now; 0 where that is not known."""
-
-    def cpu_seconds(self, pid: int) -> float:
-        """What it has burnt."""
-
-    def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
-        """Its Python stacks, with that thread's if it can be had."""
-
-    def interrupt(self, worker: Worker, request: InFlight) -> bool:
-        """Have the request ended by an exception."""
-
-
-class Processes:
-    """The processes of this host."""
-
-    def send(self, pid: int, start: int, number: int) -> bool:
-        """Through a descriptor of the process, so that no later one of the same pid is met."""
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        try:
-            if not self.is_there(pid, start):
-                return False
-            signal.pidfd_send_signal(descriptor, number)
-            return True
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(descriptor)
-
-    def is_there(self, pid: int, start: int) -> bool:
-        """A zombie has ended."""
-        namespace = pid_namespace()
-        return not is_dead(Owner(pid, start, namespace), namespace)
-
-    def namespace(self) -> int:
-        """This process's own."""
-        return pid_namespace()
-
-    def parent(self, pid: int) -> int:
-        """As /proc says."""
-        facts = process_facts(pid)
-        return facts.parent if facts else 0
-
-    def cpu_seconds(self, pid: int) -> float:
-        """As /proc says."""
-        facts = process_facts(pid)
-        return facts.cpu_seconds if facts else 0.0
-
-    def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
-        """By faulthandler in the worker itself, else by py-spy where that is installed."""
-        dump = None
-        if worker.dump_signal:
-            file = stacks.open_file(_owner(worker))
-            if file is not None:
-                dump = stacks.ask(
-                    file, lambda: self.send(worker.pid, worker.process_start, worker.dump_signal)
-                )
-        if dump is not None and dump.of(thread) is not None:
-            return dump
-        if not self.is_there(worker.pid, worker.process_start):
-            return dump
-        return stacks.ask_py_spy(worker.pid) or dump
-
-    def interrupt(self, worker: Worker, request: InFlight) -> bool:
-        """By the worker's own pipe."""
-        return interrupting.order(_owner(worker), request.generation, request.thread)
-
-
-def _owner(worker: Worker) -> Owner:
-    return Owner(worker.pid, worker.process_start, worker.namespace)
-
-
-class Case:
-    """One request that is too old, and how far up the ladder its worker is."""
-
-    def __init__(
-        self, watched: Watched, request: InFlight, worker: Worker | None, limit: float
-    ) -> None:
-        self.watched = watched
-        self.request = request
-        self.worker = worker
-        self.limit = limit
-        self.steps: list[str | int] = []
-        self.next_at = self.hurry_at = 0.0
-        self.looks_alone = 0
-        self.cpu_before = 0.0
-        self.shown = self.blamed = self.interrupted = False
-        self.said: set[str] = set()
-
-    @property
-    def key(self) -> tuple[str, int, int, int, int]:
-        """What tells it from every other request."""
-        request = self.request
-        return (
-            self.watched.name,
-            request.namespace,
-            request.pid,
-            request.process_start,
-            request.generation,
-        )
-
-    @property
-    def process(self) -> tuple[int, int, int]:
-        """What tells its process from every other."""
-        return self.request.namespace, self.request.pid, self.request.process_start
-
-    def __str__(self) -> str:
-        request = self.request
-        return (
-            f"{request.method} {plain_text(request.path)} from "
-            f"{request.client or 'an unknown client'}, {request.age_seconds:.0f} s old, in worker "
-            f"{request.pid}"
-        )
 
 
 class Watchdog:
@@ -206,10 +68,10 @@ class Watchdog:
         self._monotonic = monotonic
         self._parent = parent
         self._is_watched = is_watched
-        self._cases: dict[tuple[str, int, int, int, int], Case] = {}
+        self._cases: dict[tuple[str, Owner, int], Case] = {}
         self._climbing: Case | None = None
         self._kill_at = 0.0
-        self._last_steps: dict[tuple[int, int, int], str] = {}
+        self._last_steps: dict[Owner, str] = {}
         self._failed: dict[str, str] = {}
 
     def pause(self) -> float:
@@ -235,13 +97,14 @@ class Watchdog:
 
     def _look_at(self, watched: Watched) -> None:
         requests = watched.store.requests()
-        workers = {
-            (each.namespace, each.pid, each.process_start): each for each in watched.store.workers()
-        }
+        workers = {each.owner: each for each in watched.store.workers()}
+        # 0 stands for workers that are not on the scoreboard.
+        parents = {0, *(worker.parent for worker in workers.values())}
+        mine = {parent for parent in parents if self._is_mine(parent)}
         present = set()
         for request in requests:
-            worker = workers.get((request.namespace, request.pid, request.process_start))
-            if not self._is_mine(worker):
+            worker = workers.get(request.owner)
+            if (worker.parent if worker is not None else 0) not in mine:
                 continue
             limit = self._policy.timeout_of(request)
             if not limit or request.age_seconds < limit:
@@ -262,16 +125,16 @@ class Watchdog:
             self._climb(self._climbing, list(workers.values()))
         self._show_some(watched)
 
-    def _is_mine(self, worker: Worker | None) -> bool:
+    def _is_mine(self, parent: int) -> bool:
         if self._parent is not None:
-            return worker is not None and worker.parent == self._parent
-        return worker is None or not self._is_watched(worker.parent)
+            return parent == self._parent
+        return not self._is_watched(parent)
 
     def _let_go(self, looked_at: set[str]) -> None:
         """What lies in a store that cannot be seen any more must not hold up the others."""
         for key in [key for key in self._cases if key[0] not in looked_at]:
             case = self._cases[key]
-            if not self._system.is_there(*case.process[1:]):
+            if not self._system.is_there(case.request.owner):
                 self._is_over(self._cases.pop(key))
             elif case is self._climbing:
                 self._climbing = None
@@ -281,13 +144,12 @@ class Watchdog:
         request = case.request
         if self._is_here(request):
             case.cpu_before = self._system.cpu_seconds(request.pid)
-        process = case.process
-        beside = sum((each.namespace, each.pid, each.process_start) == process for each in requests) - 1
+        beside = sum(each.owner == request.owner for each in requests) - 1
         self._announce(
             "overdue",
             f"{case}, thread {request.thread:#x}: more than {case.limit:g} s"
             + (f"; {_requests(beside)} more with it" if beside else ""),
-            **_facts(case),
+            **case.facts(),
             beside=beside,
         )
 
@@ -332,26 +194,26 @@ class Watchdog:
 
     def _is_over(self, case: Case) -> None:
         """A request is in flight no more, or cannot be seen any more."""
-        gone = self._is_here(case.request) and not self._system.is_there(*case.process[1:])
-        last_step = self._last_steps.get(case.process, "")
+        gone = self._is_here(case.request) and not self._system.is_there(case.request.owner)
+        last_step = self._last_steps.get(case.request.owner, "")
         if not self._cases_of(case):
-            self._last_steps.pop(case.process, None)
+            self._last_steps.pop(case.request.owner, None)
         if case is self._climbing:
             self._climbing = None
             self._kill_at = self._monotonic() + self._policy.between
         if gone and last_step:
-            self._announce("killed", f"{case}: its worker has ended after {last_step}", **_facts(case))
+            self._announce("killed", f"{case}: its worker has ended after {last_step}", **case.facts())
         elif gone:
             self._announce(
-                "gone", f"{case}: its worker has ended by itself", logging.INFO, **_facts(case)
+                "gone", f"{case}: its worker has ended by itself", logging.INFO, **case.facts()
             )
         else:
             after = f" after {last_step}" if last_step else ""
-            self._announce("ended", f"{case}: it has ended{after}", logging.INFO, **_facts(case))
+            self._announce("ended", f"{case}: it has ended{after}", logging.INFO, **case.facts())
 
     def _cases_of(self, case: Case) -> list[Case]:
         """All requests that are too old in the same worker."""
-        return [each for each in self._cases.values() if each.process == case.process]
+        return [each for each in self._cases.values() if each.request.owner == case.request.owner]
 
     def _next_victim(self, watched: Watched, workers: list[Worker]) -> Case | None:
         """The oldest request that may be acted upon now."""
@@ -370,7 +232,7 @@ class Watchdog:
     def _leave(self, case: Case, reason: str | None) -> None:
         if reason is not None and reason not in case.said:
             case.said.add(reason)
-            self._announce("left-alone", f"{case}: {reason}", **_facts(case))
+            self._announce("left-alone", f"{case}: {reason}", **case.facts())
 
     def _reason_to_leave(self, case: Case, workers: list[Worker]) -> str | None:
         """Why a worker must not be ended; None when it may be."""
@@ -411,7 +273,7 @@ class Watchdog:
             steps.append(INTERRUPT)
         if reason is not None:
             return steps
-        retires = worker.retire_signal in _SAFE_SIGNALS
+        retires = worker.retire_signal in _RETIRE_SIGNALS
         deadly = [signal.SIGTERM, signal.SIGABRT, signal.SIGKILL]
         steps.append(RETIRE if retires else WAIT)
         return [*steps, *(each for each in deadly if each != worker.retire_signal), STANDS]
@@ -426,7 +288,7 @@ class Watchdog:
         if still is not None:
             case.request = still
             self._go_on(case, workers)
-        elif not self._system.is_there(*case.process[1:]):
+        elif not self._system.is_there(case.request.owner):
             self._cases.pop(case.key, None)
             self._is_over(case)
 
@@ -461,7 +323,7 @@ class Watchdog:
                 self._tell_step(case, f"waiting for {_requests(beside)} beside it", WAIT)
             wait = policy.grace if beside else 0.0
         elif step == STANDS:
-            self._announce("stands", f"worker {worker.pid} does not end after SIGKILL", **_facts(case))
+            self._announce("stands", f"worker {worker.pid} does not end after SIGKILL", **case.facts())
             wait = _STANDS_AGAIN
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
@@ -483,10 +345,10 @@ class Watchdog:
         if self._still(case) is None:
             return None
         try:
-            if not self._system.send(worker.pid, worker.process_start, number):
+            if not self._system.send(worker.owner, number):
                 return None
         except OSError as error:
-            self._announce("not-permitted", f"worker {worker.pid}: {error}", **_facts(case))
+            self._announce("not-permitted", f"worker {worker.pid}: {error}", **case.facts())
             return wait
         self._tell_step(case, what, signal.Signals(number).name)
         try:
@@ -503,26 +365,23 @@ class Watchdog:
     def _still(self, case: Case) -> InFlight | None:
         """The request, if it is in flight in the same process; else None."""
         request = case.request
-        if not self._system.is_there(request.pid, request.process_start):
+        if not self._system.is_there(request.owner):
             return None
-        wanted = (*case.process, request.generation)
-        for found in case.watched.store.requests():
-            if (found.namespace, found.pid, found.process_start, found.generation) == wanted:
-                return found
-        return None
+        wanted = (request.owner, request.generation)
+        found = case.watched.store.requests()
+        return next((each for each in found if (each.owner, each.generation) == wanted), None)
 
     def _beside(self, case: Case) -> int:
         """How many requests are with it in its worker that have done nothing wrong."""
         too_old = {each.request.generation for each in self._cases_of(case)}
         return sum(
-            (other.namespace, other.pid, other.process_start) == case.process
-            and other.generation not in too_old
+            other.owner == case.request.owner and other.generation not in too_old
             for other in case.watched.store.requests()
         )
 
     def _tell_step(self, case: Case, what: str, step: str) -> None:
-        self._last_steps[case.process] = what
-        self._announce("step", f"{case}: {what}", **_facts(case), step=step)
+        self._last_steps[case.request.owner] = what
+        self._announce("step", f"{case}: {what}", **case.facts(), step=step)
 
     def _blame_all(self, case: Case) -> bool:
         """Let the clients of all that are too old in a worker pay. False when this one has ended."""
@@ -558,7 +417,7 @@ class Watchdog:
             f"{request.client or 'an unknown client'} is charged {request.age_seconds:.0f} s, of which "
             f"its worker burnt {burnt:.1f} s of CPU since it was noticed{refused}",
             logging.INFO,
-            **_facts(case),
+            **case.facts(),
             cpu=f"{burnt:.1f}",
         )
         return True
@@ -566,18 +425,3 @@ class Watchdog:
 
 def _requests(count: int) -> str:
     return f"{count} request{'' if count == 1 else 's'}"
-
-
-def _facts(case: Case) -> dict[str, object]:
-    """What a command is told in its environment."""
-    request = case.request
-    return {
-        "pid": request.pid,
-        "method": request.method,
-        "path": plain_text(request.path),
-        "host": request.host,
-        "client": request.client,
-        "age": f"{request.age_seconds:.1f}",
-        "thread": f"{request.thread:#x}",
-        "store": case.watched.name,
-    }

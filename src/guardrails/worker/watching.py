@@ -16,7 +16,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.guard import exempt_path_prefixes
 from guardrails.request import wsgi_text
 from guardrails.store.urls import store_from_url
-from guardrails.units import parse_count, parse_duration
+from guardrails.units import number_of_text, parse_count, parse_seconds
 from guardrails.worker.policy import Policy
 
 if TYPE_CHECKING:
@@ -81,6 +81,13 @@ OPTIONS = (
 )
 _DEFAULTS = {option.name: option.default for option in OPTIONS}
 _MONITOR = ("probe", "log", "disk", "swap_in", "load", "pressure")
+"""What makes the monitor do anything."""
+
+_MONITOR_OPTIONS = {
+    *_MONITOR,
+    *("probe_every", "probe_timeout", "probe_failures", "probe_command", "probe_signal", "probe_rest"),
+    *("log_max", "keep", "compress_after", "growth"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,28 +126,12 @@ class Watch:
         from guardrails.worker.monitor import monitor_from  # noqa: PLC0415 - as above
 
         given = dict(self.options)
-        master = given["master"]
         signals = given["probe"] is not None and given["probe_command"] is None
         return monitor_from(
             announce,
-            probe=given["probe"],
-            probe_every=given["probe_every"],
-            probe_timeout=given["probe_timeout"],
-            probe_failures=given["probe_failures"],
-            probe_command=given["probe_command"],
-            probe_signal_pid=master if signals else None,
-            probe_signal=given["probe_signal"],
-            probe_rest=given["probe_rest"],
-            log=given["log"] or None,
-            log_max=given["log_max"],
-            keep=given["keep"],
-            reopen_pid=master if given["log"] else None,
-            compress_after=given["compress_after"],
-            growth=given["growth"],
-            disk=given["disk"],
-            swap_in=given["swap_in"],
-            load=given["load"],
-            pressure=given["pressure"],
+            probe_signal_pid=given["master"] if signals else None,
+            reopen_pid=given["master"] if given["log"] else None,
+            **{name: given[name] for name in given if name in _MONITOR_OPTIONS},
         )
 
 
@@ -231,21 +222,21 @@ def _policy(given: Mapping[str, Any]) -> Policy:
                 f"path_timeout: {pair!r} is no PREFIX=TIME: write such as /reports=10m"
             )
         (prefix,) = exempt_path_prefixes([prefix])
-        paths[prefix] = _seconds(value, "path_timeout")
-    poll = _seconds(given["poll"], "poll")
+        paths[prefix] = parse_seconds(value, "path_timeout")
+    poll = parse_seconds(given["poll"], "poll")
     if poll < 0.05:
         raise ConfigurationError(f'poll: {given["poll"]!r} is too often: write at least "50ms"')
     ban = given["ban"]
     return Policy(
-        timeout=_seconds(given["timeout"], "timeout"),
+        timeout=parse_seconds(given["timeout"], "timeout"),
         poll=poll,
         path_timeouts={wsgi_text(prefix): seconds for prefix, seconds in paths.items()},
         interrupt=bool(given["interrupt"]),
-        grace=_seconds(given["grace"], "grace"),
-        step=_seconds(given["step"], "step"),
-        keep=parse_count(_number(given["least_workers"]), "least_workers", least=0, most=10_000),
-        between=_seconds(given["between"], "between"),
-        ban=0.0 if ban is None else _seconds(ban, "ban"),
+        grace=parse_seconds(given["grace"], "grace"),
+        step=parse_seconds(given["step"], "step"),
+        keep=parse_count(number_of_text(given["least_workers"]), "least_workers", least=0, most=10_000),
+        between=parse_seconds(given["between"], "between"),
+        ban=0.0 if ban is None else parse_seconds(ban, "ban"),
         dry_run=bool(given["dry_run"]),
     )
 
@@ -273,14 +264,6 @@ def _several(value: Any) -> tuple[str, ...]:
     if isinstance(value, Iterable):
         return tuple(map(str, value))
     return (str(value),)
-
-
-def _seconds(value: Any, argument: str) -> float:
-    return parse_duration(value, argument) / 1_000_000
-
-
-def _number(value: Any) -> object:
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _nobody(*_told: Any, **_facts: Any) -> None:
