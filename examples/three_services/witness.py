@@ -3,6 +3,7 @@
 import fcntl
 import os
 import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -27,9 +28,9 @@ def count_at_once(app, path):
     """Innermost: each request to `path` sits at the first free desk of the folder DEMO_DESKS.
 
     A desk is a locked file, so all workers share them, and the kernel frees a killed worker's. As
-    many desks as there are in the end, so many requests were served at once. A new one is only
-    brought in when none was free for a tenth of a second: on a busy machine the threads of a killed
-    worker take up to half of that to be gone, though they do nothing any more.
+    many desks as there are in the end, so many requests were served at once. A new one is brought in
+    when none is free, but for those of a killed worker: on a busy machine its threads take a while
+    to be gone, though they do nothing any more.
     """
     folder = os.environ.get("DEMO_DESKS")
 
@@ -43,20 +44,32 @@ def count_at_once(app, path):
 
 
 def sit_down(folder):
-    deadline = time.monotonic() + 0.1
-    while time.monotonic() < deadline:
-        for path in sorted(folder.iterdir()):
+    deadline = time.monotonic() + 10
+    while True:
+        desks = sorted(folder.iterdir())
+        for path in desks:
             if desk := lock(path):
                 return desk
+        if time.monotonic() > deadline or not any(map(is_of_a_killed_worker, desks)):
+            break
         time.sleep(0.005)
     return next(filter(None, (lock(folder / f"desk-{number}") for number in count(1))))
 
 
 def lock(path):
-    desk = path.open("ab")
+    desk = path.open("a")
     try:
         fcntl.flock(desk, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         desk.close()
         return None
+    print(os.getpid(), file=desk, flush=True)
     return desk
+
+
+def is_of_a_killed_worker(path):
+    """Whether who sat down there last is a zombie, or gone, or has yet to write who he is."""
+    with suppress(OSError, IndexError):
+        pid = path.read_text().split()[-1]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return True
