@@ -414,7 +414,8 @@ WRONG_RLIMITS = [
     wrong(
         "unknown limit",
         lambda: rlimits(GPU="1M"),
-        "GPU: '1M' is for a limit that this system does not have: it has " + ", ".join(limit_numbers()),
+        "GPU: '1M' is for no limit: there is none of this name; they are written in capitals: "
+        + ", ".join(limit_numbers()),
     ),
     wrong(
         "size in words",

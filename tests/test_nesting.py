@@ -1,6 +1,9 @@
 """A throttle in a throttle: one request, one client, one row, each guard once."""
 
+import tempfile
+
 from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing, throttle
+from guardrails.store import place
 from support import Browser, CountingStore, Exchange, nothing_is_left_in
 
 
@@ -170,6 +173,15 @@ def test_an_inner_one_with_a_store_of_its_own_counts_there(store):
         assert site.get("/").status_code == 503
     assert nothing_is_left_in(store)
     assert nothing_is_left_in(other)
+
+
+def test_an_inner_one_without_a_store_of_its_own_makes_none(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(place, "PREFERRED", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    site = nested([SpeedLimit("9/s")], [SpeedLimit("9/s", name="inner")], store=store)
+
+    assert site.get("/").status_code == 200
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_three_throttles_deep(store):

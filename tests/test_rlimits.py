@@ -132,6 +132,18 @@ def test_the_report_is_logged():
     assert f"rlimits: NOFILE soft 64 hard 128 (was {was}; argument)" in ran.stderr
 
 
+def test_so_are_the_priority_and_the_budget_of_a_request():
+    ran = run(
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "from guardrails.server import Server\n"
+        "limits = guardrails.rlimits(cpu_per_request='2s', nice=19)\n"
+        "limits._apply(Server('gunicorn (sync)', 2, 1, True, 15), logging.info)"
+    )
+    was = os.getpriority(os.PRIO_PROCESS, 0)
+    assert "rlimits: cpu_per_request 2 s (argument)" in ran.stderr
+    assert f"rlimits: nice 19 (was {was}; argument)" in ran.stderr
+
+
 def test_a_second_time_in_a_process_it_only_reports():
     reports, again, limit = in_a_process(
         "limits = guardrails.rlimits(NOFILE='64:')\n"
@@ -208,14 +220,18 @@ def test_nice_sets_the_priority_and_only_root_may_go_below_it():
     assert said.startswith("nice: the system refuses -5")
 
 
+NO_LIMIT = "no limit: there is none of this name; they are written in capitals"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"GPU": 1}, "GPU: 1 is for a limit that this system does not have: it has AS, CORE, CPU, "),
-        ({"cpu": 1}, "cpu: 1 is for a limit that this system does not have"),
+        ({"GPU": 1}, "GPU: 1 is for no limit: there is none of this name"),
+        ({"cpu": "120:360"}, f"cpu: '120:360' is for {NO_LIMIT}: AS, CORE, CPU, "),
         ({"DATA": "64X"}, "DATA: '64X' is not a size: write bytes"),
         ({"DATA": -1}, "DATA: -1 is not a size"),
-        ({"CPU": "10M"}, None),
+        ({"CPU": "100M"}, "CPU: '100M' has a capital M, as sizes have: write 100m for minutes"),
+        ({"CPU": "600:1M"}, "CPU: '1M' has a capital M"),
         ({"CPU": "soon"}, "CPU: 'soon' is not a duration"),
         ({"CPU": 0.5}, "CPU: 0.5 is not whole seconds"),
         ({"NOFILE": "12k"}, "NOFILE: '12k' is not a whole number"),
@@ -232,9 +248,6 @@ def test_nice_sets_the_priority_and_only_root_may_go_below_it():
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(arguments, said):
-    if said is None:  # ten minutes, as everywhere
-        assert guardrails.rlimits(**arguments).limits[0].soft == 600
-        return
     with pytest.raises(guardrails.ConfigurationError) as error:
         guardrails.rlimits(**arguments)
     assert str(error.value).startswith(said)
@@ -342,6 +355,23 @@ def test_what_is_refused_leaves_all_as_it_was():
     )
     assert before == after
     assert cpu[0] == -1
+
+
+NOBODY = """
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setuid(65534)
+before = [resource.getrlimit(resource.RLIMIT_NOFILE), os.getpriority(os.PRIO_PROCESS, 0)]
+try: guardrails.rlimits(NOFILE='64:', {refused}).apply()
+except guardrails.ConfigurationError: refused = True
+after = [resource.getrlimit(resource.RLIMIT_NOFILE), os.getpriority(os.PRIO_PROCESS, 0)]
+print(json.dumps([refused, before == after]))
+"""
+
+
+@pytest.mark.parametrize("refused", ["nice=-5", f"nice=5, MEMLOCK=':{2**60}'"])
+def test_also_where_it_is_the_priority_or_that_was_to_be_set_too(refused):
+    assert in_a_process(NOBODY.format(refused=refused)) == [True, True]
 
 
 @pytest.mark.parametrize("limits", ["CPU='1:'", "NOFILE=':64'", "NOFILE=64, nice=1", "defaults=True"])

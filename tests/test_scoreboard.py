@@ -14,6 +14,7 @@ from asking import private_store
 import guardrails
 from guardrails import CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing
 from guardrails.store.contract import WorkerFacts
+from guardrails.store.layout import W_NAMESPACE, W_PID, W_REQUESTS, W_RETIRING, WORKER_WORDS
 from support import Browser
 
 MINUTE = 60_000_000
@@ -185,6 +186,67 @@ def test_the_table_of_workers_takes_the_place_of_dead_ones(clock):
         store.close()
 
 
+def test_who_takes_the_place_of_a_dead_one_takes_over_nothing_of_it(clock):
+    store = private_store(clock, clients=16)
+    try:
+        store.register(WorkerFacts("one"))
+        file = store._file
+        table = file.sections["workers"]
+        for at in range(table.word, table.word + table.records * WORKER_WORDS, WORKER_WORDS):
+            if not file.words[at + W_PID]:  # no process has such a number
+                file.words[at + W_PID], file.words[at + W_NAMESPACE] = 2**22 - 1, file.owner.namespace
+                file.words[at + W_REQUESTS], file.words[at + W_RETIRING] = 7, 1
+        child = os.fork()
+        if not child:
+            store.register(WorkerFacts("two"))
+            two = store.workers()[-1]
+            os._exit((two.server, two.requests, two.state) != ("two", 0, "idle"))
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        store.close()
+
+
+def test_who_took_over_the_number_of_a_worker_is_not_shown_as_retiring(clock):
+    store = private_store(clock, clients=16)
+    try:
+        store.register(WorkerFacts("one"))
+        (shown,) = store.workers()
+        store.mark_retiring(shown._replace(process_start=shown.process_start - 1))
+        assert store.workers()[0].state == "idle"
+        store.mark_retiring(shown)
+        assert store.workers()[0].state == "retiring"
+    finally:
+        store.close()
+
+
+def test_one_that_does_not_come_to_its_end_blocks_the_others_for_a_minute_only(clock):
+    store = private_store(clock, clients=16)
+    store.register(WorkerFacts("one"))
+    (has_begun, begun), (ends, end) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(end)
+        store.register(WorkerFacts("two"))
+        os.write(begun, b"retires" if store.begin_retiring() else b"cannot")
+        os.read(ends, 1)  # until the test has closed its end, or is itself gone
+        os._exit(0)
+    try:
+        assert os.read(has_begun, 7) == b"retires"
+        clock.advance(59.9)
+        assert not store.begin_retiring()
+        clock.advance(0.1)
+        assert store.begin_retiring()
+        assert {each.server: each.state for each in store.workers()} == {
+            "one": "retiring",
+            "two": "retiring",
+        }
+    finally:
+        for descriptor in (has_begun, begun, ends, end):
+            os.close(descriptor)
+        os.waitpid(child, 0)
+        store.close()
+
+
 def test_workers_retire_one_at_a_time(named, worker):
     _url, looking = named
     first, second = worker(0), worker(0)
@@ -197,9 +259,12 @@ def test_workers_retire_one_at_a_time(named, worker):
 
     first.kill()
     first.wait()
+    assert not looking.begin_retiring(), "nobody serves in its place yet"
+    third = worker(0)
     assert looking.begin_retiring()
     assert {each.pid: each.state for each in looking.workers()} == {
         second.pid: "serving",
+        third.pid: "serving",
         os.getpid(): "retiring",
     }
 
@@ -233,6 +298,19 @@ def test_whose_request_was_killed_is_refused_the_same_for_a_while(store, clock):
     assert browser.at("192.0.2.2").get("/search").status_code == 200
     assert store.counters()["watchdog"].refused == 4
     clock.advance(600)
+    assert browser.get("/search").status_code == 200
+
+
+def test_a_shorter_ban_later_does_not_end_a_longer_one(store, clock):
+    stuck = Stuck(store, SpeedLimit("100/second"))
+    browser = stuck.blamed("/search", ban_for=10 * MINUTE)
+    stuck.blamed("/other", ban_for=MINUTE)
+
+    clock.advance(61)
+
+    assert browser.get("/other").status_code == 200
+    testing.assert_refused(browser.get("/search"), 503, guard="watchdog", retry_after=539)
+    clock.advance(539)
     assert browser.get("/search").status_code == 200
 
 

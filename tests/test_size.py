@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,8 +25,12 @@ class Worker:
         self.clock = clock
         monkeypatch.setattr(memory, "resident_bytes", lambda: self.resident)
         monkeypatch.setattr(memory, "unshared_bytes", self.unshared)
-        monkeypatch.setattr(size.time, "monotonic", lambda: clock() / 1e6)
-        monkeypatch.setattr(retiring.os, "kill", lambda _pid, number: self.signals.append(number))
+        # Others look at the time, and at processes, by these modules too.
+        monkeypatch.setattr(size, "time", SimpleNamespace(monotonic=lambda: clock() / 1e6))
+        own_os = SimpleNamespace(
+            getpid=os.getpid, kill=lambda _pid, number: self.signals.append(number)
+        )
+        monkeypatch.setattr(retiring, "os", own_os)
         self.serve = serve
         self.dear_looks = 0
 
@@ -74,11 +79,20 @@ def test_who_is_too_large_retires_and_says_who_grew_it(worker, caplog):
     (said,) = [record.getMessage() for record in caplog.records if "size:" in record.getMessage()]
     assert re.fullmatch(
         rf"size: worker {os.getpid()} takes 110\.0 MB, 110\.0 MB of them unshared, after 3 requests "
-        r"and \d+ s; 'GET /export' grew it most, by 60\.0 MB: it finishes its requests and retires",
+        r"and \d+ s; it grew most, by 60\.0 MB, when 'GET /export' ended: it finishes its requests and "
+        r"retires",
         said,
     )
     worker.grow(50)
     assert worker.signals == [15]
+
+
+def test_who_was_too_large_from_the_start_names_no_request(worker, caplog):
+    worker.resident = 200 * MB
+    worker.under()
+    worker.grow(0)
+    assert worker.signals == [15]
+    assert "; it has not grown since its first request: it finishes its requests" in caplog.text
 
 
 def test_what_other_processes_have_too_does_not_count(worker):
@@ -167,7 +181,7 @@ def test_limits_differ_from_worker_to_worker_within_the_jitter(worker, monkeypat
     drawn = set()
     for pid in range(1, 30):
         guard._pid = 0
-        monkeypatch.setattr(size.os, "getpid", lambda pid=pid: pid)
+        monkeypatch.setattr(size, "os", SimpleNamespace(getpid=lambda pid=pid: pid))
         guard.begin(guardrails.server.Server("gunicorn", 2, 1, True, 15), None)
         drawn.add(guard._unshared)
     assert len(drawn) > 20

@@ -1,5 +1,6 @@
 """The stacks of a worker, asked for from outside, and a request that is ended by an exception."""
 
+import gc
 import os
 import random
 import secrets
@@ -13,8 +14,9 @@ import pytest
 from asking import private_store
 
 import guardrails
-from guardrails import SpeedLimit, interrupting, stacks, testing
-from guardrails.store.processes import Owner, this_process
+from guardrails import SpeedLimit, interrupting, orders, stacks, testing
+from guardrails.store.processes import this_process
+from guardrails.worker.system import Processes
 from support import Browser
 
 STUCK = """
@@ -49,28 +51,24 @@ def stuck(request):
 
 
 def test_a_stuck_process_shows_where_its_request_is(stuck):
-    process, store = stuck
+    _process, store = stuck
     (request,) = store.requests()
     (worker,) = store.workers()
-    owner = Owner(worker.pid, worker.process_start, this_process().namespace)
 
-    dump = stacks.ask(
-        stacks.open_file(owner), lambda: os.kill(process.pid, worker.dump_signal), seconds=20
-    )
+    dump = Processes().dump(worker, request.thread)
 
     assert any("in forgotten" in line for line in dump.of(request.thread))
-    again = stacks.ask(
-        stacks.open_file(owner), lambda: os.kill(process.pid, worker.dump_signal), seconds=20
-    )
-    assert len(again.blocks) == len(dump.blocks)
+    assert len(Processes().dump(worker, request.thread).blocks) == len(dump.blocks)
 
 
 def test_who_does_not_answer_shows_nothing(stuck):
     process, store = stuck
     (worker,) = store.workers()
-    owner = Owner(worker.pid, worker.process_start, this_process().namespace)
-    assert stacks.ask(stacks.open_file(owner), lambda: None, seconds=0.2) is None
-    assert stacks.open_file(owner._replace(start=1)) is None
+    file = stacks.open_file(worker.owner)
+    assert stacks.ask(file, lambda: True, 0, seconds=0.2) is None
+    assert stacks.ask(file, lambda: False, 0, seconds=20) is None
+    os.close(file)
+    assert stacks.open_file(worker.owner._replace(start=1)) is None
     assert process.poll() is None
 
 
@@ -88,14 +86,19 @@ def test_a_dump_is_cut_into_its_threads():
 LISTENING = """
 import os, signal, sys
 from guardrails import stacks
+from guardrails.server import Server
 {before}
-print(stacks.listen())
+print(stacks.listen(Server("plain", threads=1)))
 """
 
 
 @pytest.mark.parametrize(
     ("before", "listens"),
-    [("", True), ("signal.signal(stacks.DUMP_SIGNAL, lambda *_: None)", False)],
+    [
+        ("", True),
+        ("signal.signal(stacks.DUMP_SIGNAL, lambda *_: None)", False),
+        ("import faulthandler; faulthandler.register(stacks.DUMP_SIGNAL)", False),
+    ],
 )
 def test_a_signal_that_somebody_else_uses_is_left_to_them(before, listens):
     ran = subprocess.run(
@@ -113,7 +116,7 @@ def test_what_dead_processes_left_is_removed(tmp_path):
     me = this_process()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for kind in ("stack", "interrupt"):
+    for kind in ("stack", "orders"):
         (tmp_path / f"{kind}-{me.namespace}-{dead.pid}-1").touch()
         (tmp_path / f"{kind}-{me.namespace}-{os.getpid()}-{me.start}").touch()
         (tmp_path / f"{kind}-1-{dead.pid}-1").touch()  # of another container
@@ -124,7 +127,7 @@ def test_what_dead_processes_left_is_removed(tmp_path):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"stack-of-cards-2"} | {
         name
-        for kind in ("stack", "interrupt")
+        for kind in ("stack", "orders")
         for name in (f"{kind}-{me.namespace}-{os.getpid()}-{me.start}", f"{kind}-1-{dead.pid}-1")
     }
 
@@ -132,7 +135,7 @@ def test_what_dead_processes_left_is_removed(tmp_path):
 @pytest.fixture
 def interrupted(monkeypatch):
     """A browser before an app that loops, in a process that takes orders."""
-    monkeypatch.setattr(interrupting, "_listening_in", 0)
+    monkeypatch.setattr(interrupting, "_stores", ())
     store = private_store(clients=100)
     release = threading.Event()
     entered = threading.Event()
@@ -183,7 +186,7 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     (request,) = store.requests()
     assert store.workers()[0].interruptible
 
-    assert interrupting.order(this_process(), request.generation, request.thread)
+    assert orders.give(this_process(), orders.INTERRUPT, request.generation, request.thread)
     thread.join(20)
 
     assert answers == ["raised", "on"]
@@ -204,8 +207,8 @@ def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
     assert entered.wait(20)
     (request,) = store.requests()
 
-    interrupting._interrupt(store, request.generation + 1, request.thread)
-    interrupting._interrupt(store, request.generation, request.thread + 1)
+    interrupting.interrupt(request.generation + 1, request.thread)
+    interrupting.interrupt(request.generation, request.thread + 1)
     release.set()
     thread.join(20)
 
@@ -230,6 +233,79 @@ def test_what_is_pending_when_a_request_ends_is_taken_back(interrupted):
     assert Browser(app).get("/").status_code == 200
     assert interrupting.pending == {}
     assert ends == [threading.get_ident()]
+
+
+def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
+    interrupted, monkeypatch
+):
+    """A response in a cycle ends wherever memory is tidied up, also in the midst of an order."""
+    browser, store, entered, _release, _seen = interrupted
+
+    class Cycle:
+        def __init__(self, response):
+            self.response, self.me = response, self
+
+    answers = []
+    thread = ask_in_a_thread(browser, answers)
+    assert entered.wait(20)
+    (request,) = store.requests()
+    dropping = guardrails.throttle(streaming, SpeedLimit("9/s"), store=store, interruptible=True)
+    Cycle(Browser(dropping).hold())
+    looked_at = store.requests
+
+    def tidied():
+        gc.collect()
+        return looked_at()
+
+    monkeypatch.setattr(store, "requests", tidied)
+    ordering = threading.Thread(
+        target=interrupting.interrupt, args=(request.generation, request.thread), daemon=True
+    )
+    ordering.start()
+    ordering.join(20)
+    assert not ordering.is_alive(), "the order waits for itself"
+    thread.join(20)
+
+    assert answers == ["raised", "on"]
+    assert looked_at() == []
+    assert interrupting.pending == {}
+
+
+def streaming(environ, start_response):
+    start_response("200 OK", [])
+    yield b"one"
+    yield b"two"
+
+
+def test_requests_in_each_of_several_stores_can_be_interrupted(interrupted):
+    store = private_store(clients=100)
+    told = []
+
+    def ends_itself(environ, start_response):
+        (request,) = store.requests()
+        interrupting.interrupt(request.generation, request.thread)
+        try:
+            for _ in range(1000):
+                pass
+        except guardrails.RequestInterruptedError:
+            told.append("interrupted")
+            raise
+        return testing.hello(environ, start_response)
+
+    app = guardrails.throttle(ends_itself, SpeedLimit("9/s"), store=store, interruptible=True)
+    try:
+        with pytest.raises(guardrails.RequestInterruptedError):
+            Browser(app).get("/")
+    finally:
+        store.close()
+
+
+def test_who_closes_the_pipe_for_orders_ends_them_and_nothing_more(caplog):
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.close(writing)
+    orders._obey(reading, {})
+    assert "the pipe for them was closed" in caplog.text
 
 
 def serve_in_a_row(app, count, told):
@@ -266,7 +342,7 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
     def order():
         while not done.is_set():
             for request in store.requests():
-                interrupting.order(this_process(), request.generation, request.thread)
+                orders.give(this_process(), orders.INTERRUPT, request.generation, request.thread)
 
     threads = [threading.Thread(target=serve_in_a_row, args=(app, 150, told)) for _ in range(2)]
     ordering = threading.Thread(target=order)
@@ -292,6 +368,60 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
 
 
 def test_without_being_asked_for_no_thread_is_started(serve):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     assert serve(SpeedLimit("9/s")).get("/").status_code == 200
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
+
+
+BUSY = """
+import sys, threading
+import guardrails
+from guardrails import SpeedLimit, testing
+
+def busy(environ, start_response):
+    if environ["PATH_INFO"] == "/stuck":
+        print("ready", flush=True)
+        threading.Event().wait(60)
+    for _ in range(20):
+        threading.Thread(target=sorted, args=([3, 2, 1],)).start()
+    return testing.hello(environ, start_response)
+
+app = SpeedLimit("1000000/s")(busy, store=sys.argv[1])
+
+def ask(path):
+    while True:
+        testing.Client(app).get(path)
+
+for path in ("/", "/", "/", "/stuck"):
+    threading.Thread(target=ask, args=(path,), daemon=True).start()
+threading.Event().wait(60)
+"""
+
+
+def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on():
+    """faulthandler, asked as often while they run, ends such a process."""
+    name = f"shm:test-stacks-{secrets.token_hex(6)}?private&clients=100"
+    process = subprocess.Popen([sys.executable, "-c", BUSY, name], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        store = guardrails.open_store(name)
+        (worker,) = store.workers()
+        (stuck,) = (request for request in store.requests() if request.path == "/stuck")
+        for _ in range(100):
+            dump = Processes().dump(worker, stuck.thread)
+            assert any(" in busy" in line for line in dump.of(stuck.thread))
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_process_that_has_become_another_program_is_not_signalled():
+    """It has the same pid and start, but no handler: the signal would end it."""
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        for number in (stacks.ASK_SIGNAL, stacks.DUMP_SIGNAL):
+            assert not stacks.catches(process.pid, number)
+    finally:
+        process.kill()
+        process.wait()

@@ -1,9 +1,8 @@
 """Ending one request by an exception in its thread, at the wish of a watchdog. Opt-in.
 
-A thread of this process waits at a named pipe in the user's folder of stores. What it reads names a
-request; if that is still in flight, `RequestInterruptedError` is raised in its thread. Python raises
-it between two bytecodes: code that loops is ended at once, a sleep or a wait for a lock when it comes
-back by itself, C code likewise.
+The order names a request; if that is still in flight, `RequestInterruptedError` is raised in its
+thread. Python raises it between two bytecodes: code that loops is ended at once, a sleep or a wait
+for a lock when it comes back by itself, C code likewise.
 
 The exception must meet that request and no other. So whoever ends a request takes back what may be
 pending for it, under the same lock under which it is raised.
@@ -14,74 +13,56 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import struct
-import sys
 import threading
-from contextlib import suppress
 
+from guardrails import cputime, orders
 from guardrails.errors import RequestInterruptedError, StoreError
+from guardrails.server import Server
 from guardrails.store.contract import Store, Visit
-from guardrails.store.processes import Owner, this_process
 
 log = logging.getLogger("guardrails")
-
-PREFIX = "interrupt-"
-_ORDER = struct.Struct("=QQ")
 
 pending: dict[int, int] = {}
 """The request that is interrupted in each thread. Empty nearly always: looked at when one ends. What a
 thread leaves that ends in that instant stays, and harms nobody."""
 
-_lock = threading.Lock()
-_listening_in = 0
+_lock = threading.RLock()
+"""Whoever holds it may come by again: a dropped request can end wherever memory is allocated."""
+
+_stores: tuple[Store, ...] = ()
 
 
-def listen(store: Store) -> bool:
-    """Take orders for the requests of this process from now on. Never raises.
+def listen(server: Server, store: Store) -> bool:
+    """Take orders for the requests of this process in `store` from now on. Never raises.
 
     Not where greenlets serve: an exception in their thread would meet whichever of them runs.
     """
-    global _listening_in
-    if _listening_in == os.getpid():
-        return True
-    if "gevent" in sys.modules or not hasattr(os, "mkfifo"):
+    global _stores
+    if server.greenlets or not hasattr(os, "mkfifo"):
         return False
-    from guardrails.store import place  # noqa: PLC0415 - needs POSIX
-
     try:
-        folder = place.own_folder()
-        path = folder / pipe_name(this_process())
-        with suppress(FileNotFoundError):
-            path.unlink()
-        os.mkfifo(path, 0o600)
-        pipe = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except (OSError, StoreError) as error:
+        orders.listen(orders.INTERRUPT, interrupt)
+    except (OSError, StoreError, RuntimeError) as error:
         log.warning("interruptible: no watchdog can end a single request of this worker: %s", error)
         return False
-    _listening_in = os.getpid()
-    threading.Thread(target=_obey, args=(pipe, store), name="guardrails-interrupt", daemon=True).start()
+    if store not in _stores:
+        _stores += (store,)
     return True
 
 
-def pipe_name(owner: Owner) -> str:
-    """What the pipe of a process is called."""
-    return f"{PREFIX}{owner.namespace}-{owner.pid}-{owner.start}"
-
-
-def order(owner: Owner, generation: int, thread: int) -> bool:
-    """Ask a process to end one request. False where it does not take orders."""
-    from guardrails.store import place  # noqa: PLC0415 - as above
-
-    for folder in place.folders():
-        with suppress(OSError):
-            pipe = os.open(
-                folder / pipe_name(owner), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-            )
-            try:
-                return os.write(pipe, _ORDER.pack(generation, thread)) == _ORDER.size
-            finally:
-                os.close(pipe)
-    return False
+def interrupt(generation: int, thread: int) -> None:
+    """End that request of this process by an exception, if it is still in that thread."""
+    with _lock:
+        # First this, then the look: who ends in between finds it, and waits for the lock.
+        pending[thread] = generation
+        stands = False
+        try:
+            stands = _is_in_flight(generation, thread)
+        finally:
+            if not stands:
+                pending.pop(thread, None)
+        if pending.get(thread) == generation:
+            _raise_in(thread, RequestInterruptedError)
 
 
 def over(visit: Visit, *, outermost: bool) -> None:
@@ -89,37 +70,32 @@ def over(visit: Visit, *, outermost: bool) -> None:
 
     outermost: no other request can be under way in its thread, whatever its number was.
     """
+    alone = outermost and visit.thread == cputime.identify()
     with _lock:
         meant = pending.get(visit.thread)
-        if meant is not None and (outermost or meant == visit.generation):
+        if meant is not None and (alone or meant == visit.generation):
             del pending[visit.thread]
             _raise_in(visit.thread, None)
 
 
-def _obey(pipe: int, store: Store) -> None:
-    while True:
-        try:
-            generation, thread = _ORDER.unpack(os.read(pipe, _ORDER.size))
-            _interrupt(store, generation, thread)
-        except Exception:
-            log.exception("interruptible: an order was not carried out")
+def _is_in_flight(generation: int, thread: int) -> bool:
+    pid = os.getpid()
+    return any(
+        (request.pid, request.generation, request.thread) == (pid, generation, thread)
+        for store in _stores
+        for request in store.requests()
+    )
 
 
-def _interrupt(store: Store, generation: int, thread: int) -> None:
-    with _lock:
-        # First this, then the look: who ends in between finds it, and waits for the lock.
-        pending[thread] = generation
-        pid, stands = os.getpid(), False
-        try:
-            stands = any(
-                (request.pid, request.generation, request.thread) == (pid, generation, thread)
-                for request in store.requests()
-            )
-        finally:
-            if not stands:
-                del pending[thread]
-        if stands:
-            _raise_in(thread, RequestInterruptedError)
+def _after_a_fork() -> None:
+    """The thread that carries out orders is the parent's, and may have held the lock."""
+    global _lock, _stores
+    _lock, _stores = threading.RLock(), ()
+    pending.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_a_fork)
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

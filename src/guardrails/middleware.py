@@ -261,7 +261,7 @@ class Throttle:
         """The flight of this request: a new one, or the outer throttle's with our asks."""
         pid = os.getpid()
         if pid != self._pid:
-            self._begin(pid, environ)
+            self._begin(pid, environ, outer)
         self._until_look -= 1
         if self._until_look <= 0:
             self._until_look = _REQUESTS_BETWEEN_LOOKS
@@ -288,16 +288,18 @@ class Throttle:
     def _new_flight(self, asks: Sequence[Ask], client: Client | None, plan: Plan, pid: int) -> Flight:
         return Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards, self._names)
 
-    def _begin(self, pid: int, environ: dict[str, Any]) -> None:
+    def _begin(self, pid: int, environ: dict[str, Any], outer: Flight | None) -> None:
         """What is done at the first request of a process, after every fork."""
         self._pid = pid
         cputime.follow_greenlets()
         server = running_server(environ)
         self._inspect(self._inspector.begin, server)
-        self._inspect(self._register, server)
+        if outer is None or self._own_store:
+            self._inspect(self._register, server)
+            occasions.begin(server, self.store)
 
     def _register(self, server: Server) -> None:
-        """Show this worker on the scoreboard, and let its own guards know where they are."""
+        """Show this worker on the scoreboard."""
         # A store in this process's memory has nobody who could look from outside.
         seen = hasattr(self.store, "name")
         facts = WorkerFacts(
@@ -305,12 +307,11 @@ class Throttle:
             server.threads or 0,
             server.respawns,
             server.retire_signal,
-            stacks.listen() if seen else 0,
-            seen and self._interruptible and interrupting.listen(self.store),
+            stacks.listen(server) if seen else 0,
+            seen and self._interruptible and interrupting.listen(server, self.store),
         )
         with suppress(StoreError):  # entering says so, and tries again
             self.store.register(facts)
-        occasions.begin(server, self.store)
 
     def _inspect(self, look: Callable[..., object], *facts: object) -> None:
         """Let a check look; one that fails costs nobody anything."""

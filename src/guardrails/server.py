@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _DEEPEST = 64
@@ -28,7 +29,7 @@ class Server:
     """processes: its workers.   threads: requests at once in each of them. None is unknown.
 
     respawns: whether somebody starts a new worker when one ends.   retire_signal: what makes a worker
-    finish its requests and end; 0 where no signal does.
+    finish its requests and end; 0 where no signal does.   gevent: whether its loop serves.
     """
 
     name: str
@@ -36,6 +37,13 @@ class Server:
     threads: int | None = None
     respawns: bool = False
     retire_signal: int = 0
+    gevent: bool = False
+
+    @property
+    def greenlets(self) -> bool:
+        """Whether requests are served by greenlets, of which many share a thread."""
+        monkey = sys.modules.get("gevent.monkey")
+        return self.gevent or (monkey is not None and monkey.is_module_patched("threading"))
 
     @property
     def at_once(self) -> int | None:
@@ -65,7 +73,7 @@ def running_server(environ: dict[str, Any]) -> Server:
                 continue
             if found is not None:
                 return found
-    return Server(name)
+    return Server(name, gevent=name == "gevent")
 
 
 def _gunicorn() -> Server | None:
@@ -91,7 +99,8 @@ def gunicorn_server(worker: Any) -> Server | None:
     elif "AsyncWorker" in classes:
         threads = settings.worker_connections
     kind = str(settings.worker_class_str).rpartition(".")[2]
-    return Server(f"gunicorn ({kind})", settings.workers, threads, True, signal.SIGTERM)
+    gevent = bool(classes & {"GeventWorker", "GeventPyWSGIWorker"})
+    return Server(f"gunicorn ({kind})", settings.workers, threads, True, signal.SIGTERM, gevent)
 
 
 def _uwsgi() -> Server | None:
@@ -101,7 +110,9 @@ def _uwsgi() -> Server | None:
     respawns = uwsgi.masterpid() > 0
     # In its own asynchronous mode a worker that is told to retire drops what it is about.
     graceful = respawns and not ("async" in options and "gevent" not in options)
-    return Server("uWSGI", uwsgi.numproc, int(threads), respawns, signal.SIGHUP if graceful else 0)
+    retire_signal = signal.SIGHUP if graceful else 0
+    gevent = "gevent" in options
+    return Server("uWSGI", uwsgi.numproc, int(threads), respawns, retire_signal, gevent)
 
 
 def in_the_master() -> bool:
@@ -114,6 +125,21 @@ def in_the_master() -> bool:
     # With --preload it loads the app before it has noted its own number.
     masters = [getattr(caller, "pid", None) for caller in _callers("gunicorn.arbiter")]
     return any(pid in (None, os.getpid()) for pid in masters)
+
+
+def worker_of_this_fork() -> tuple[Any, Any] | None:
+    """The master of gunicorn and the worker that this process becomes; None if it becomes none.
+
+    To be asked in a hook of `os.register_at_fork`. Not every fork of the master's makes a worker: its
+    upgrade forks too, and so may a hook of its settings.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as in _callers
+    # Between the server and os.fork is whatever wraps that, as gevent does.
+    while frame is not None and (_module(frame).startswith("guardrails.") or _wraps_fork(frame)):
+        frame = frame.f_back
+    if frame is None or _module(frame) != "gunicorn.arbiter" or frame.f_code.co_name != "spawn_worker":
+        return None
+    return frame.f_locals["self"], frame.f_locals["worker"]
 
 
 def _mod_wsgi() -> Server | None:
@@ -178,8 +204,16 @@ def _callers(module: str) -> Iterator[Any]:
         if frame.f_back is None:
             return
         frame = frame.f_back
-        if str(frame.f_globals.get("__name__", "")).startswith(module) and "self" in frame.f_locals:
+        if _module(frame).startswith(module) and "self" in frame.f_locals:
             yield frame.f_locals["self"]
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _wraps_fork(frame: FrameType) -> bool:
+    return frame.f_code.co_name.startswith("fork")
 
 
 def _several(count: int | None, one: str, many: str) -> str:

@@ -1,8 +1,9 @@
-"""The Python stacks of a worker, for somebody outside: written by the worker on a signal.
+"""The Python stacks of a worker, for somebody outside, written by the worker itself when asked.
 
-faulthandler writes them from C, so it works also while C code holds the interpreter's lock, and it
-costs a request nothing. Where greenlets serve, most of them have no thread: Python adds theirs as
-soon as it comes to run.
+Python writes them, if it comes to run: in the main thread on a signal where one request at a time is
+served there or greenlets are, else in the thread that takes orders. So nothing moves while they are
+written. Who holds the interpreter's lock in C code keeps Python from it; then faulthandler writes
+them, on another signal. That is for the last resort: beside threads that run it may crash.
 
 The file lies in the user's folder of stores, beside nobody else's, and is named after the process.
 """
@@ -16,31 +17,43 @@ import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
+from guardrails import orders
 from guardrails.errors import StoreError
+from guardrails.server import Server
 from guardrails.store.processes import Owner, is_dead, this_process
 
 log = logging.getLogger("guardrails")
 
-DUMP_SIGNAL: int = getattr(signal, "SIGRTMIN", 0) + 11 if hasattr(signal, "SIGRTMIN") else 0
-"""A real-time signal, since servers have uses for the others; 0 where there is none."""
+_FIRST_SIGNAL: int = getattr(signal, "SIGRTMIN", 0)
+
+DUMP_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 11
+"""At which faulthandler writes. A real-time signal, since servers have uses for the others; 0 where
+there is none."""
+
+ASK_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 12
+"""At which Python writes in the main thread."""
+
+ANSWER_SECONDS = 1.5
+"""How long a process has to come to write."""
 
 LONGEST_DUMP = 1 << 20
 """Bytes of a dump that are looked at."""
 
+_DEEPEST = 100
 _GREENLET = "Greenlet 0x"
 _NO_GREENLETS = "Greenlets:"
+_END = "End of the stacks"
 _QUIET_SECONDS = 0.2
 _HEADS = ("Thread 0x", "Current thread 0x", _GREENLET, _NO_GREENLETS)
 _PY_SPY_SECONDS = 10
 _PREFIX = "stack-"
-_KINDS = ("stack", "interrupt")
+_KINDS = (_PREFIX, orders.PREFIX)
 
 
 class _Listening:
@@ -51,35 +64,37 @@ class _Listening:
     file: Any = None
 
 
-def listen() -> int:
-    """From now on write this process's stacks when asked; the signal to ask by, or 0 without one.
+def listen(server: Server) -> int:
+    """From now on write this process's stacks when asked.
 
-    Never raises. A signal that somebody else uses is left to them.
+    Returns the signal for the last resort, 0 without one. Never raises. A signal that somebody else
+    uses is left to them.
     """
     if _Listening.pid == os.getpid():
         return _Listening.signal
+    inherited = _Listening.signal
     _Listening.pid, _Listening.signal = os.getpid(), 0
-    if not DUMP_SIGNAL or signal.getsignal(DUMP_SIGNAL) not in (signal.SIG_DFL, _add_greenlets):
+    if not DUMP_SIGNAL:
         return 0
     from guardrails.store import place  # noqa: PLC0415 - needs POSIX
 
     try:
         folder = place.own_folder()
         _sweep(folder)
-        me = this_process()
         descriptor = os.open(
-            folder / file_name(me),
+            folder / file_name(this_process()),
             os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
             0o600,
         )
         _Listening.file = os.fdopen(descriptor, "ab", buffering=0)  # open while the process lives
-        chain = "gevent" in sys.modules and _takes_signals()
-        faulthandler.register(DUMP_SIGNAL, _Listening.file, all_threads=True, chain=chain)
+        if not (server.threads in (None, 1) or server.greenlets) or not _takes_signals():
+            orders.listen(orders.SHOW_STACKS, lambda *_request: _write(None))
+        if inherited or not catches(os.getpid(), DUMP_SIGNAL):
+            faulthandler.register(DUMP_SIGNAL, _Listening.file, all_threads=True)
+            _Listening.signal = DUMP_SIGNAL
     except (OSError, StoreError, ValueError, RuntimeError) as error:
         log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
-        return 0
-    _Listening.signal = DUMP_SIGNAL
-    return DUMP_SIGNAL
+    return _Listening.signal
 
 
 def file_name(owner: Owner) -> str:
@@ -124,30 +139,30 @@ def open_file(owner: Owner) -> int | None:
 
 
 def ask(
-    descriptor: int,
-    send: Callable[[], object],
-    *,
-    seconds: float = 1.0,
+    descriptor: int, send: Callable[[], bool], thread: int, *, seconds: float = ANSWER_SECONDS
 ) -> Dump | None:
     """Let a process write its stacks, and read them. None when it does not within `seconds`.
 
-    descriptor: of its file, which is closed.   send: sends it the signal. What was written before is
-    dropped.
+    descriptor: of its file. What was written before is dropped.   send: asks for them; False where
+    that cannot be.   thread: the one that matters.
     """
-    try:
-        os.ftruncate(descriptor, 0)
-        send()
-        size = quiet = 0.0
-        while seconds > 0:
-            time.sleep(0.02)
-            seconds -= 0.02
-            before, size = size, os.fstat(descriptor).st_size
-            quiet = quiet + 0.02 if size and size == before else 0.0
-            if quiet >= _QUIET_SECONDS:
+    os.ftruncate(descriptor, 0)
+    if not send():
+        return None
+    dump = None
+    size = quiet = 0.0
+    while seconds > 0:
+        time.sleep(0.02)
+        seconds -= 0.02
+        before, size = size, os.fstat(descriptor).st_size
+        quiet = quiet + 0.02 if size and size == before else 0.0
+        if size != before or quiet >= _QUIET_SECONDS:
+            text = os.pread(descriptor, LONGEST_DUMP, 0).decode("utf-8", "replace")
+            dump = parse(text)
+            # faulthandler does not say when it has done.
+            if _END in text or (quiet >= _QUIET_SECONDS and dump.of(thread) is not None):
                 break
-        return parse(os.pread(descriptor, LONGEST_DUMP, 0).decode("utf-8", "replace")) if size else None
-    finally:
-        os.close(descriptor)
+    return dump
 
 
 def ask_py_spy(pid: int) -> Dump | None:
@@ -172,15 +187,25 @@ def ask_py_spy(pid: int) -> Dump | None:
 
 
 def parse(text: str) -> Dump:
-    """Cut a dump of faulthandler's, and what was added for greenlets, into its blocks."""
+    """Cut a dump into its blocks."""
     blocks: list[list[str]] = []
     for line in text.splitlines():
-        if not line.strip():
+        if not line.strip() or line == _END:
             continue
         if line.startswith(_HEADS) or not blocks:
             blocks.append([])
         blocks[-1].append(line)
     return Dump(tuple(map(tuple, blocks)))
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal: else it may end of it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = status.partition("SigCgt:")[2].split()
+    return bool(caught) and bool(int(caught[0], 16) >> (number - 1) & 1)
 
 
 def _number(text: str) -> int:
@@ -191,34 +216,62 @@ def _number(text: str) -> int:
 
 
 def _takes_signals() -> bool:
-    """Whether Python could set a handler that adds the greenlets: only the main thread may."""
+    """Whether Python could set its handler. Only the main thread may, and not under every server."""
+    if signal.getsignal(ASK_SIGNAL) not in (signal.SIG_DFL, _write_at_a_signal):
+        return False
     with suppress(ValueError):
-        signal.signal(DUMP_SIGNAL, _add_greenlets)
-        return True
+        signal.signal(ASK_SIGNAL, _write_at_a_signal)
+        signal.siginterrupt(ASK_SIGNAL, False)  # the request must not feel it
+        return signal.getsignal(ASK_SIGNAL) is _write_at_a_signal
     return False
 
 
-def _add_greenlets(_signal: int, _frame: Any) -> None:
-    """Write down where every greenlet is that does not run; called after faulthandler."""
+def _write_at_a_signal(_signal: int, frame: FrameType | None) -> None:
     with suppress(Exception):
-        kind: Any = import_module("greenlet").greenlet  # there, since gevent serves
-        lines = [_NO_GREENLETS]
+        _write(frame)
+
+
+def _write(interrupted: FrameType | None) -> None:
+    """Write down where every thread and every greenlet is.
+
+    interrupted: where this thread was, None where it does nothing but write.
+    """
+    lines: list[str] = []
+    me = sys._getframe()  # noqa: SLF001 - to tell this thread from the others
+    for ident, top in sys._current_frames().items():  # noqa: SLF001 - faulthandler's safe sister
+        if top is not me:
+            lines += _block(f"Thread 0x{ident:x}", top)
+        elif interrupted is not None:
+            lines += _block(f"Current thread 0x{ident:x}", interrupted)
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is not None:
+        kind: Any = greenlet.greenlet
+        lines.append(_NO_GREENLETS)
         for found in gc.get_objects():
             if isinstance(found, kind) and found.gr_frame is not None:
-                stack = traceback.extract_stack(found.gr_frame)
-                lines += [f"{_GREENLET}{id(found):x} (most recent call first):"]
-                lines += [
-                    f'  File "{f.filename}", line {f.lineno} in {f.name}' for f in reversed(stack)
-                ]
-        _Listening.file.write(("\n" + "\n".join(lines) + "\n").encode("utf-8", "replace"))
+                lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
+    lines += [_END, ""]
+    _Listening.file.write("\n".join(lines).encode("utf-8", "replace"))
+
+
+def _block(title: str, frame: FrameType | None) -> Iterator[str]:
+    yield f"{title} (most recent call first):"
+    for _ in range(_DEEPEST):
+        if frame is None:
+            return
+        code = frame.f_code
+        file = code.co_filename.replace("\n", "?")
+        yield f'  File "{file}", line {frame.f_lineno} in {code.co_name}'
+        frame = frame.f_back
+    yield "  ..."
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what dead processes left, here and for interrupting."""
+    """Remove what dead processes left, here and at the pipes for orders."""
     namespace = this_process().namespace
     for path in folder.glob("*-*-*-*"):
         kind, *numbers = path.name.split("-")
-        if kind in _KINDS and len(numbers) == 3 and all(number.isdecimal() for number in numbers):
+        if f"{kind}-" in _KINDS and len(numbers) == 3 and all(number.isdecimal() for number in numbers):
             found, pid, start = map(int, numbers)
             if found == namespace and is_dead(Owner(pid, start, namespace), namespace):
                 path.unlink(missing_ok=True)

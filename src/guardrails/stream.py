@@ -81,6 +81,7 @@ class Flight(Visit):
     file_returned = False
     may_drain = False
     banned = False
+    serving = False
     outermost = False
 
     def __init__(
@@ -128,6 +129,7 @@ class Flight(Visit):
 
     def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
+        self.serving = True
         if environ.get("wsgi.file_wrapper"):
             response = self._call_with_file_wrapper(app, environ, start_response)
         else:
@@ -190,10 +192,11 @@ class Flight(Visit):
 
     def settle(self) -> None:
         """Charge what is left to charge and give everything back. Any number of times."""
-        if self.settled or not self.generation:
+        if self.settled or not (self.generation or self.serving):
             return
         try:
-            self.store.leave(self, self._debits())
+            if self.generation:
+                self.store.leave(self, self._debits())
             self.settled = True
         except Exception as error:
             self.unreleased.add(self)
@@ -204,8 +207,11 @@ class Flight(Visit):
         finally:
             if interrupting.pending:
                 interrupting.over(self, outermost=self.outermost)
-        if occasions.after_response and self.outermost:
-            occasions.response_over(self)
+        if self.outermost:
+            # Once, however often leaving has to be tried again.
+            self.outermost = False
+            if occasions.after_response:
+                occasions.response_over(self)
 
     def __del__(self) -> None:
         if not self.settled:

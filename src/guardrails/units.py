@@ -105,6 +105,10 @@ def parse_duration(value: object, argument: str) -> int:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         microseconds = round(value * MICROSECONDS)
     elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        if match[2] == "M":  # whoever writes it may have megabytes in mind
+            raise ConfigurationError(
+                f"{argument}: {value!r} has a capital M, as sizes have: write {match[1]}m for minutes"
+            )
         unit = _unit(match[2] or "second", argument, value)
         microseconds = round(float(match[1]) * unit)
     else:

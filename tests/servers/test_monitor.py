@@ -9,7 +9,8 @@ import subprocess
 import sys
 from itertools import count, islice
 
-from troubled import GTHREAD, SYNC
+import pytest
+from troubled import GTHREAD, NOBODY, SYNC
 
 BATCH = 100  # requests between two looks at what the monitor did
 
@@ -22,15 +23,19 @@ def lines_of(folder):
     return re.findall(rb"GET /numbered/(\d+) ", text)
 
 
-def test_gunicorns_log_is_rotated_and_no_line_is_lost(trouble, tmp_path):
+@pytest.mark.parametrize("kind", [SYNC, NOBODY], ids=["its own workers", "workers of another user"])
+def test_gunicorns_log_is_rotated_and_no_request_and_no_line_is_lost(trouble, kind):
+    """A new log that the workers could not open would end them in the middle of their requests."""
     site = trouble(
-        SYNC,
+        kind,
         workers=2,
-        GUNICORN_CMD_ARGS=f"--access-logfile {tmp_path}/access.log",
+        GUNICORN_CMD_ARGS="--access-logfile access.log",
         TROUBLE_WATCHDOG=json.dumps(
-            {"log": [f"{tmp_path}/access.log"], "log_max": "40K", "keep": 50, "compress_after": "1s"}
+            {"log": ["access.log"], "log_max": "40K", "keep": 50, "compress_after": "1s"}
         ),
     )
+    logs = site.folder
+    owner = (logs / "access.log").stat().st_uid
     site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")
     numbers = count()
     asked = []
@@ -43,11 +48,13 @@ def test_gunicorns_log_is_rotated_and_no_line_is_lost(trouble, tmp_path):
 
     site.until(is_rotated_for_the_third_time, "the log is rotated while it is written to", seconds=60)
     site.until(
-        lambda: not list(tmp_path.glob("access.log.[0-9]")), "all old logs are compressed", seconds=60
+        lambda: not list(logs.glob("access.log.[0-9]")), "all old logs are compressed", seconds=60
     )
 
-    assert len(list(tmp_path.glob("access.log.*.gz"))) >= 3
-    assert sorted(map(int, lines_of(tmp_path))) == asked
+    assert len(list(logs.glob("access.log.*.gz"))) >= 3
+    assert sorted(map(int, lines_of(logs))) == asked
+    assert {log.stat().st_uid for log in logs.glob("access.log*")} == {owner}
+    assert "exited with code" not in site.whole_log()
 
 
 def test_a_probe_sees_that_nobody_answers_and_runs_the_operators_command(trouble, tmp_path):

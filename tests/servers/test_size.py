@@ -26,7 +26,8 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_is_lost(trouble, kind):
     assert {answer.status for answer in answers} == {200}
     said = re.findall(
         r"size: worker (\d+) takes [\d.]+ MB, ([\d.]+) MB of them unshared, after \d+ requests and "
-        r"\d+ s; 'GET /leak' grew it most, by (\d+)\.\d MB: it finishes its requests and retires",
+        r"\d+ s; it grew most, by (\d+)\.\d MB, when 'GET /leak' ended: it finishes its requests and "
+        r"retires",
         site.whole_log(),
     )
     assert said

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from setups import BIN
 from troubled import GTHREAD, KINDS, MOD_WSGI, NOBODY, SYNC, TROUBLES, UWSGI_THREADS
 
 TIMEOUT = 1.0
-OPTIONS = {"timeout": "1s", "poll": "100ms", "step": "500ms", "grace": "2s", "between": 0}
+OPTIONS = {"timeout": "1s", "poll": "100ms", "step": "1s", "grace": "2s", "between": 0}
 STACKS = {
     "sleep": r"testing\.py\", line \d+ in app",
     "spin": r"testing\.py\", line \d+ in app",
@@ -102,7 +103,7 @@ def watch_and_see(site, kind, page, log, observe_trouble):
     )
     lasted()
     shown = log()
-    pid = int(re.search(r"overdue: GET /\w+ from 127\.0\.0\.1, 1 s old, in worker (\d+)", shown)[1])
+    pid = int(re.search(r"overdue: GET /\w+ from 127\.0\.0\.1, \d+ s old, in worker (\d+)", shown)[1])
     stack = re.search(STACKS[page], shown)
     site.until(lambda: pid_is_gone(pid), "its worker ends")
     lasted()
@@ -130,26 +131,24 @@ def watch_and_see(site, kind, page, log, observe_trouble):
 def test_those_beside_it_end_in_peace(trouble):
     """A stuck request in a threaded worker: the others in it are waited for, and are answered."""
     site = trouble(GTHREAD, workers=1)
-    with watching(site, timeout="2s", grace="20s") as log:
+    with watching(site, timeout="2s", grace="60s", exempt_path="/download") as log:
         stuck = Asked(site, "/sleep?seconds=100")
-        time.sleep(1.5)
-        beside = Asked(site, "/sleep?seconds=1.8")
+        beside = Asked(site, "/download/sleep?seconds=6")
         assert beside.wait().status == 200
         assert stuck.wait().status == 0
     told = log()
     assert "1 request more with it" in told
-    assert "retiring (SIGTERM), and 1 request beside it have 20 s to end" in told
-    assert "will be lost" not in told
+    assert "retiring (SIGTERM), and 1 request beside it have 60 s to end" in told
+    assert "may be lost" not in told
 
 
 @pytest.mark.parametrize("kind", [GTHREAD, UWSGI_THREADS], ids=lambda kind: kind.name)
 def test_one_request_is_ended_by_an_exception_and_its_worker_lives(trouble, kind):
     site = trouble(kind, TROUBLE_INTERRUPTIBLE="1")
     first = site.pid()
-    with watching(site, interrupt=True, timeout="2s") as log:
+    with watching(site, interrupt=True, timeout="2s", step="60s", exempt_path="/download") as log:
         spinning = Asked(site, "/spin?seconds=100")
-        time.sleep(1)
-        beside = Asked(site, "/sleep?seconds=1.8")
+        beside = Asked(site, "/download/sleep?seconds=4")
         assert spinning.wait().status in (0, 500)
         assert beside.wait().status == 200
     assert "it has ended after an exception in its thread" in log()
@@ -174,7 +173,7 @@ def test_what_it_cost_is_charged_to_its_client(trouble):
         Asked(site, "/blamed/sleep?seconds=100").wait()
         refused = site.ask("/blamed/sleep?seconds=0")
     assert refused.status == 503
-    assert 5 <= int(refused.headers["retry-after"]) <= 10
+    assert int(refused.headers["retry-after"]) >= 5
     assert site.ask("/pid").status == 200
 
 
@@ -189,9 +188,11 @@ def test_root_never_acts_on_what_another_user_wrote(trouble):
 
 def test_an_exempt_path_is_never_too_old(trouble):
     site = trouble(SYNC, workers=2)
-    with watching(site, exempt_path="/download") as log:
-        assert Asked(site, "/download/sleep?seconds=3").wait().status == 200
-    assert "overdue" not in log()
+    with watching(site, exempt_path="/download", dry_run=True) as log:
+        exempt, other = Asked(site, "/download/sleep?seconds=4"), Asked(site, "/sleep?seconds=4")
+        assert (exempt.wait().status, other.wait().status) == (200, 200)
+        site.until(lambda: "overdue: GET /sleep" in log(), "the other is told of")
+    assert "GET /download" not in log()
 
 
 def test_the_watchdog_of_roots_server_watches_workers_of_another_user(trouble):
@@ -205,12 +206,13 @@ def test_the_watchdog_of_roots_server_watches_workers_of_another_user(trouble):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="py-spy looks into other processes as root")
 @pytest.mark.skipif(not (BIN / "py-spy").exists(), reason="py-spy is not installed")
-def test_where_the_signal_is_somebody_elses_py_spy_is_asked(trouble):
+def test_where_c_code_holds_python_and_the_signal_is_somebody_elses_py_spy_is_asked(trouble):
     site = trouble(SYNC, TROUBLE_SIGNAL="taken")
     with watching(site, dry_run=True) as log:
-        stuck = Asked(site, "/sleep?seconds=4")
+        stuck = Asked(site, "/gil")
         site.until(lambda: re.search(r"overdue: worker \d+: .*trouble\.py", log()), "a stack")
-        assert stuck.wait().status == 200
+        os.kill(int(re.search(r"overdue: worker (\d+)", log())[1]), signal.SIGKILL)
+        assert stuck.wait().status == 0
     assert "py-spy" not in log()
 
 

@@ -1,6 +1,8 @@
 """The shared store's file: where it lies, what is believed of it, how it comes and goes."""
 
 import contextlib
+import errno
+import gc
 import os
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import pytest
 from asking import MINUTE, SECOND, demand, meter, slot, visit
 
 from guardrails.errors import ConfigurationError, StoreError
-from guardrails.store import layout, place
+from guardrails.store import file, layout, place
+from guardrails.store.contract import WorkerFacts
 from guardrails.store.shared import SharedStore
 from guardrails.store.urls import open_store, store_from_url
 from guardrails.testing import Clock
@@ -317,3 +320,35 @@ def test_a_mutex_that_does_not_prove_itself_makes_way_for_flock(folder, monkeypa
     assert store._file.words[layout.H_LOCK_KIND] == layout.LOCK_FLOCK
     with contextlib.closing(small()) as other:
         assert spent(other)
+
+
+def test_a_file_that_cannot_be_mapped_closes_nobody_elses_descriptor(folder, monkeypatch):
+    """Memory may be at its limit; the number of a closed descriptor is soon somebody else's."""
+    small().requests()
+    close, strangers = os.close, []
+
+    def no_memory(*_arguments):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    def closed_and_taken(number):
+        close(number)
+        strangers.append(os.open(os.devnull, os.O_RDONLY))
+
+    monkeypatch.setattr(file.mmap, "mmap", no_memory)
+    monkeypatch.setattr(os, "close", closed_and_taken)
+    with pytest.raises((OSError, StoreError)):
+        small().requests()
+    gc.collect()
+    monkeypatch.undo()
+
+    assert strangers
+    for number in strangers:
+        os.close(number)  # raises if somebody has closed it
+
+
+def test_a_process_that_began_before_the_clock_is_on_the_scoreboard(folder):
+    """The clock stands still while the machine is suspended; the age of a process does not."""
+    store = small(clock=Clock(1.0))
+    store.register(WorkerFacts("old"))
+    (worker,) = store.workers()
+    assert worker.age_seconds == pytest.approx(1.0)

@@ -291,3 +291,30 @@ def test_the_lock_s_owner_is_looked_at_by_start_time_too(store, start):
 
 def _state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+RESTARTING = """
+import os, sys
+from guardrails import MaxConcurrentReqs, testing
+
+def restarting(environ, start_response):
+    if len(sys.argv) == 2:
+        os.execv(sys.executable, [sys.executable, *sys.argv, "again"])
+    return testing.hello(environ, start_response)
+
+print(testing.Client(MaxConcurrentReqs(1)(restarting, store=sys.argv[1])).get("/").status)
+"""
+
+
+def test_what_a_process_held_before_it_executed_itself_anew_is_given_back(tmp_path):
+    program = tmp_path / "restarting.py"
+    program.write_text(RESTARTING)
+    name = f"shm:test-{os.getpid()}-exec"
+    ran = subprocess.run(
+        [sys.executable, str(program), name], capture_output=True, text=True, timeout=60, check=False
+    )
+    for folder in place.folders():
+        for path in folder.glob(f"test-{os.getpid()}-exec*"):
+            path.unlink()
+
+    assert ran.stdout == "200 OK\n", ran.stderr

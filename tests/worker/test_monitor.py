@@ -210,7 +210,7 @@ def test_mappings_are_as_good(told, tmp_path):
         ({"compress_after": "x"}, "compress_after: 'x' is not a duration"),
         ({"reopen_pid": "5"}, "reopen_pid: '5' has no effect without log"),
         ({"log": ""}, "log: '' is not the path of a file"),
-        ({"log": "x", "reopen_pid": "1"}, "reopen_pid: 1 is not a process that could be meant"),
+        ({"log": "x", "reopen_pid": "1"}, "master: 1 is not a process that could be meant"),
         (
             {"disk": "/var"},
             "disk: '/var' is not a name with its threshold: write both, such as /var=10%",

@@ -3,17 +3,21 @@
 import http.server
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 
 import pytest
 
 from guardrails.errors import ConfigurationError
-from guardrails.worker.events import Announcer, Commands
+from guardrails.store.processes import process_facts
+from guardrails.worker import process_signal
+from guardrails.worker.events import LONGEST_COMMAND, Announcer, Commands
 from guardrails.worker.probe import MOST_READ, Probe
 from guardrails.worker.process_signal import ProcessSignal
 from support import Told
@@ -106,9 +110,9 @@ def told():
 @pytest.fixture
 def absent():
     """The URL of a server that is not there."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    return f"http://127.0.0.1:{port}/"
+    with socket.socket() as kept:  # nobody else can listen at this port meanwhile
+        kept.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{kept.getsockname()[1]}/"
 
 
 @pytest.fixture
@@ -139,6 +143,14 @@ def raw(text):
 def looks(probe, count, start=0, step=30):
     for number in range(count):
         probe.look(start + number * step)
+
+
+def asking_has_ended():
+    """Wait for the threads that asked."""
+    for thread in threading.enumerate():
+        if thread.name == "guardrails-probe":
+            thread.join(JOIN_SECONDS)
+            assert not thread.is_alive()
 
 
 def test_a_server_that_answers_is_asked_by_a_real_request_and_nothing_is_told(site, told):
@@ -277,7 +289,7 @@ def test_a_server_that_drips_its_answer_byte_by_byte_is_given_up(rude, told, hea
     looks(Probe(url, told, failures=1, timeout="300ms"), 1)
 
     assert [facts["error"] for *_, facts in told] == ["no complete answer within 0.3 s"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "guardrails-probe"]
+    asking_has_ended()
 
 
 def test_a_server_that_says_nothing_is_given_up(rude, told):
@@ -306,9 +318,7 @@ def test_a_name_that_cannot_be_looked_up_in_time_holds_up_nobody(told, monkeypat
         "the request before this one has not ended yet",
     ]
     assert len(asked) == 1
-    for thread in threading.enumerate():
-        if thread.name == "guardrails-probe":
-            thread.join(JOIN_SECONDS)
+    asking_has_ended()
 
 
 def test_of_a_long_page_only_the_beginning_is_read(rude, told):
@@ -402,6 +412,64 @@ def ended(commands):
     for process, _deadline in list(commands._running):
         process.wait(JOIN_SECONDS)
     commands.tidy()
+
+
+class Slow:
+    """A command that starts another one, and both hold a pipe open for as long as they live."""
+
+    def __init__(self, folder):
+        self.now = 0.0
+        self.commands = Commands(lambda: self.now)
+        os.mkfifo(folder / "pipe")
+        script = 'exec 3>"$0"; sleep 600 & echo began >&3; wait'
+        self.commands.run(("sh", "-c", script, str(folder / "pipe")), {})
+        self.pipe = (folder / "pipe").open()
+        assert self.pipe.readline() == "began\n"
+
+    def tidy(self, now):
+        self.now = now
+        self.commands.tidy()
+
+    def is_over(self, seconds):
+        return bool(select.select([self.pipe], [], [], seconds)[0])
+
+
+@pytest.fixture
+def slow(tmp_path):
+    slow = Slow(tmp_path)
+    yield slow
+    slow.tidy(LONGEST_COMMAND)
+    ended(slow.commands)
+    slow.pipe.close()
+
+
+def test_a_command_that_runs_for_too_long_is_ended_with_all_that_it_started(slow, caplog):
+    slow.tidy(LONGEST_COMMAND - 1)
+    assert not slow.is_over(0)
+    slow.tidy(LONGEST_COMMAND)
+    assert slow.is_over(JOIN_SECONDS)
+    ended(slow.commands)
+
+    assert slow.commands._running == []
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "runs longer than 60 s: ended"
+    ]
+
+
+def test_a_command_that_does_not_end_at_once_holds_up_nobody(slow, tmp_path, monkeypatch):
+    """As one does that hangs in the kernel."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "killpg", lambda *_: None)
+        slow.tidy(LONGEST_COMMAND)
+    assert not slow.is_over(0)
+    slow.commands.run(("touch", str(tmp_path / "touched")), {})
+    (stuck, _never), (other, _deadline) = slow.commands._running
+    other.wait(JOIN_SECONDS)
+    assert (tmp_path / "touched").exists()
+
+    os.killpg(stuck.pid, signal.SIGKILL)
+    ended(slow.commands)
+    assert slow.commands._running == []
 
 
 def test_a_signal_is_sent_to_the_process_of_a_number(absent, told, victim):
@@ -526,6 +594,48 @@ def test_a_process_that_is_gone_is_told_of(victim):
         ProcessSignal(victim.pid, "HUP").send()
 
 
+def test_a_later_process_of_the_same_number_is_not_signalled(victim, monkeypatch):
+    first = process_facts(victim.pid)
+    reopen = ProcessSignal(victim.pid, "USR2")
+    monkeypatch.setattr(
+        process_signal, "process_facts", lambda _pid: first._replace(start=first.start + 1)
+    )
+    with pytest.raises(OSError, match=r"is not the one that had this number when the monitor began"):
+        reopen.send()
+    monkeypatch.undo()
+    reopen.send()
+
+    assert victim.stdout.readline() == "SIGUSR2\n"
+
+
+def test_a_number_that_nobody_had_when_the_monitor_began_means_nobody(victim, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(process_signal, "process_facts", lambda _pid: None)
+        early = ProcessSignal(victim.pid, "USR2")
+
+    with pytest.raises(OSError, match=r"is not the one that had this number when the monitor began"):
+        early.send()
+
+
+def test_a_number_is_enough_where_the_system_tells_nothing_of_processes(victim, monkeypatch):
+    monkeypatch.setattr(process_signal, "process_facts", lambda _pid: None)
+
+    assert ProcessSignal(victim.pid, "USR2").send() == victim.pid
+
+
+def test_a_pid_file_that_is_older_than_the_process_of_its_number_is_refused(victim, tmp_path):
+    file = tmp_path / "server.pid"
+    file.write_text(str(victim.pid))
+    began = time.time() - process_facts(victim.pid).age_seconds
+    os.utime(file, (began - 60, began - 60))
+    with pytest.raises(OSError, match=r"server.pid is older than process \d+ and means an earlier one"):
+        ProcessSignal(file, "HUP").send()
+    os.utime(file, (began - 3, began - 3))  # clocks differ by a little
+    ProcessSignal(file, "USR2").send()
+
+    assert victim.stdout.readline() == "SIGUSR2\n"
+
+
 def test_it_never_signals_itself(tmp_path):
     (tmp_path / "own.pid").write_text(str(os.getpid()))
 
@@ -564,10 +674,10 @@ def test_a_signal_reaches_the_process_where_there_are_no_descriptors_of_processe
         ({"command": "'"}, 'command: "\'" cannot be split into words'),
         ({"command": " "}, "command: ' ' names no program"),
         ({"command": "x", "signal_pid": 5}, "command: 'x' and signal_pid 5 are both given"),
-        ({"signal_pid": 1}, "signal_pid: 1 is not a process that could be meant"),
-        ({"signal_pid": "0"}, "signal_pid: 0 is not a process that could be meant"),
-        ({"signal_pid": True}, "signal_pid: True is not a process that could be meant"),
-        ({"signal_pid": ""}, "signal_pid: '' is not the path of a file"),
+        ({"signal_pid": 1}, "master: 1 is not a process that could be meant"),
+        ({"signal_pid": "0"}, "master: 0 is not a process that could be meant"),
+        ({"signal_pid": True}, "master: True is not a process that could be meant"),
+        ({"signal_pid": ""}, "master: '' is not the path of a file"),
         ({"signal_pid": 5, "signal_name": "HOP"}, "signal_name: 'HOP' is not the name of a signal"),
     ],
 )

@@ -18,17 +18,20 @@ TERM, ABRT, KILL, HUP = signal.SIGTERM, signal.SIGABRT, signal.SIGKILL, signal.S
 
 
 class Board:
-    """What the scoreboard of such a host shows."""
+    """What the scoreboard of one of such a host's stores shows."""
 
     def __init__(self, host):
         self.host = host
+        self.in_flight = {}
+        self.fails = None
+        self.busy = False
 
     def requests(self):
-        if self.host.fails:
-            raise StoreError(self.host.fails)
+        if self.fails:
+            raise StoreError(self.fails)
         return Records(
             request._replace(age_seconds=self.host.now - began)
-            for request, began in self.host.in_flight.values()
+            for request, began in self.in_flight.values()
             if request.pid in self.host.workers
         )
 
@@ -36,12 +39,15 @@ class Board:
         return Records(self.host.workers.values() if self.host.on_board else [])
 
     def mark_retiring(self, worker):
-        if self.host.mark_fails:
+        if self.busy:
             raise StoreError("busy")
+        self.host.retiring.append(worker.pid)
 
     def blame(self, request, microseconds, ban_for):
+        if self.busy:
+            raise StoreError("busy")
         self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6))
-        return request.generation in self.host.in_flight
+        return request.generation in self.in_flight
 
 
 class Host:
@@ -51,22 +57,26 @@ class Host:
         scope = scope or {}
         self.now = 1000.0
         self.workers = {}
-        self.in_flight = {}
+        self.boards = {"shm:test": Board(self)}
         self.parents = {}
         self.sent = []
         self.events = []
         self.blamed = []
         self.asked = []
-        self.mark_fails = False
+        self.sent_before_asking = {}
+        self.retiring = []
         self.orders = []
+        self.takes_orders = True
         self.deadly = {KILL}
-        self.fails = None
+        self.immortal = set()
+        self.untouchable = set()
+        self.burnt = 0.0
         self.on_board = True
         self.dumps = {}
         options = {"timeout": 60.0, "poll": 5.0, "grace": 30.0, "step": 2.0, "between": 10.0} | policy
         self.watchdog = Watchdog(
             Policy(**options),
-            lambda: [Watched(Board(self), "shm:test")],
+            lambda: [Watched(board, name) for name, board in self.boards.items()],
             self.announce,
             self,
             lambda: self.now,
@@ -75,8 +85,10 @@ class Host:
 
     # What happens to processes.
     def send(self, owner, number):
+        if owner.pid in self.untouchable:
+            raise PermissionError(1, "Operation not permitted")
         self.sent.append((self.now, owner.pid, number))
-        if number in self.deadly:
+        if number in self.deadly and owner.pid not in self.immortal:
             self.workers.pop(owner.pid, None)
         return True
 
@@ -87,18 +99,19 @@ class Host:
         return self.parents.get(pid, 1)
 
     def cpu_seconds(self, pid):
-        return 0.0
+        return self.burnt
 
     def namespace(self):
         return 1
 
     def dump(self, worker, thread):
         self.asked.append(worker.pid)
+        self.sent_before_asking[worker.pid] = self.signals()
         return self.dumps.get(worker.pid)
 
     def interrupt(self, worker, request):
         self.orders.append((worker.pid, request.generation))
-        return True
+        return self.takes_orders
 
     def announce(self, event, message, level=30, **facts):
         self.events.append((event, message, facts))
@@ -128,7 +141,9 @@ class Host:
         self.workers[pid] = worker
         return self
 
-    def request(self, number, pid, age=0.0, path="/slow", client="192.0.2.1", **changes):
+    def request(
+        self, number, pid, age=0.0, path="/slow", client="192.0.2.1", store="shm:test", **changes
+    ):
         request = InFlight(
             pid=pid,
             generation=number,
@@ -143,11 +158,12 @@ class Host:
             row=number,
             namespace=1,
         )._replace(**changes)
-        self.in_flight[number] = (request, self.now - age)
+        self.boards.setdefault(store, Board(self)).in_flight[number] = (request, self.now - age)
         return self
 
     def ends(self, number):
-        del self.in_flight[number]
+        for board in self.boards.values():
+            board.in_flight.pop(number, None)
 
     def passes(self, seconds):
         """Let time pass, in the watchdog's own steps."""
@@ -200,6 +216,25 @@ def test_a_server_with_a_way_of_its_own_to_retire_is_asked_that_way_first():
     host = Host().worker(7, server="uWSGI", retire_signal=HUP).request(1, 7, age=60)
     host.passes(20)
     assert host.signals() == [(7, HUP), (7, TERM), (7, ABRT), (7, KILL)]
+
+
+@pytest.mark.parametrize("number", [0, 45], ids=["none", "not one to retire"])
+def test_without_a_way_to_retire_those_beside_it_are_waited_for_first(number):
+    host = Host().worker(7, retire_signal=number).request(1, 7, age=60).request(2, 7)
+    host.passes(25)
+    assert host.sent == []
+    assert host.told("step")[0].endswith("waiting for 1 request beside it")
+    host.passes(25)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
+@pytest.mark.parametrize("number", [0, 45], ids=["none", "not one to retire"])
+def test_without_a_way_to_retire_and_alone_there_is_nothing_to_wait_for(number):
+    host = Host().worker(7, retire_signal=number).request(1, 7, age=60)
+    host.passes(12)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert host.sent[0][0] < 1006
+    assert not any("waiting" in told for told in host.told("step"))
 
 
 def test_the_ladder_ends_when_the_worker_does():
@@ -260,7 +295,34 @@ def test_those_beside_it_are_lost_when_the_grace_is_over_and_it_is_said():
     assert host.signals() == [(7, TERM)]
     host.passes(10)
     assert host.signals()[:2] == [(7, TERM), (7, ABRT)]
-    assert host.told("step")[1].endswith("SIGABRT, and 1 request beside it will be lost")
+    assert host.told("step")[1].endswith("SIGABRT, and 1 request beside it may be lost")
+
+
+def test_one_look_without_anybody_beside_it_is_not_enough_to_hurry():
+    """Another may have queued for the thread that has just become free."""
+    host = Host().worker(7).request(1, 7, age=60).request(2, 7)
+    host.passes(10)
+    host.ends(2)
+    host.now += host.watchdog.pause()
+    host.look()
+    host.request(3, 7)
+    host.passes(10)
+    assert host.signals() == [(7, TERM)]
+
+
+def test_those_beside_it_in_another_store_are_waited_for_as_well():
+    host = Host().worker(7).request(1, 7, age=60).request(2, 7, store="shm:other")
+    host.passes(25)
+    assert host.signals() == [(7, TERM)]
+    assert host.told("step")[0].endswith("and 1 request beside it have 30 s to end")
+
+
+def test_a_request_that_is_seen_in_two_stores_is_not_beside_itself():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.request(2, 7, age=50, store="shm:other", thread=0x7F01)
+    host.passes(15)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert host.told("step")[0].endswith("retiring (SIGTERM)")
 
 
 def test_several_that_are_too_old_in_one_worker_do_not_wait_for_each_other():
@@ -282,8 +344,14 @@ def test_one_worker_at_a_time_and_a_pause_between():
     assert host.sent[3][0] - ended >= 10
 
 
+def test_the_oldest_is_the_first():
+    host = Host().worker(7).worker(8).request(1, 7, age=60).request(2, 8, age=90)
+    host.look()
+    assert host.signals() == [(8, TERM)]
+
+
 def test_never_are_fewer_workers_left_than_wanted():
-    host = Host(keep=2).worker(7).worker(8).request(1, 7, age=60)
+    host = Host(least_workers=2).worker(7).worker(8).request(1, 7, age=60)
     host.passes(100)
     assert host.sent == []
     assert host.told("left-alone")[0].endswith(
@@ -295,7 +363,7 @@ def test_never_are_fewer_workers_left_than_wanted():
 
 
 def test_who_retires_is_none_of_those_that_are_left():
-    host = Host(keep=1).worker(7).worker(8, state="retiring").request(1, 7, age=60)
+    host = Host(least_workers=1).worker(7).worker(8, state="retiring").request(1, 7, age=60)
     host.passes(100)
     assert host.sent == []
 
@@ -347,6 +415,27 @@ def test_paths_have_their_own_time_and_some_have_none():
     assert not any("/upload" in told for told in host.told("overdue"))
 
 
+@pytest.mark.parametrize("longest_first", [False, True])
+def test_the_longest_prefix_wins_wherever_it_is_written(longest_first):
+    times = ["/reports=10m", "/reports/quick=10s"]
+    described = guardrails.watchdog(path_timeout=reversed(times) if longest_first else times)
+    host = Host(path_timeouts=described.policy.path_timeouts, dry_run=True)
+    host.worker(7).request(1, 7, age=100, path="/reports/quick/x")
+    host.request(2, 7, age=100, path="/reports/long")
+    host.look()
+    assert len(host.told("overdue")) == 1
+    assert "/reports/quick/x" in host.told("overdue")[0]
+
+
+def test_an_exemption_beyond_ascii_covers_the_path_as_servers_hand_it_over():
+    path = "/grüße".encode().decode("latin-1")
+    described = guardrails.watchdog(exempt_path="/grüße")
+    host = Host(path_timeouts=described.policy.path_timeouts, dry_run=True)
+    host.worker(7).request(1, 7, age=100, path=path).request(2, 7, age=100, path=path + "X")
+    host.look()
+    assert [f["path"] for event, _, f in host.events if event == "overdue"] == ["/grüßeX"]
+
+
 def test_nobody_talks_himself_into_an_exemption():
     host = Host(path_timeouts={"/upload": 0.0}, dry_run=True)
     for number, path in enumerate(["/upload/../slow", "/upload//../slow", "/x/../upload"], 1):
@@ -385,6 +474,28 @@ def test_if_the_exception_does_not_end_it_the_ladder_goes_on():
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
 
 
+def test_an_exception_that_reached_nobody_is_not_told_of():
+    host = Host(interrupt=True).worker(7, interruptible=True).request(1, 7, age=60)
+    host.takes_orders = False
+    host.passes(20)
+    assert not any("exception" in told for told in host.told("step"))
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
+def test_what_befell_an_earlier_request_is_not_told_of_a_later_one():
+    host = Host(interrupt=True).worker(7, interruptible=True).request(1, 7, age=60)
+    host.look()
+    host.ends(1)
+    host.look()
+    host.request(2, 7, age=60)
+    host.look()
+    host.ends(2)
+    host.look()
+    first, second = host.told("ended")
+    assert first.endswith("it has ended after an exception in its thread")
+    assert second.endswith("it has ended")
+
+
 @pytest.mark.parametrize(("asked", "allowed"), [(False, True), (True, False)])
 def test_no_exception_without_both_wanting_it(asked, allowed):
     host = Host(interrupt=asked).worker(7, interruptible=allowed).request(1, 7, age=60)
@@ -401,6 +512,15 @@ def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_wh
     assert "is refused the same for 600 s" in host.told("blamed")[0]
 
 
+def test_what_its_worker_has_burnt_since_it_was_noticed_is_told():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.burnt = 100.0
+    host.look()
+    host.burnt = 107.0
+    host.passes(20)
+    assert "of which its worker burnt 7.0 s of CPU since" in host.told("blamed")[0]
+
+
 def test_a_dry_run_touches_nobody():
     host = (
         Host(dry_run=True, interrupt=True, ban=60.0).worker(7, interruptible=True).request(1, 7, age=60)
@@ -408,6 +528,28 @@ def test_a_dry_run_touches_nobody():
     host.passes(300)
     assert (host.sent, host.orders, host.blamed) == ([], [], [])
     assert len(host.told("overdue")) == 1
+    (told,) = host.told("left-alone")
+    assert told.endswith("only told of, since this is a dry run")
+
+
+def test_a_worker_that_ends_by_itself_is_told_of():
+    host = Host(dry_run=True).worker(7).request(1, 7, age=60)
+    host.look()
+    host.workers.clear()
+    host.passes(60)
+    (told,) = host.told("gone")
+    assert told.endswith("its worker has ended by itself")
+    assert (host.told("killed"), host.told("ended")) == ([], [])
+
+
+def test_a_worker_of_another_container_is_not_said_to_have_ended():
+    """Nobody sees from here whether it has."""
+    host = Host(dry_run=True).worker(7, namespace=2).request(1, 7, age=60, namespace=2)
+    host.look()
+    host.workers.clear()
+    host.passes(60)
+    assert len(host.told("ended")) == 1
+    assert host.told("gone") == []
 
 
 def test_the_stack_of_its_thread_is_logged_and_no_other(caplog):
@@ -422,6 +564,27 @@ def test_the_stack_of_its_thread_is_logged_and_no_other(caplog):
     assert "other.py" not in caplog.text
 
 
+def test_of_a_deep_stack_sixty_lines_are_logged(caplog):
+    host = Host(dry_run=True).worker(7).request(1, 7, age=60)
+    deep = "".join(f"  line {number}\n" for number in range(500))
+    host.dumps[7] = stacks.parse(f"Thread 0x{0x7F01:016x} (most recent call first):\n{deep}")
+    host.look()
+    assert caplog.text.count("overdue: worker 7: ") == 60
+    assert "  line 58\n" in caplog.text
+
+
+def test_who_cannot_be_asked_for_a_stack_is_ended_all_the_same():
+    host = Host().worker(7).request(1, 7, age=60)
+
+    def dump(worker, thread):
+        raise PermissionError(1, "Operation not permitted")
+
+    host.dump = dump
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert len(host.told("no-stack")) == 1
+
+
 def test_without_a_stack_that_is_said():
     host = Host(dry_run=True).worker(7).request(1, 7, age=60)
     host.look()
@@ -430,38 +593,86 @@ def test_without_a_stack_that_is_said():
 
 def test_a_store_that_fails_is_said_once_and_looked_at_again(caplog):
     host = Host(dry_run=True).worker(7).request(1, 7, age=60)
-    host.fails = "gone"
+    host.boards["shm:test"].fails = "gone"
     host.passes(20)
     assert caplog.text.count("store shm:test: gone; it is tried again") == 1
-    host.fails = None
+    host.boards["shm:test"].fails = None
     host.passes(5)
     assert len(host.told("overdue")) == 1
 
 
 def test_a_store_that_vanishes_holds_up_nobody():
     host = Host().worker(7).request(1, 7, age=60)
-    stores = host.watchdog._stores
     host.passes(5.1)
     assert host.signals() == [(7, TERM)]
 
-    host.watchdog._stores = list
+    board = host.boards.pop("shm:test")
     host.passes(10)
     assert host.told("killed") == []
-    host.watchdog._stores = stores
+    host.boards["shm:test"] = board
     host.passes(20)
     assert host.told("killed")[0].endswith("its worker has ended after SIGKILL")
 
     host.worker(8).request(2, 8, age=60)
     host.passes(20)
     host.workers.clear()
-    host.watchdog._stores = list
+    host.boards.clear()
     host.passes(5)
     assert len(host.told("killed")) == 2
 
 
-def test_a_step_that_fails_ends_no_ladder():
+def test_a_store_that_takes_neither_mark_nor_blame_ends_no_ladder(caplog):
     host = Host().worker(7).request(1, 7, age=60)
-    host.mark_fails = True
+    host.boards["shm:test"].busy = True
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert "the client of a killed request was not charged: busy" in caplog.text
+    assert host.told("blamed") == []
+    assert caplog.text.count("it is tried again") == 0
+
+
+def test_a_worker_that_is_told_to_retire_is_shown_so():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.look()
+    assert host.retiring == [7]
+
+
+@pytest.mark.parametrize("trouble", ["vanishes", "fails for ever"])
+def test_a_store_that_is_lost_in_mid_ladder_holds_up_nobody_in_another_one(trouble):
+    host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60, store="shm:other")
+    host.look()
+    assert host.signals() == [(7, TERM)]
+    if trouble == "vanishes":
+        del host.boards["shm:test"]
+    else:
+        host.boards["shm:test"].fails = "gone"
+    host.passes(20)
+    assert host.signals()[1:] == [(8, TERM), (8, ABRT), (8, KILL)]
+
+
+def test_a_store_that_fails_holds_up_no_ladder_in_another_one(caplog):
+    host = Host().worker(7).request(1, 7, age=60).request(2, 7, store="shm:other")
+    host.boards["shm:other"].fails = "gone"
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert caplog.text.count("it is tried again") == 1
+
+
+def test_who_ends_with_its_store_in_mid_ladder_is_told_of_once():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.look()
+    host.boards.clear()
+    host.workers.clear()
+    host.passes(60)
+    assert len(host.told("killed")) == 1
+    assert host.told("killed")[0].endswith("its worker has ended after retiring (SIGTERM)")
+    assert (host.told("gone"), host.told("ended")) == ([], [])
+
+
+def test_a_worker_that_leaves_the_scoreboard_in_mid_ladder_is_ended_all_the_same():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.look()
+    host.on_board = False
     host.passes(20)
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
 
@@ -504,20 +715,34 @@ def test_a_servers_watchdog_looks_at_its_own_workers_alone():
 
 
 def test_workers_with_a_watchdog_of_their_own_are_left_to_it():
-    host = Host(scope={"is_watched": lambda parent: parent == 2}).worker(7, parent=2).worker(8)
+    host = (
+        Host(scope={"is_watched": lambda namespace, parent: (namespace, parent) == (1, 2)})
+        .worker(7, parent=2)
+        .worker(8)
+    )
     host.request(1, 7, age=60).request(2, 8, age=60)
     host.passes(20)
     assert {pid for pid, _ in host.signals()} == {8}
 
 
 def test_how_many_are_left_is_looked_at_before_each_step():
-    host = Host(keep=1).worker(7).worker(8).request(1, 7, age=60)
+    host = Host(least_workers=1).worker(7).worker(8).request(1, 7, age=60)
     host.passes(5.1)
     assert host.signals() == [(7, TERM)]
     del host.workers[8]
     host.passes(30)
     assert host.signals() == [(7, TERM)]
     assert "fewer than 1 would be left" in host.told("left-alone")[0]
+
+
+@pytest.mark.parametrize("changes", [{"namespace": 2}, {"parent": 2}])
+def test_only_workers_of_its_own_server_are_those_that_are_left(changes):
+    host = Host(least_workers=1).worker(7).worker(8, **changes).request(1, 7, age=60)
+    host.passes(60)
+    assert host.sent == []
+    host.worker(9)
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
 
 
 def test_where_nobody_would_start_it_again_a_request_is_ended_by_an_exception_all_the_same():
@@ -532,7 +757,7 @@ def test_where_nobody_would_start_it_again_a_request_is_ended_by_an_exception_al
 def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():
     host = Host().worker(7).request(1, 7, age=60)
     host.passes(5.1)
-    board = host.watchdog._cases[next(iter(host.watchdog._cases))].watched.store
+    board = host.boards["shm:test"]
     blame = board.blame
 
     def ends_just_now(request, microseconds, ban_for):
@@ -568,6 +793,16 @@ def test_when_all_hang_at_once_the_first_step_does_not_wait_for_all_the_stacks()
     assert len(host.asked) == 49
 
 
+def test_a_worker_is_asked_for_its_stack_before_a_step_is_taken():
+    """Also where so many hang that it is not among the first that are shown."""
+    host = Host()
+    for number in range(1, 50):
+        host.worker(number).request(number, number, age=60 + number)
+    host.look()
+    assert host.signals() == [(49, TERM)]
+    assert host.sent_before_asking[49] == []
+
+
 def test_all_that_hang_in_one_worker_are_shown_by_one_dump(caplog):
     host = Host(dry_run=True).worker(7)
     for number in range(1, 9):
@@ -582,23 +817,21 @@ def test_all_that_hang_in_one_worker_are_shown_by_one_dump(caplog):
     assert all(f"overdue: worker 7:   line {number}" in caplog.text for number in range(1, 9))
 
 
-def test_who_survives_sigkill_is_spoken_of():
-    host = Host().worker(7).request(1, 7, age=60)
-    host.deadly = set()
-    host.passes(30)
-    assert host.told("stands")[0] == "worker 7 does not end after SIGKILL"
-    assert host.signals().count((7, KILL)) == 1
+def test_who_survives_sigkill_is_spoken_of_once_and_the_next_has_its_turn():
+    host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60)
+    host.immortal = {7}
+    host.passes(600)
+    assert host.told("stands") == ["worker 7 does not end after SIGKILL"]
+    assert host.signals() == [(pid, number) for pid in (7, 8) for number in (TERM, ABRT, KILL)]
 
 
-def test_what_is_not_permitted_is_said():
-    host = Host().worker(7).request(1, 7, age=60)
-
-    def send(owner, number):
-        raise PermissionError(1, "Operation not permitted")
-
-    host.send = send
-    host.passes(8)
-    assert "Operation not permitted" in host.told("not-permitted")[0]
+def test_what_is_not_permitted_is_said_once_and_the_next_has_its_turn():
+    host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60)
+    host.untouchable = {7}
+    host.passes(600)
+    (told,) = host.told("not-permitted")
+    assert told == "worker 7: [Errno 1] Operation not permitted"
+    assert host.signals() == [(8, TERM), (8, ABRT), (8, KILL)]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from guardrails.store import place
 from guardrails.store.processes import Owner, is_dead, pid_namespace, this_process
 
 _NOTE_SECONDS = 0.5
+_SERVER = "server"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -51,9 +53,11 @@ class Lock:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def release(self) -> None:
-        """Give it back."""
+    def release(self, *, for_good: bool = False) -> None:
+        """Give it back.   for_good: nobody will take it again, so its file goes too."""
         if self._descriptor >= 0:
+            if for_good:
+                self.path.unlink(missing_ok=True)
             with suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
@@ -69,15 +73,15 @@ class Lock:
             place.verify_file(descriptor, self.path)
             deadline = time.monotonic() + _NOTE_SECONDS
             while not _flock(descriptor, fcntl.LOCK_SH):
-                note = os.pread(descriptor, 4096, 0)
-                if note or time.monotonic() > deadline:
-                    owner = Owner(*json.loads(note))
-                    elsewhere = owner.namespace != pid_namespace()
-                    return UNKNOWN if elsewhere or is_dead(owner, owner.namespace) else owner
+                owner = _noted(os.pread(descriptor, 4096, 0))
+                if owner is not None and owner.namespace != pid_namespace():
+                    return UNKNOWN
+                if owner is not None and not is_dead(owner, owner.namespace):
+                    return owner
+                if time.monotonic() > deadline:
+                    return UNKNOWN
                 time.sleep(0.01)  # it has the lock, and is about to say who it is
             return None
-        except (ValueError, TypeError):
-            return UNKNOWN
         finally:
             os.close(descriptor)
 
@@ -88,6 +92,13 @@ class Lock:
 
 UNKNOWN = Owner(0, 0, 0)
 """Somebody of whom nothing can be said."""
+
+
+def _noted(note: bytes) -> Owner | None:
+    try:
+        return Owner(*json.loads(note))
+    except (ValueError, TypeError):
+        return None
 
 
 def shown(owner: Owner) -> str:
@@ -103,11 +114,22 @@ def _flock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def server_name(parent: int) -> str:
-    """The name of a watchdog that belongs to a server, by its first process."""
-    return f"server {parent}"
+def server_name(namespace: int, parent: int) -> str:
+    """The name of a watchdog that belongs to a server, by its first process and where that runs."""
+    return f"{_SERVER} {namespace} {parent}"
 
 
-def has_its_own(parent: int) -> bool:
-    """Whether a server's workers have a watchdog of their own."""
-    return bool(parent) and Lock(server_name(parent)).owner() is not None
+def has_its_own(namespace: int, parent: int) -> bool:
+    """Whether the workers of a server have a watchdog of their own."""
+    return bool(parent) and Lock(server_name(namespace, parent)).owner() is not None
+
+
+def servers_with_their_own() -> Iterator[tuple[int, Owner]]:
+    """The servers of this user, by their first processes, that have a watchdog, and who that is."""
+    for path in place.own_folder().glob(f"watch-{_SERVER}_*_*.lock"):
+        _, *numbers = path.stem.split("_")
+        if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+            namespace, parent = map(int, numbers)
+            owner = Lock(server_name(namespace, parent)).owner()
+            if owner is not None and owner.pid:
+                yield parent, owner

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from guardrails.errors import StoreError
 from guardrails.ops.lock import Lock
 from guardrails.store import opening, place
+from guardrails.store.processes import pid_namespace
 from guardrails.store.shared import SharedStore
 from guardrails.worker.case import Watched
 
 log = logging.getLogger("guardrails.watch")
+
+_AROUND_SECONDS = 2.0
+"""Between two looks at all the stores there are, which is dear where they are many."""
+
+_SILENT_SECONDS = 60.0
 
 
 class Stores:
@@ -22,10 +30,19 @@ class Stores:
     All of them are this user's own: what lies in another user's folder says what that user likes.
     """
 
-    def __init__(self, name: str | None, parent: int | None) -> None:
+    def __init__(
+        self,
+        name: str | None,
+        parent: int | None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._name = name
         self._parent = parent
+        self._monotonic = monotonic
+        self._began = monotonic()
+        self._around_at = -math.inf
         self._opened: dict[str, Watched] = {}
+        self._serving: set[str] = set()
         self._ours: set[str] = set()
         self._only: Lock | None = None
         self._said = ""
@@ -42,33 +59,50 @@ class Stores:
             if self._name not in found:
                 self._say(_waits(f"no store {self._name}"))
             return [each for name, each in self._opened.items() if name == self._name]
-        if self._parent is not None:
-            # Once its, always its: all its workers may be new ones that have not served yet.
-            self._ours |= {name for name, each in self._opened.items() if self._has_our_workers(each)}
-            return [each for name, each in self._opened.items() if name in self._ours]
-        return self._the_only_one()
+        if not self._serving or self._monotonic() >= self._around_at:
+            self._around_at = self._monotonic() + _AROUND_SECONDS
+            self._serving = {name for name, each in self._opened.items() if self._serves(each)}
+        return self._the_only_one() if self._parent is None else self._of_the_server()
+
+    def _of_the_server(self) -> Iterable[Watched]:
+        # Once its, always its: all its workers may be new ones that have not served yet.
+        self._ours |= self._serving & self._opened.keys()
+        if not self._ours and self._monotonic() > self._began + _SILENT_SECONDS:
+            self._say(
+                "none of this server's workers is seen yet: they are once they have served a request "
+                "through a throttle() whose store is shared, which memory: is not"
+            )
+        return [each for name, each in self._opened.items() if name in self._ours]
 
     def _the_only_one(self) -> Iterable[Watched]:
-        if len(self._opened) > 1:
+        serving = {name: each for name, each in self._opened.items() if name in self._serving}
+        if len(serving) > 1:
             self._say(
                 "there are several stores, and none is watched: name one with --store: "
-                + ", ".join(sorted(each.name for each in self._opened.values()))
+                + ", ".join(sorted(each.name for each in serving.values()))
             )
             return []
-        if not self._opened:
-            self._say(_waits("no store"))
+        if not serving:
+            self._say(_waits("no store with workers"))
             return []
-        ((name, only),) = self._opened.items()
-        if self._only is None:
+        ((name, only),) = serving.items()
+        if self._only is None or self._only.name != name:
+            if self._only is not None:
+                self._only.release()
             self._only = Lock(name)
         if not self._only.take():
             self._say(f"{only.name} has a watchdog already{self._only.of_whom()}, and this one waits")
             return []
         return [only]
 
-    def _has_our_workers(self, watched: Watched) -> bool:
+    def _serves(self, watched: Watched) -> bool:
+        """Whether workers that live, of our server if we have one, are on its scoreboard."""
+        ours = (pid_namespace(), self._parent)
         try:
-            return any(each.parent == self._parent for each in watched.store.workers())
+            return any(
+                self._parent is None or (each.namespace, each.parent) == ours
+                for each in watched.store.workers()
+            )
         except (StoreError, OSError):
             return False
 

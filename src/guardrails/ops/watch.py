@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 
 from guardrails.errors import ConfigurationError, GuardrailsError
-from guardrails.ops.lock import Lock, has_its_own, server_name, shown
+from guardrails.ops.lock import Lock, has_its_own, server_name, servers_with_their_own, shown
 from guardrails.ops.stores import Stores
 from guardrails.store import place
-from guardrails.store.processes import is_dead, process_facts
+from guardrails.store.processes import is_dead, pid_namespace, process_facts
 from guardrails.worker.events import Announcer, command_words
 from guardrails.worker.watchdog import Watchdog
 from guardrails.worker.watching import Watch
@@ -33,6 +34,7 @@ log = logging.getLogger("guardrails.watch")
 DONE, FAILED, NOT_RUNNING = 0, 1, 3
 STOP_SECONDS = 15.0
 START_SECONDS = 15.0
+_SLICE_SECONDS = 0.2
 _LOG_BYTES = 4 << 20
 
 
@@ -44,15 +46,16 @@ def run(watch: Watch, parent: int | None) -> int:
         return FAILED
     try:
         _log_to(dict(watch.options)["log_file"])
-        stop = threading.Event()
+        asked: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+            # Nothing that takes a lock: the handler may meet whoever holds it.
+            signal.signal(number, lambda number, _frame: asked.append(number))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         on_event = dict(watch.options)["on_event"]
         announce = Announcer(None if on_event is None else command_words(on_event, "on_event"))
-        _run_until(stop, watch, parent, announce)
+        _run_until(asked, watch, parent, announce)
     finally:
-        lock.release()
+        lock.release(for_good=parent is not None)
     return DONE
 
 
@@ -86,7 +89,7 @@ def start(watch: Watch, parent: int | None) -> int:
         running = lock.owner()
         if running is not None:
             what = "started" if running.pid == process.pid else "running already"
-            _say(f"{what}{shown(running)}; it writes to {log_file}")
+            _say(f"{what}{shown(running)}; it writes to {log_file}{_beside()}")
             process.returncode = 0  # it goes on without us
             return DONE
         if ended:
@@ -132,15 +135,23 @@ def restart(watch: Watch, parent: int | None) -> int:
 
 
 def status(watch: Watch, parent: int | None) -> int:
-    """Say whether it runs."""
+    """Say whether it runs, or a server's own."""
     running = Lock(_name(watch, parent)).owner()
     if running is None:
-        _say("not running")
-        return NOT_RUNNING
+        beside = _beside() if watch.store_name is None else ""
+        _say("not running" + beside)
+        return DONE if beside else NOT_RUNNING
     facts = process_facts(running.pid) if running.pid else None
     age = f", for {facts.age_seconds:.0f} s" if facts else ""
     _say(f"running{shown(running)}{age}")
     return DONE
+
+
+def _beside() -> str:
+    return "".join(
+        f"; the workers of server {parent} have a watchdog of their own{shown(owner)}"
+        for parent, owner in servers_with_their_own()
+    )
 
 
 ACTIONS: dict[str, Callable[[Watch, int | None], int]] = {
@@ -152,14 +163,15 @@ ACTIONS: dict[str, Callable[[Watch, int | None], int]] = {
 }
 
 
-def _run_until(stop: threading.Event, watch: Watch, parent: int | None, announce: Announcer) -> None:
+def _run_until(asked: list[int], watch: Watch, parent: int | None, announce: Announcer) -> None:
+    stop = threading.Event()
     stores = Stores(watch.store_name, parent)
     watchdog = Watchdog(watch.policy, stores, announce, parent=parent, is_watched=has_its_own)
     monitor = watch.monitor(announce)
     if monitor is not None:
         threading.Thread(target=monitor.run, args=(stop,), name="monitor", daemon=True).start()
     log.info("watchdog: begins: %s", " ".join(watch.arguments()) or "with all defaults")
-    while not stop.is_set():
+    while not asked:
         if parent is not None and os.getppid() != parent:
             log.info("watchdog: ends, since the server that started it has ended")
             break
@@ -168,15 +180,15 @@ def _run_until(stop: threading.Event, watch: Watch, parent: int | None, announce
             announce.commands.tidy()
         except Exception:
             log.exception("watchdog: a look failed, and the next one is taken all the same")
-        _wait(stop, watchdog.pause(), parent)
+        _wait(asked, watchdog.pause(), parent)
     stop.set()
 
 
-def _wait(stop: threading.Event, seconds: float, parent: int | None) -> None:
-    """Until the next look, but not for longer than half a second beyond the parent's end."""
+def _wait(asked: list[int], seconds: float, parent: int | None) -> None:
+    """Until the next look, but hardly beyond a signal or the parent's end."""
     until = time.monotonic() + seconds
-    while not stop.is_set() and (left := until - time.monotonic()) > 0:
-        stop.wait(min(left, 0.5))
+    while not asked and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, _SLICE_SECONDS))
         if parent is not None and os.getppid() != parent:
             return
 
@@ -207,16 +219,14 @@ def become(user: str) -> None:
 def _name(watch: Watch, parent: int | None) -> str:
     """One name for each thing that is watched, however it is written."""
     if parent is not None:
-        return server_name(parent)
+        return server_name(pid_namespace(), parent)
     return watch.store_name or "the only store"
 
 
 @contextmanager
 def _append(path: str) -> Iterator[int]:
     try:
-        descriptor = os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        descriptor = _open_log(path)
     except OSError as error:
         raise GuardrailsError(f"log_file: {path!r} cannot be opened: {error.strerror}") from None
     try:
@@ -225,8 +235,18 @@ def _append(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _open_log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
 class _Sturdy(logging.handlers.WatchedFileHandler):
     """A log file that may be moved, removed or full: what cannot be written goes to standard error."""
+
+    def _open(self) -> TextIOWrapper:
+        # As at the start: nobody else's file, and no link in its place.
+        return open(
+            self.baseFilename, "a", encoding=self.encoding, opener=lambda path, _flags: _open_log(path)
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

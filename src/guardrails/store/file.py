@@ -167,12 +167,13 @@ def _ban(meter: Meter | None, file: "StoreFile") -> tuple[int, int] | None:
 
 
 class StoreFile:
-    """A file, mapped. It belongs to the process that opened it."""
+    """A file, mapped. It belongs to the process that opened it, and its descriptor to this object."""
+
+    descriptor = -1
 
     def __init__(self, descriptor: int, path: Path, clock: Callable[[], int]) -> None:
         self.path = path
         self.clock = clock
-        self.descriptor = descriptor
         status = os.fstat(descriptor)
         self.identity = (status.st_dev, status.st_ino)
         self.map = mmap.mmap(descriptor, status.st_size)
@@ -192,6 +193,8 @@ class StoreFile:
         self.reap_at = 0
         self.worker_at = 0
         self.served = 0
+        # Last: until here it is the caller's, who closes it if this fails.
+        self.descriptor = descriptor
 
     def ready(self) -> "StoreFile":
         """Take up what a valid header says."""

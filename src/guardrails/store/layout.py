@@ -202,7 +202,7 @@ def read_directory(buffer: memoryview) -> dict[str, Section]:
         name, offset, stride, count, _, _ = _ENTRY.unpack_from(buffer, at)
         if not name.strip(b"\0"):
             break
-        sections[name.rstrip(b"\0").decode("ascii")] = Section(offset, stride, count)
+        sections[name.rstrip(b"\0").decode("ascii", "replace")] = Section(offset, stride, count)
     return sections
 
 

@@ -228,8 +228,13 @@ def _build(folder: Path, spec: FileSpec, kind: int) -> tuple[StoreFile, Path]:
     """A new file under a temporary name: everything but its magic."""
     plan = layout.plan(spec.clients or DEFAULT_CLIENTS, spec.rows or DEFAULT_ROWS)
     descriptor, temporary = place.create_file(folder, plan.size)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    file = StoreFile(descriptor, temporary, spec.clock)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        file = StoreFile(descriptor, temporary, spec.clock)
+    except BaseException:
+        os.close(descriptor)
+        temporary.unlink()
+        raise
     words = file.words
     layout.write_directory(file.buffer, plan.sections)
     words[H_LAYOUT], words[H_BYTES] = layout.LAYOUT, plan.size

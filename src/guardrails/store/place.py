@@ -56,6 +56,11 @@ def prepare_folder(folder: Path) -> None:
     """Make the folder, or verify that it is ours alone. Raises OSError or StoreError."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
+    verify_folder(folder)
+
+
+def verify_folder(folder: Path) -> None:
+    """Verify that a folder is ours alone. Raises OSError or StoreError."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise StoreError(

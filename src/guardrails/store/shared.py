@@ -19,6 +19,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
@@ -159,8 +160,10 @@ class SharedStore:
 
     def register(self, facts: WorkerFacts) -> None:
         pid = os.getpid()
-        self._facts, self._facts_pid = facts, pid
-        file = self._usable(pid)
+        try:
+            file = self._usable(pid)
+        finally:
+            self._facts, self._facts_pid = facts, pid
         if not self._call(pid, workers.register, workers.entry(file, facts), None):
             log.warning(
                 "store %r: its table of workers is full, so this one is not shown: more than %d "
@@ -171,12 +174,12 @@ class SharedStore:
 
     def begin_retiring(self) -> bool:
         pid = os.getpid()
-        dead = workers.dead_places(self._usable(pid))
-        may: bool = self._call(pid, workers.begin_retiring, dead, None)
+        self._usable(pid)
+        may: bool = self._call(pid, workers.begin_retiring, None, None)
         return may
 
     def mark_retiring(self, worker: Worker) -> None:
-        self._call(os.getpid(), workers.mark_retiring, worker.pid, worker.process_start)
+        self._call(os.getpid(), workers.mark_retiring, worker.owner, None)
 
     def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
         self._looked_after()
@@ -269,7 +272,7 @@ class SharedStore:
         if file.words[H_SWITCHED] & layout.SWITCHED:
             log.warning("store %r: the switch is not on for all: %s", self, _positions(file))
         _close_at_exit(self)
-        self._reap(file)
+        self._reap(file, with_own=_is_first_opening(file))
         if self._facts is not None and self._facts_pid == file.pid:
             with suppress(StoreError):
                 self.register(self._facts)
@@ -314,20 +317,32 @@ class SharedStore:
         if not opening.is_current(file) and self._file is file:
             self._file = None
 
-    def _reap(self, file: StoreFile) -> None:
-        """Give back what dead processes held. They are looked at outside the lock."""
+    def _reap(self, file: StoreFile, *, with_own: bool = False) -> None:
+        """Give back what dead processes held. They are looked at outside the lock.
+
+        with_own: and what this one held before it executed itself anew.
+        """
         now = file.clock()
         file.reap_at = now + REAP_INTERVAL
         with suppress(StoreBusyError):
-            self._call(file.pid, StoreFile.drop_rows, _rows_of_dead(file), now)
+            self._call(file.pid, StoreFile.drop_rows, _rows_of_dead(file, with_own=with_own), now)
 
 
-def _rows_of_dead(file: StoreFile) -> list[tuple[int, int]]:
+_opened: dict[tuple[int, Path], object] = {}
+
+
+def _is_first_opening(file: StoreFile) -> bool:
+    """Whether no other store of this process has opened that file before."""
+    mark = object()
+    return _opened.setdefault((file.pid, file.path), mark) is mark
+
+
+def _rows_of_dead(file: StoreFile, *, with_own: bool = False) -> list[tuple[int, int]]:
     """What nobody will release any more. Looks at processes, so never under the lock."""
     return [
         row
         for owner, rows in file.owners().items()
-        if owner != file.owner and is_dead(owner, file.owner.namespace)
+        if (with_own if owner == file.owner else is_dead(owner, file.owner.namespace))
         for row in rows
     ]
 

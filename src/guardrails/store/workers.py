@@ -83,7 +83,9 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     if not known:
         for word in range(place, place + WORKER_WORDS):
             words[word] = 0
-        words[place + W_STARTED] = now - round((system.age_seconds if system else 0.0) * 1_000_000)
+        # Older than the clock, after a time when the machine was suspended.
+        age = round((system.age_seconds if system else 0.0) * 1_000_000)
+        words[place + W_STARTED] = max(0, now - age)
         words[place + W_SEEN] = now
     words[place + W_PARENT] = system.parent if system else 0
     words[place + W_THREADS] = facts.threads
@@ -96,6 +98,8 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     name = facts.server.encode("ascii", "replace")[:WORKER_NAME_BYTES].ljust(WORKER_NAME_BYTES, b"\0")
     at = place * 8 + WORKER_NAME_OFFSET
     file.buffer[at : at + WORKER_NAME_BYTES] = name
+    for at in dead:
+        words[at + W_RETIRING] = 0  # somebody serves in its place
     words[place + W_START], words[place + W_NAMESPACE] = file.owner.start, file.owner.namespace
     words[place + W_PID] = file.owner.pid
     file.served = words[place + W_REQUESTS]
@@ -158,8 +162,11 @@ def workers(file: StoreFile) -> Records[Worker]:
     return found
 
 
-def begin_retiring(file: StoreFile, dead: frozenset[int], _second: None, _number: int) -> bool:
-    """Mark this worker, unless another one that lives has been retiring for less than a minute."""
+def begin_retiring(file: StoreFile, _first: None, _second: None, _number: int) -> bool:
+    """Mark this worker, unless another one has been retiring for less than a minute.
+
+    One that has ended counts until somebody else serves, since only then its place is taken.
+    """
     words = file.words
     now = file.clock()
     own = 0
@@ -168,17 +175,17 @@ def begin_retiring(file: StoreFile, dead: frozenset[int], _second: None, _number
             own = at
             continue
         since = words[at + W_RETIRING]
-        if since and words[at + W_PID] and at not in dead and now - since < LONGEST_RETIREMENT:
+        if since and words[at + W_PID] and now - since < LONGEST_RETIREMENT:
             return False
     if own:
         words[own + W_RETIRING] = now
     return True
 
 
-def mark_retiring(file: StoreFile, pid: int, process_start: int, _number: int) -> None:
+def mark_retiring(file: StoreFile, owner: Owner, _second: None, _number: int) -> None:
     """Mark a worker that somebody else asked to end."""
     for at in _places(file):
-        if file.words[at + W_PID] == pid and file.words[at + W_START] == process_start:
+        if _owner(file, at) == owner:
             file.words[at + W_RETIRING] = file.clock()
 
 

@@ -30,7 +30,7 @@ class Case:
         self.next_at = self.hurry_at = 0.0
         self.looks_alone = 0
         self.cpu_before = 0.0
-        self.shown = self.blamed = self.interrupted = False
+        self.shown = self.blamed = self.interrupted = self.given_up = False
         self.said: set[str] = set()
 
     @property

@@ -75,7 +75,7 @@ def _arrange(server: Server, watcher: _Watcher) -> None:
             "CPU: a soft limit can only be watched when it is set in the main thread: set it in a "
             "hook of the server's, such as gunicorn's post_fork, or where the app's module is loaded"
         )
-    if server.threads == 1 or "gevent" in server.name.lower():
+    if server.threads == 1 or server.greenlets:
         signal.signal(signal.SIGXCPU, watcher.signalled)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXCPU})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
+import signal
 import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from guardrails.errors import ConfigurationError
@@ -23,7 +26,7 @@ MOST_WAITING = 200
 """How many wait for their turn; events beyond that have none, and it is said how many."""
 
 LONGEST_COMMAND = 60.0
-"""Seconds after which a command is ended."""
+"""Seconds after which a command is ended, with what it has started."""
 
 Announce = Callable[..., None]
 """announce(event, message, level=WARNING, **facts)"""
@@ -82,7 +85,8 @@ class Commands:
             self._go_on()
 
     def _go_on(self) -> None:
-        self._running = [each for each in self._running if not self._has_ended(*each)]
+        looked_at = [(process, self._look_at(process, until)) for process, until in self._running]
+        self._running = [(process, until) for process, until in looked_at if until is not None]
         while self._waiting and len(self._running) < MOST_COMMANDS:
             self._start(*self._waiting.popleft())
         if self._lost and not self._waiting:
@@ -102,16 +106,19 @@ class Commands:
         else:
             self._running.append((process, self._monotonic() + LONGEST_COMMAND))
 
-    def _has_ended(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
-        if process.poll() is None:
-            if self._monotonic() < deadline:
-                return False
+    def _look_at(self, process: subprocess.Popen[bytes], deadline: float) -> float | None:
+        """Until when a program may run from now on; None when it has ended."""
+        ended = process.poll() is not None
+        if not ended and self._monotonic() >= deadline:
             log.error("%s: runs longer than %g s: ended", process.args, LONGEST_COMMAND)
-            process.kill()
-            process.wait()
-        elif process.returncode:
+            with suppress(PermissionError):  # it has become another user
+                os.killpg(process.pid, signal.SIGKILL)
+            return math.inf  # it is not waited for here, since the kernel may hold it up
+        if not ended:
+            return deadline
+        if process.returncode and deadline != math.inf:
             log.error("%s: ended with status %d", process.args, process.returncode)
-        return True
+        return None
 
 
 class Announcer:

@@ -1,4 +1,4 @@
-"""A server's log file kept small: renamed, made again by the server, and the old one compressed.
+"""A server's log file kept small: renamed, made again, and the old one compressed.
 
 What holds at every instant, also when this process is killed there:
 
@@ -37,7 +37,7 @@ from guardrails.worker.process_signal import ProcessSignal, absolute_path
 
 MOST_KEPT = 1000
 REOPEN_SECONDS = 60.0
-"""How long a server has to make its log again after the signal."""
+"""How long a server has to open its log again after the signal."""
 
 MINUTE = 60.0
 TEN_MINUTES = 600.0
@@ -95,15 +95,20 @@ class LogFile:
     most: a log larger than this (default "100M") is renamed to path.1, the older ones before it to
     path.2 and so on; at most `keep` (default 5) old ones stay.
 
-    reopen_pid: the server's process or pid file. It gets USR1 and has a minute to make its log again;
-    if it does not, event "log-not-reopened". Without reopen_pid nothing is renamed, since copying and
-    cutting a log loses lines: event "log-too-large", once an hour.
+    reopen_pid: the server's process or pid file. It gets USR1 and has a minute to open its log again,
+    which is there already, with the old one's owner, group and mode: of a server that root started,
+    the workers could not open one of root's. If it does not, event "log-not-reopened". Without
+    reopen_pid nothing is renamed, since copying and cutting a log loses lines: event "log-too-large",
+    once an hour. Errors call it master, as its option is called.
 
     compress_after: an old log whose size has stood still for so long (default "10s"), and which nobody
     has open for writing, becomes path.1.gz, with the log's owner, mode and time.
 
     growth: more than this (default "50M") within a minute is event "log-explodes", at most once in 10
     minutes.
+
+    A log with a line in it has been opened again, an empty one when nobody has path.1 open for writing.
+    Where the system does not tell of writers, it takes that line.
 
     Nothing is compressed on a full disk: "log-not-compressed", and again after a minute. What cannot be
     renamed is "log-not-rotated". Links and what is no regular file are refused, "log-refused", once.
@@ -128,12 +133,12 @@ class LogFile:
         self._most = positive_size(most, "most")
         self._keep = parse_count(keep, "keep", most=MOST_KEPT)
         self._most_growth = positive_size(growth, "growth")
-        self._reopen = None if reopen_pid is None else ProcessSignal(reopen_pid, "USR1", "reopen_pid")
+        self._reopen = None if reopen_pid is None else ProcessSignal(reopen_pid, "USR1")
         wait = parse_seconds(compress_after, "compress_after")
         self._old = _OldLogs(whole, announce, self._keep, wait)
         self._growth = Growth()
         self._sizes: dict[Identity, int] = {}
-        self._asked: float | None = None  # when the server was asked to make its log again
+        self._asked: float | None = None  # when the server was asked to open its log again
         self._lost = False  # it was said that the server did not
         self._missing = False
         self._refused = False
@@ -160,16 +165,16 @@ class LogFile:
                 return
             self._refused = False
             self._measure(folder, found, now)
-            if found is None:
-                self._await(folder, now)
+            self._missing = self._missing and found is None
+            if found is None or not self._is_reopened(folder):
+                self._await(folder, found, now)
             else:
-                self._asked, self._missing, self._lost = None, False, False
+                self._asked, self._lost = None, False
                 if found.st_size > self._most:
-                    self._too_large(folder, found.st_size, now)
+                    self._too_large(folder, found, now)
             self._first = False
             if self._reopen is not None:
-                reopened = _stat(self._name, folder) is not None
-                self._old.look(folder, now, reopened=reopened)
+                self._old.look(folder, now, reopened=self._is_reopened(folder))
         finally:
             os.close(folder)
 
@@ -210,25 +215,37 @@ class LogFile:
                 per_minute=per_minute,
             )
 
-    def _too_large(self, folder: int, size: int, now: float) -> None:
+    def _is_reopened(self, folder: int) -> bool:
+        """Whether the server writes to the log, and not to the old one only."""
+        found = _stat(self._name, folder)
+        return found is not None and (found.st_size > 0 or self._old.is_written_to(folder) is False)
+
+    def _too_large(self, folder: int, found: os.stat_result, now: float) -> None:
+        size = found.st_size
         if self._reopen is None:
             if self._tell_large(now):
                 self._tell(
                     "log-too-large",
                     f"it is {megabytes(size)}, and {megabytes(self._most)} is the most: give "
-                    "reopen_pid, the server's pid file, so that it can be rotated, or let logrotate "
-                    "do it",
+                    "--master, the server's pid or its pid file, so that it can be rotated, or let "
+                    "logrotate do it",
                     size=size,
                 )
         elif now >= self._retry:
-            self._rotate(self._reopen, folder, size, now)
+            self._rotate(self._reopen, folder, found, now)
 
-    def _rotate(self, reopen: ProcessSignal, folder: int, size: int, now: float) -> None:
+    def _rotate(self, reopen: ProcessSignal, folder: int, found: os.stat_result, now: float) -> None:
+        size = found.st_size
         self._retry = now + MINUTE
         try:
-            with reopen.addressed() as send:
+            with reopen.addressed() as send, _successor(self._name, found, folder) as put_in_place:
                 self._old.make_room(folder)
                 rename(self._name, f"{self._name}.1", folder)
+                try:
+                    put_in_place()
+                except OSError:
+                    rename(f"{self._name}.1", self._name, folder)
+                    raise
                 self._retry = -math.inf
                 self._tell("log-rotated", f"renamed at {megabytes(size)}", logging.INFO, size=size)
                 self._ask(send, now)
@@ -250,8 +267,8 @@ class LogFile:
         except OSError as error:
             self._not_reopened(_said(error))
 
-    def _await(self, folder: int, now: float) -> None:
-        """The log is not there: it was renamed, or there is none."""
+    def _await(self, folder: int, found: os.stat_result | None, now: float) -> None:
+        """The log is not there, or nobody has opened it: it was renamed, or there is none."""
         if self._asked is not None:
             if now - self._asked >= REOPEN_SECONDS:
                 self._not_reopened("it had a minute since the signal")
@@ -259,10 +276,14 @@ class LogFile:
             # Whoever renamed it, perhaps we before we were killed, did not come to the signal.
             try:
                 with self._reopen.addressed() as send:
+                    if found is None:
+                        old = os.stat(f"{self._name}.1", dir_fd=folder, follow_symlinks=False)
+                        with _successor(self._name, old, folder) as put_in_place:
+                            put_in_place()
                     self._ask(send, now)
             except OSError as error:
                 self._not_reopened(_said(error))
-        else:
+        elif found is None:
             self._say_missing(now)
 
     def _not_reopened(self, error: str) -> None:
@@ -270,9 +291,9 @@ class LogFile:
         self._lost = True
         self._tell(
             "log-not-reopened",
-            f"the server has not made it again ({error}), and may go on writing to "
-            f"{printable(self._name)}.1: see that reopen_pid is its main process and that it reopens "
-            "its logs at USR1, or restart it",
+            f"the server has not opened it again ({error}), and may go on writing to "
+            f"{printable(self._name)}.1: see that --master is the server's pid or its pid file and "
+            "that it reopens its logs at USR1, or restart it",
             error=error,
         )
 
@@ -305,11 +326,15 @@ class _OldLogs:
                     suffix = ".gz" if file.endswith(".gz") else ""
                     rename(file, f"{self._name}.{number + 1}{suffix}", folder)
 
-    def is_written_to(self, folder: int) -> bool:
-        """Whether somebody has path.1 open for writing, as far as the system tells."""
-        with suppress(OSError), _opened(f"{self._name}.1", folder) as file:
-            return _has_writer(file)
-        return False
+    def is_written_to(self, folder: int) -> bool | None:
+        """Whether somebody has path.1 open for writing; None where the system does not tell."""
+        try:
+            with _opened(f"{self._name}.1", folder) as file:
+                return _has_writer(file)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
 
     def look(self, folder: int, now: float, *, reopened: bool) -> None:
         """Compress a bit of what is due. reopened: the server no longer writes to path.1."""
@@ -381,11 +406,9 @@ class _OldLogs:
                 os.unlink(name, dir_fd=folder)
                 return
             self._sweep(folder)
-            partial = f".{self._name}.{secrets.token_hex(4)}{_PARTIAL}"
-            target = os.open(partial, _CREATE, 0o600, dir_fd=folder)
-            stack.callback(os.close, target)
-            stack.callback(_remove, partial, folder)
+            partial, target = stack.enter_context(_partial(self._name, folder))
             yield from _pack(source, target)
+            os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
             _resemble(target, before)
             os.fsync(target)
             after = os.fstat(source)
@@ -441,7 +464,8 @@ def rename(old: str, new: str, folder: int) -> None:
         error = ctypes.get_errno()
         if error not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(error, os.strerror(error), old, None, new)
-    # This file system cannot, or this system: then only another monitor could come in between.
+    # This file system cannot, or this system: another monitor, or a server that makes its log at
+    # this very moment, could come in between.
     if _stat(new, folder) is not None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
     os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
@@ -470,6 +494,36 @@ def _opened(name: str, folder: int) -> Iterator[int]:
         os.close(file)
 
 
+@contextmanager
+def _partial(name: str, folder: int) -> Iterator[tuple[str, int]]:
+    """A new file that only we can read, and its hidden name; removed unless it got another one."""
+    partial = f".{name}.{secrets.token_hex(4)}{_PARTIAL}"
+    target = os.open(partial, _CREATE, 0o600, dir_fd=folder)
+    try:
+        yield partial, target
+    finally:
+        _remove(partial, folder)
+        os.close(target)
+
+
+@contextmanager
+def _successor(name: str, log: os.stat_result, folder: int) -> Iterator[Callable[[], None]]:
+    """An empty file with a log's owner, group and mode; what is given puts it in the log's place.
+
+    A log that the server made just then stays. Where we may not give a file away, the server makes
+    it. Raises OSError.
+    """
+    with _partial(name, folder) as (partial, target):
+        ours = _resemble(target, log)
+
+        def put_in_place() -> None:
+            if ours:
+                with suppress(FileExistsError):
+                    rename(partial, name, folder)
+
+        yield put_in_place
+
+
 def _pack(source: int, target: int) -> Generator[None]:
     packer = zlib.compressobj(wbits=31)  # 31: a .gz of its own
     done = 0
@@ -488,22 +542,27 @@ def _write(target: int, data: bytes) -> None:
         view = view[os.write(target, view) :]
 
 
-def _resemble(target: int, log: os.stat_result) -> None:
-    """Give a file the time, the owner and the mode of the log, and never more readers than it had."""
-    os.utime(target, ns=(log.st_atime_ns, log.st_mtime_ns))
+def _resemble(target: int, log: os.stat_result) -> bool:
+    """Give a file the owner, group and mode of the log, and never more readers than it had.
+
+    Returns whether it has all of them.
+    """
     mode = stat.S_IMODE(log.st_mode) & 0o777
+    whole = False
     try:
         os.fchown(target, log.st_uid, log.st_gid)
+        whole = True
     except PermissionError:
         try:
             os.fchown(target, -1, log.st_gid)
         except PermissionError:
             mode &= 0o700
     os.fchmod(target, mode)
+    return whole
 
 
-def _has_writer(file: int) -> bool:
-    """Whether anybody has the file open for writing; False where the system does not tell.
+def _has_writer(file: int) -> bool | None:
+    """Whether anybody has the file open for writing; None where the system does not tell.
 
     A read lease is given for a file only without writers. Should one come just then, SIGURG is what
     we would get, which is ignored unless somebody asked for it.
@@ -513,9 +572,9 @@ def _has_writer(file: int) -> bool:
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except AttributeError:
-        return False
+        return None
     except OSError as error:
-        return error.errno == errno.EAGAIN
+        return True if error.errno == errno.EAGAIN else None
     return False
 
 

@@ -20,9 +20,9 @@ class Policy:
     path_timeouts: others for paths under a prefix; the longest prefix counts, and 0 is never.
     interrupt: begin with an exception in the request's thread, where the worker takes such orders.
     grace: how long to wait for the other requests of a worker that is told to retire.
-    step: how long to wait between the signals.   keep: no worker is killed that would leave fewer
-    alive.   between: from the end of one worker to the next.   ban: how long the client of a killed
-    request is refused the same path.   dry_run: only tell.
+    step: how long to wait between the signals.   least_workers: no worker is killed that would leave
+    fewer of its server alive.   between: from the end of one worker to the next.   ban: how long the
+    client of a killed request is refused the same path.   dry_run: only tell.
     """
 
     timeout: float = 180.0
@@ -31,7 +31,7 @@ class Policy:
     interrupt: bool = False
     grace: float = 30.0
     step: float = 3.0
-    keep: int = 0
+    least_workers: int = 0
     between: float = 10.0
     ban: float = 0.0
     dry_run: bool = False

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from guardrails.errors import ConfigurationError
+from guardrails.store.processes import process_facts
 
 _MOST_PID_FILE = 64
+_CLOCKS_APART = 5.0  # seconds: clocks are coarse, and the file may lie on another host
 _MOST_STATUS = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -20,8 +24,9 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 class ProcessSignal:
     """A signal for a process that is looked up at the moment of sending.
 
-    pid: its number, or the path of a file with nothing but that number. The file must belong to root,
-    to us or to the process itself, so that nobody can point us at somebody else's process.
+    pid: its number, or the path of a file with nothing but that number. A number means the process
+    that has it now, and no later one. The file must belong to root, to us or to the process itself, so
+    that nobody can point us at somebody else's process, and be no older than that process.
 
     name: of the signal, such as "USR1". The arguments are named in errors. Raises ConfigurationError.
     """
@@ -30,12 +35,13 @@ class ProcessSignal:
         self,
         pid: int | str | os.PathLike[str],
         name: str,
-        argument: str = "signal_pid",
+        argument: str = "master",
         name_argument: str = "signal_name",
     ) -> None:
         self.name, self._signal = _signal_of(name, name_argument)
         self._path: Path | None = None
         self._number = 0
+        self._start: int | None = None
         if isinstance(pid, str) and pid.strip().isdecimal():
             pid = int(pid)
         if isinstance(pid, int):
@@ -44,7 +50,7 @@ class ProcessSignal:
                     f"{argument}: {pid!r} is not a process that could be meant: write a number above "
                     "1, or the path of a pid file"
                 )
-            self._number = pid
+            self._number, self._start = pid, _start_of(pid)
         else:
             self._path = absolute_path(pid, argument)
 
@@ -54,16 +60,28 @@ class ProcessSignal:
 
         Raises OSError, with a sentence, when there is none that may be signalled.
         """
-        number, owner = self._number, None
+        number, file = self._number, None
         if self._path is not None:
-            number, owner = _read_pid_file(self._path)
+            number, file = _read_pid_file(self._path)
         if number == os.getpid():
             raise OSError(f"process {number} is the monitor itself")
         handle = _process_handle(number)
         try:
-            if owner is not None and owner not in _trusted_owners(number):
+            # After the handle was had: what is found now is then true of the process that it means.
+            if file is None:
+                if _start_of(number) != self._start:
+                    raise OSError(
+                        f"process {number} is not the one that had this number when the monitor began: "
+                        "it is not signalled"
+                    )
+            elif file.st_uid not in _trusted_owners(number):
                 raise OSError(
-                    f"{self._path} belongs to uid {owner}, and process {number} does not: "
+                    f"{self._path} belongs to uid {file.st_uid}, and process {number} does not: "
+                    "it is not signalled"
+                )
+            elif file.st_mtime < _began(number) - _CLOCKS_APART:
+                raise OSError(
+                    f"pid file {self._path} is older than process {number} and means an earlier one: "
                     "it is not signalled"
                 )
             _send(handle, number, 0)
@@ -98,8 +116,8 @@ def _signal_of(name: object, argument: str) -> tuple[str, signal.Signals]:
         ) from None
 
 
-def _read_pid_file(path: Path) -> tuple[int, int]:
-    """The number in a pid file, and whose file it is. Raises OSError."""
+def _read_pid_file(path: Path) -> tuple[int, os.stat_result]:
+    """The number in a pid file, and what is known of the file. Raises OSError."""
     try:
         file = os.open(path, _READ)
     except OSError as error:
@@ -113,7 +131,7 @@ def _read_pid_file(path: Path) -> tuple[int, int]:
         os.close(file)
     if not text.isdigit() or not 1 < int(text) < 2**31:
         raise OSError(f"pid file {path} has no number of a process in it")
-    return int(text), found.st_uid
+    return int(text), found
 
 
 def _process_handle(number: int) -> int | None:
@@ -143,6 +161,22 @@ def _send(handle: int | None, number: int, what: int) -> int:
             f"process {number} is of another user, and may not be signalled"
         ) from None
     return number
+
+
+def _start_of(number: int) -> int | None:
+    """When a process began, in clock ticks since boot; None where there is none, or nobody tells."""
+    facts = process_facts(number)
+    return None if facts is None else facts.start
+
+
+def _began(number: int) -> float:
+    """When a process began, as the time of a file is written; minus infinity where nobody tells."""
+    start = _start_of(number)
+    if start is None:
+        return -math.inf
+    # Not by /proc/uptime, which may be that of a container, while the start is that of the host.
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + start / os.sysconf("SC_CLK_TCK")
 
 
 def _trusted_owners(number: int) -> set[int]:

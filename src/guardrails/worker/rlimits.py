@@ -17,7 +17,13 @@ from typing import Any, NamedTuple, Self
 
 from guardrails.errors import ConfigurationError
 from guardrails.occasions import here as occasions
-from guardrails.server import Server, gunicorn_server, in_the_master, running_server
+from guardrails.server import (
+    Server,
+    gunicorn_server,
+    in_the_master,
+    running_server,
+    worker_of_this_fork,
+)
 from guardrails.store.contract import Store
 from guardrails.store.processes import limit_numbers
 from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
@@ -102,7 +108,9 @@ class ResourceLimits:
     def apply(self) -> tuple[LimitReport, ...]:
         """Set them in this process, and report; a second time it only reports.
 
-        Raises ConfigurationError for what the system refuses, and what this server cannot have.
+        In a process that forks the workers nothing is set, and there is nothing to report: each of
+        them does it after its fork. Raises ConfigurationError for what the system refuses, and what
+        this server cannot have.
         """
         return self._apply(running_server({}), log.info)
 
@@ -136,6 +144,7 @@ class ResourceLimits:
 
     def _apply(self, server: Server, say: Callable[[str], object]) -> tuple[LimitReport, ...]:
         if in_the_master():
+            self._check(server)
             _put_off(self)
             return ()
         if _applied.get(self, (0, ()))[0] == os.getpid():
@@ -150,16 +159,31 @@ class ResourceLimits:
         soft = None if life is None or life.soft in (None, UNLIMITED) else life.soft
         if soft is not None or self.cpu_per_request is not None:
             cpu.watch(server, soft, self.cpu_per_request)
-        reports = _set_all(resource, asked)
+        priority = _priority()
+        reports = _set_all_and_priority(resource, asked, self.nice)
         for report in reports:
             _tell(report, say)
-        _warn(reports, server)
+        if self.cpu_per_request is not None:
+            say(f"rlimits: cpu_per_request {self.cpu_per_request} s (argument)")
         if self.nice is not None:
-            _set_priority(self.nice)
+            say(f"rlimits: nice {self.nice} (was {priority}; argument)")
+        _warn(reports, server)
         if asked and not server.respawns:
             occasions.when_started(_warn_where_death_is_final)
         _applied[self] = (os.getpid(), tuple(reports))
         return tuple(reports)
+
+    def _check(self, server: Server) -> None:
+        """Refuse in the process that forks the workers what they would be refused; set nothing."""
+        resource = _resource()
+        if self.cpu_per_request is not None and server.threads is not None:
+            cpu.check_one_at_a_time(server)
+        for limit in self.limits:
+            _try(resource, limit)
+        priority = _priority()
+        if self.nice is not None and self.nice < priority:
+            _set_priority(self.nice)
+            _set_priority(priority)
 
 
 _applied: dict[ResourceLimits, tuple[int, tuple[LimitReport, ...]]] = {}
@@ -179,11 +203,54 @@ def _resource() -> Any:
 def _put_off(limits: ResourceLimits) -> None:
     """In the process that forks the workers: let each of them do it, and this one not."""
     if "uwsgi" in sys.modules:
-        import_module("uwsgidecorators").postfork(limits)
+        import_module("uwsgidecorators").postfork(lambda: _begin_uwsgi_worker(limits))
     else:
-        master = os.getpid()
-        os.register_at_fork(after_in_child=lambda: limits.apply() if os.getppid() == master else None)
+        os.register_at_fork(after_in_child=lambda: _begin_gunicorn_worker(limits))
     log.info("rlimits: this process forks the workers: the limits are set in each of them")
+
+
+def _begin_uwsgi_worker(limits: ResourceLimits) -> None:
+    """In each worker, which uWSGI lets serve whatever is raised here."""
+    try:
+        limits.apply()
+    except Exception as error:
+        log.error("rlimits: this worker serves without its limits: %s", error)  # noqa: TRY400 - it says all
+
+
+def _begin_gunicorn_worker(limits: ResourceLimits) -> None:
+    """In each fork of the master's: those that become workers have the limits, or end.
+
+    Python ignores what is raised here. So it ends as gunicorn has it end after an error in post_fork.
+    """
+    found = worker_of_this_fork()
+    if found is None:
+        return
+    master, worker = found
+    try:
+        limits(master, worker)
+    except Exception as error:
+        master.log.error("rlimits: this worker does not start: %s", error)  # noqa: TRY400 - as above
+        os._exit(master.WORKER_BOOT_ERROR)
+
+
+def _set_all_and_priority(
+    resource: Any, limits: Iterable[Limit], nice: int | None
+) -> list[LimitReport]:
+    """Set several limits and the priority, or as far as that is possible none of them."""
+    before = _priority()
+    nice = before if nice is None else nice
+    # Down may be refused, and can be taken back; up is never refused, and cannot.
+    if nice < before:
+        _set_priority(nice)
+    try:
+        reports = _set_all(resource, limits)
+    except ConfigurationError:
+        if nice < before:
+            _set_priority(before)
+        raise
+    if nice > before:
+        _set_priority(nice)
+    return reports
 
 
 def _set_all(resource: Any, limits: Iterable[Limit]) -> list[LimitReport]:
@@ -233,8 +300,8 @@ def rlimits(
     Only soft limits change unless a hard one is asked for, since lowering a hard limit is final.
     Sizes are bytes or "512M"; times are seconds or "2m"; the rest are numbers. "unlimited" is a value
     too, and 0 means 0.
-    mapping: the same, from a dictionary. GUARDRAILS_RLIMIT_CPU=120:360 in the environment does it
-    too. Arguments win over the mapping, and that over the environment.
+    mapping: the same, from a dictionary. GUARDRAILS_RLIMIT_CPU=120:360 in the environment stands in
+    for an argument. Arguments win over the mapping, and that over the environment.
     defaults: fill in what was not asked for, soft limits only: CORE 0; CPU 600 s where the server
     starts a worker again that retires; DATA at 80 % of the cgroup's memory, shared out over the
     workers, where both are known. GUARDRAILS_RLIMIT_DEFAULTS=on stands in for it.
@@ -297,8 +364,8 @@ def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
     known = limit_numbers()
     if name not in known:
         raise ConfigurationError(
-            f"{argument}: {value!r} is for a limit that this system does not have: it has "
-            + (", ".join(known) or "none")
+            f"{argument}: {value!r} is for no limit: there is none of this name; they are written in "
+            f"capitals: {', '.join(known) or 'this system has none'}"
         )
     if not isinstance(value, str) or ":" not in value:
         both = _value(name, value, argument)
@@ -355,23 +422,54 @@ def _above(soft: int, hard: int) -> bool:
 
 
 def _set(resource: Any, limit: Limit) -> LimitReport:
-    """Set one limit. A hard one alone takes the soft one down with it, where that is above it."""
+    """Set one limit."""
     which = getattr(resource, f"RLIMIT_{limit.name}")
     before = resource.getrlimit(which)
+    asked = _both_sides(limit, before)
+    try:
+        resource.setrlimit(which, asked)
+    except (ValueError, OSError, OverflowError) as error:
+        raise _refused(limit, asked, before, error) from None
+    return LimitReport(
+        limit.name, limit.soft, limit.hard, before, resource.getrlimit(which), limit.origin
+    )
+
+
+def _try(resource: Any, limit: Limit) -> None:
+    """Have refused what `_set` would be refused, and leave all as it is.
+
+    Only what is above the present hard limit is refused, and a hard one that could be raised can be
+    lowered again.
+    """
+    which = getattr(resource, f"RLIMIT_{limit.name}")
+    before = resource.getrlimit(which)
+    soft, hard = _both_sides(limit, before)
+    try:
+        if _above(soft, hard):
+            resource.setrlimit(which, (soft, hard))
+        if _above(hard, before[1]):
+            resource.setrlimit(which, (before[0], hard))
+            resource.setrlimit(which, before)
+    except (ValueError, OSError, OverflowError) as error:
+        raise _refused(limit, (soft, hard), before, error) from None
+
+
+def _both_sides(limit: Limit, before: tuple[int, int]) -> tuple[int, int]:
+    """The soft and the hard limit to be set. A hard one alone takes a higher soft one down with it."""
     hard = before[1] if limit.hard is None else limit.hard
     soft = before[0] if limit.soft is None else limit.soft
     if limit.soft is None and _above(soft, hard):
         soft = hard
-    try:
-        resource.setrlimit(which, (soft, hard))
-    except (ValueError, OSError, OverflowError) as error:
-        raise ConfigurationError(
-            f"{limit.name}: the system refuses soft {_shown(soft)} and hard {_shown(hard)} ({error}): "
-            f"it has hard {_shown(before[1])} now, and only a process with CAP_SYS_RESOURCE may raise "
-            "that; ask for less"
-        ) from None
-    return LimitReport(
-        limit.name, limit.soft, limit.hard, before, resource.getrlimit(which), limit.origin
+    return soft, hard
+
+
+def _refused(
+    limit: Limit, asked: tuple[int, int], before: tuple[int, int], error: Exception
+) -> ConfigurationError:
+    return ConfigurationError(
+        f"{limit.name}: the system refuses soft {_shown(asked[0])} and hard {_shown(asked[1])} "
+        f"({error}): it has hard {_shown(before[1])} now, and only a process with CAP_SYS_RESOURCE may "
+        "raise that; ask for less"
     )
 
 
@@ -401,7 +499,7 @@ def _default_data(resource: Any, server: Server) -> int | None:
     if room is None or not server.processes:
         return None
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
-    threads = (server.threads or 0) if "gevent" not in server.name.lower() else 0
+    threads = 0 if server.greenlets else server.threads or 0
     share = round(room * MEMORY_SHARE) // server.processes
     data = share + threads * (_USUAL_STACK if stack == UNLIMITED else stack)
     used = usage()["DATA"].used
@@ -445,10 +543,14 @@ def _warn_where_death_is_final(server: Server, _store: Store) -> None:
         )
 
 
+def _priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def _set_priority(nice: int) -> None:
     try:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         raise ConfigurationError(
             f"nice: the system refuses {nice} ({error}): only root may go below the present one"
         ) from None

@@ -139,7 +139,7 @@ class SizeGuard:
         self._requests = 0
         self._until_look = limit.every
         self._size = memory.resident_bytes()
-        self._most_growth, self._grown_by = 0, "no request"
+        self._most_growth, self._growth = 0, "it has not grown since its first request"
         self._dear_at = self._say_at = 0.0
         self._pid = pid  # the last: other threads look as soon as it is there
 
@@ -161,7 +161,9 @@ class SizeGuard:
         growth, self._size = size - self._size, size
         if growth > self._most_growth:
             self._most_growth = growth
-            self._grown_by = f"{visit.method:.20} {visit.path:.200}"
+            request = f"{visit.method:.20} {visit.path:.200}"
+            # Another request may have grown it, in another thread or since the last look.
+            self._growth = f"it grew most, by {growth / _MB:.1f} MB, when {request!a} ended"
         now = time.monotonic()
         limits = [each for each in (self._unshared, self._resident) if each is not None]
         if not limits or size <= min(limits) or now < self._dear_at:
@@ -186,14 +188,13 @@ class SizeGuard:
         def say(what: str = "it finishes its requests and retires") -> None:
             log.warning(
                 "size: worker %d takes %.1f MB, %.1f MB of them unshared, after %d requests and %d s; "
-                "%a grew it most, by %.1f MB: %s",
+                "%s: %s",
                 self._pid,
                 size / _MB,
                 unshared / _MB,
                 self._requests,
                 age,
-                self._grown_by,
-                self._most_growth / _MB,
+                self._growth,
                 what,
             )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from typing import Protocol
 
-from guardrails import interrupting, stacks
+from guardrails import orders, stacks
 from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
 
@@ -74,18 +75,32 @@ class Processes:
         return facts.cpu_seconds if facts else 0.0
 
     def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
-        """By faulthandler in the worker itself, else by py-spy where that is installed."""
-        dump = None
-        if worker.dump_signal:
-            file = stacks.open_file(worker.owner)
-            if file is not None:
-                dump = stacks.ask(file, lambda: self.send(worker.owner, worker.dump_signal))
-        if dump is not None and dump.of(thread) is not None:
-            return dump
-        if not self.is_there(worker.owner):
+        """By the worker itself, else by py-spy where that is installed."""
+        owner, dump = worker.owner, None
+        file = stacks.open_file(owner)
+        if file is not None:
+            try:
+                # The second may crash a worker that runs: only for one that does not answer.
+                for send in (self._ask, self._ask_c_code):
+                    dump = stacks.ask(file, partial(send, worker, thread), thread) or dump
+                    if dump is not None and dump.of(thread) is not None:
+                        return dump
+            finally:
+                os.close(file)
+        if not self.is_there(owner):
             return dump
         return stacks.ask_py_spy(worker.pid) or dump
 
+    def _ask(self, worker: Worker, thread: int) -> bool:
+        return orders.give(worker.owner, orders.SHOW_STACKS, 0, thread) or (
+            stacks.catches(worker.pid, stacks.ASK_SIGNAL) and self.send(worker.owner, stacks.ASK_SIGNAL)
+        )
+
+    def _ask_c_code(self, worker: Worker, _thread: int) -> bool:
+        number = worker.dump_signal
+        # A process that executed something else anew has the same pid, and no handler.
+        return bool(number) and stacks.catches(worker.pid, number) and self.send(worker.owner, number)
+
     def interrupt(self, worker: Worker, request: InFlight) -> bool:
         """By the worker's own pipe."""
-        return interrupting.order(worker.owner, request.generation, request.thread)
+        return orders.give(worker.owner, orders.INTERRUPT, request.generation, request.thread)

@@ -16,6 +16,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from guardrails import stacks
 from guardrails.store.contract import InFlight, Worker
@@ -35,7 +36,6 @@ MOST_SHOWN = 3
 _FAST_POLL = 0.1
 """Seconds between two looks while a worker is on the ladder."""
 
-_STANDS_AGAIN = 60.0
 _RETIRE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 """What a worker may name as the signal for it to retire."""
 
@@ -46,8 +46,9 @@ class Watchdog:
     """Looks at the requests in flight, and does something about those that are too old.
 
     stores: gives the stores to look at.   announce: is told of every event.   parent: only workers
-    that this process has started; None is all.   is_watched: whether the workers of a parent have a
-    watchdog of their own. Nobody sleeps here: whoever runs it calls `look` again after `pause()`.
+    that this process has started; None is all.   is_watched: whether the workers of a parent, in a pid
+    namespace, have a watchdog of their own. Nobody sleeps here: whoever runs it calls `look` again
+    after `pause()`.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Watchdog:
         monotonic: Callable[[], float] = time.monotonic,
         *,
         parent: int | None = None,
-        is_watched: Callable[[int], bool] = lambda _parent: False,
+        is_watched: Callable[[int, int], bool] = lambda _namespace, _parent: False,
     ) -> None:
         self._policy = policy
         self._stores = stores
@@ -73,23 +74,27 @@ class Watchdog:
         self._kill_at = 0.0
         self._last_steps: dict[Owner, str] = {}
         self._failed: dict[str, str] = {}
+        self._watched: list[Watched] = []
 
     def pause(self) -> float:
         """Seconds until the next look is due."""
         return min(_FAST_POLL, self._policy.poll) if self._climbing is not None else self._policy.poll
 
     def look(self) -> None:
-        """One look. Never raises: a store that fails is said once, and looked at again."""
+        """One look. A store that fails is said once, and looked at again."""
         if not self._policy.timeout and not any(self._policy.path_timeouts.values()):
             return
         looked_at = set()
-        for watched in self._stores():
+        self._watched = list(self._stores())
+        for watched in self._watched:
             try:
                 self._look_at(watched)
             except Exception as error:
                 if self._failed.get(watched.name) != str(error):
                     self._failed[watched.name] = str(error)
                     log.warning("watchdog: store %s: %s; it is tried again", watched.name, error)
+                if self._climbing is not None and self._climbing.watched.name == watched.name:
+                    self._climbing = None  # it goes on with the steps that are left
             else:
                 self._failed.pop(watched.name, None)
             looked_at.add(watched.name)
@@ -98,13 +103,12 @@ class Watchdog:
     def _look_at(self, watched: Watched) -> None:
         requests = watched.store.requests()
         workers = {each.owner: each for each in watched.store.workers()}
-        # 0 stands for workers that are not on the scoreboard.
-        parents = {0, *(worker.parent for worker in workers.values())}
-        mine = {parent for parent in parents if self._is_mine(parent)}
+        servers = {_server(worker) for worker in (None, *workers.values())}
+        mine = {server for server in servers if self._is_mine(*server)}
         present = set()
         for request in requests:
             worker = workers.get(request.owner)
-            if (worker.parent if worker is not None else 0) not in mine:
+            if _server(worker) not in mine:
                 continue
             limit = self._policy.timeout_of(request)
             if not limit or request.age_seconds < limit:
@@ -125,10 +129,10 @@ class Watchdog:
             self._climb(self._climbing, list(workers.values()))
         self._show_some(watched)
 
-    def _is_mine(self, parent: int) -> bool:
+    def _is_mine(self, namespace: int, parent: int) -> bool:
         if self._parent is not None:
-            return parent == self._parent
-        return not self._is_watched(parent)
+            return (namespace, parent) == (self._system.namespace(), self._parent)
+        return not self._is_watched(namespace, parent)
 
     def _let_go(self, looked_at: set[str]) -> None:
         """What lies in a store that cannot be seen any more must not hold up the others."""
@@ -224,7 +228,7 @@ class Watchdog:
             reason = self._reason_to_leave(case, workers)
             steps = self._steps(case, reason)
             if steps:
-                case.steps = steps
+                case.steps = [step for step in case.steps if step in steps] or steps
                 return case
             self._leave(case, reason)
         return None
@@ -250,16 +254,14 @@ class Watchdog:
             who = f"nobody would start {worker.server} again"
         elif not worker.parent or self._system.parent(worker.pid) != worker.parent:
             who = "the process that would start it again is gone"
-        elif self._left_without(worker, workers) < self._policy.keep:
-            who = f"fewer than {self._policy.keep} would be left"
+        elif self._left_without(worker, workers) < self._policy.least_workers:
+            who = f"fewer than {self._policy.least_workers} would be left"
         return None if who is None else f"its worker is not ended, since {who}"
 
     def _left_without(self, worker: Worker, workers: list[Worker]) -> int:
-        """How many others of this host serve."""
+        """How many others of its server serve."""
         return sum(
-            other.pid != worker.pid
-            and other.namespace == worker.namespace
-            and other.state != "retiring"
+            other.pid != worker.pid and _server(other) == _server(worker) and other.state != "retiring"
             for other in workers
         )
 
@@ -267,6 +269,8 @@ class Watchdog:
         """The ladder for one worker: only the exception, where it must not be ended."""
         worker = case.worker
         steps: list[str | int] = []
+        if any(each.given_up for each in self._cases_of(case)):
+            return steps
         if worker is None or self._policy.dry_run or not self._is_here(case.request):
             return steps
         if self._policy.interrupt and worker.interruptible and not case.interrupted:
@@ -295,6 +299,12 @@ class Watchdog:
     def _go_on(self, case: Case, workers: list[Worker]) -> None:
         """The next step, unless there is none, or a reason against it by now."""
         step = case.steps[0] if case.steps else None
+        if step == STANDS:
+            self._announce(
+                "stands", f"worker {case.request.pid} does not end after SIGKILL", **case.facts()
+            )
+            self._give_up(case)
+            return
         reason = self._reason_to_leave(case, workers) if step != INTERRUPT else None
         if step is None or reason is not None:
             self._climbing, case.steps = None, []
@@ -302,9 +312,8 @@ class Watchdog:
             return
         wait = self._take(case, step)
         if wait is None:
-            return  # it has ended just now
-        if step != STANDS:
-            case.steps.pop(0)
+            return  # it has ended just now, or it is given up
+        case.steps.pop(0)
         now = self._monotonic()
         case.looks_alone, case.hurry_at, case.next_at = 0, now + self._policy.step, now + wait
 
@@ -322,9 +331,6 @@ class Watchdog:
             if beside:
                 self._tell_step(case, f"waiting for {_requests(beside)} beside it", WAIT)
             wait = policy.grace if beside else 0.0
-        elif step == STANDS:
-            self._announce("stands", f"worker {worker.pid} does not end after SIGKILL", **case.facts())
-            wait = _STANDS_AGAIN
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if beside:
@@ -333,7 +339,7 @@ class Watchdog:
         else:
             what = signal.Signals(int(step)).name
             if beside:
-                what += f", and {_requests(beside)} beside it will be lost"
+                what += f", and {_requests(beside)} beside it may be lost"
             over = not self._blame_all(case)
             wait = None if over else self._send(case, int(step), what, policy.step)
         return wait
@@ -349,13 +355,20 @@ class Watchdog:
                 return None
         except OSError as error:
             self._announce("not-permitted", f"worker {worker.pid}: {error}", **case.facts())
-            return wait
+            self._give_up(case)
+            return None
         self._tell_step(case, what, signal.Signals(number).name)
         try:
             case.watched.store.mark_retiring(worker)
         except Exception as error:
             log.info("watchdog: worker %d is not shown as retiring: %s", worker.pid, error)
         return wait
+
+    def _give_up(self, case: Case) -> None:
+        """Nothing more can be done about a worker, and the others have their turn."""
+        for each in self._cases_of(case):
+            each.given_up = True
+        self._climbing, self._kill_at = None, self._monotonic() + self._policy.between
 
     def _may_hurry(self, case: Case) -> bool:
         """Whether those beside it, who were waited for, are done: twice in a row, as some may queue."""
@@ -372,12 +385,23 @@ class Watchdog:
         return next((each for each in found if (each.owner, each.generation) == wanted), None)
 
     def _beside(self, case: Case) -> int:
-        """How many requests are with it in its worker that have done nothing wrong."""
-        too_old = {each.request.generation for each in self._cases_of(case)}
-        return sum(
-            other.owner == case.request.owner and other.generation not in too_old
-            for other in case.watched.store.requests()
-        )
+        """How many requests are with it in its worker, in any store, that have done nothing wrong.
+
+        Who serves one in two stores is one thread.
+        """
+        too_old = {each.request.thread for each in self._cases_of(case)}
+        found = [case.watched.store.requests()]
+        for watched in self._watched:
+            if watched.name != case.watched.name:
+                with suppress(Exception):  # said where it is looked at
+                    found.append(watched.store.requests())
+        threads = {
+            other.thread
+            for requests in found
+            for other in requests
+            if other.owner == case.request.owner
+        }
+        return len(threads - too_old)
 
     def _tell_step(self, case: Case, what: str, step: str) -> None:
         self._last_steps[case.request.owner] = what
@@ -425,3 +449,8 @@ class Watchdog:
 
 def _requests(count: int) -> str:
     return f"{count} request{'' if count == 1 else 's'}"
+
+
+def _server(worker: Worker | None) -> tuple[int, int]:
+    """Whose worker it is: a pid namespace, and a parent there. Zeros where that is not known."""
+    return (0, 0) if worker is None else (worker.namespace, worker.parent)

@@ -115,7 +115,9 @@ class Watch:
             return
         _start(given | {option: _DEFAULTS[option] for option in _MONITOR} | {"user": str(uid)})
         if any(given[option] != _DEFAULTS[option] for option in _MONITOR):
-            _start(given | {"timeout": 0, "path_timeout": (), "exempt_path": ()})
+            # Its file is the other's, who may not share it with root: this one writes where we do.
+            alone = {"timeout": 0, "path_timeout": (), "exempt_path": (), "log_file": None}
+            _start(given | alone)
 
     def arguments(self) -> list[str]:
         """The same on a command line."""
@@ -234,7 +236,9 @@ def _policy(given: Mapping[str, Any]) -> Policy:
         interrupt=bool(given["interrupt"]),
         grace=parse_seconds(given["grace"], "grace"),
         step=parse_seconds(given["step"], "step"),
-        keep=parse_count(number_of_text(given["least_workers"]), "least_workers", least=0, most=10_000),
+        least_workers=parse_count(
+            number_of_text(given["least_workers"]), "least_workers", least=0, most=10_000
+        ),
         between=parse_seconds(given["between"], "between"),
         ban=0.0 if ban is None else parse_seconds(ban, "ban"),
         dry_run=bool(given["dry_run"]),
