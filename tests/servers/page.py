@@ -36,9 +36,10 @@ is behind the recommended proxy.
 """
 
 WATCHDOG = """\
-Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with `--timeout 1s --poll 100ms --step 500ms`. Seconds
+Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with `--timeout 1s --poll 100ms --step 1s`. Seconds
 count from the time-out: until the request was noticed and its stack in the log, until its worker had ended, and until
-another worker answered; they vary from run to run. The printer prints its pid and then a NUL byte each second.
+another worker answered; they vary from run to run, and with them which signal was the last. The printer prints its pid
+and then a NUL byte each second.
 """
 
 TABLES = [
@@ -187,7 +188,8 @@ def differences(kept, seen):
         for what, now in facts.items():
             known = kept.get(slug, {}).get(what)
             if known and "watchdog" in slug:
-                known = {**known, "seconds": now["seconds"]}
+                # Which signal was the last is a matter of seconds too.
+                known = {**known, "seconds": now["seconds"], "by": now["by"]}
             if now != known and what not in VARIES:
                 yield f"{slug}: {what} is {now!r}, and docs/servers.md was made of {known!r}"
 
