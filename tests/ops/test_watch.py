@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import pwd
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,19 +160,79 @@ def test_only_one_runs_of_many_that_are_started_at_once(store):
 
 
 def test_in_the_foreground_it_ends_on_sigterm_and_says_when_another_runs(store):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "guardrails", "watch", store, "run"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert "watchdog: begins" in process.stderr.readline()
-    second = watch(store, "run")
-    assert second.returncode == 1
-    assert second.stdout.endswith(f"is running already, pid {process.pid}\n")
-    process.send_signal(signal.SIGHUP)
+    """At once, and not at its next look, for which it has ten minutes."""
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children would ignore it anyway
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "guardrails", "watch", store, "--poll=10m", "run"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
+    try:
+        assert "watchdog: begins" in process.stderr.readline()
+        second = watch(store, "run")
+        assert second.returncode == 1
+        assert second.stdout.endswith(f"is running already, pid {process.pid}\n")
+        process.send_signal(signal.SIGHUP)
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+LOOKS = """
+import sys
+from guardrails.ops import cli
+from guardrails.worker.watchdog import Watchdog
+
+looks = []
+
+def look(self):
+    looks.append(self)
+    {look}
+
+Watchdog.look = look
+sys.exit(cli.main(["watch", *sys.argv[1:], "--poll=50ms", "run"]))
+"""
+
+
+@pytest.fixture
+def looking(store, tmp_path):
+    """Starts one whose looks are the test's own; what it says is in a file."""
+    started = []
+
+    def start(look, *words):
+        with (tmp_path / "said").open("w") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-c", LOOKS.format(look=look), store, *words],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+        started.append(process)
+        return process, (tmp_path / "said").read_text
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(SECONDS)
+
+
+def test_a_look_that_raises_does_not_end_it(looking):
+    process, said = looking("print('looks', flush=True) if len(looks) > 2 else 1 / 0")
+    until(lambda: "looks\n" in said(), "it looks")
+    assert said().count("ZeroDivisionError") == 2
+    assert said().count("a look failed, and the next one is taken all the same") == 2
     process.terminate()
     assert process.wait(SECONDS) == 0
-    process.stderr.close()
+
+
+def test_how_a_command_ended_is_said_though_no_other_event_comes(looking):
+    command = f"--on-event={sys.executable} -c 'raise SystemExit(7)'"
+    _process, said = looking("len(looks) > 1 or self._announce('overdue', 'x')", command)
+    until(lambda: "ended with status 7" in said(), "it is said")
 
 
 def test_a_store_has_one_watchdog_however_its_name_is_written(store):
@@ -204,6 +266,60 @@ def test_a_log_may_be_moved_with_its_folder_and_the_watchdog_goes_on(store, tmp_
         process.stderr.close()
 
 
+@pytest.fixture
+def telling(store, tmp_path):
+    """One that has something to write at each of its looks, and where else it could write."""
+    with socket.socket() as kept, (tmp_path / "stderr").open("w") as stderr:
+        kept.bind(("127.0.0.1", 0))  # nobody listens here
+        url = f"--probe=http://127.0.0.1:{kept.getsockname()[1]}/"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "guardrails", "watch", store, f"--log-file={tmp_path}/w.log"),
+                *(url, "--probe-every=50ms", "--probe-failures=1", "--probe-rest=0", "run"),
+            ],
+            stderr=stderr,
+        )
+        try:
+            until(lambda: writes(tmp_path / "w.log"), "it writes")
+            yield process
+        finally:
+            process.terminate()
+            status = process.wait(SECONDS)
+    assert status == 0
+
+
+def writes(file):
+    return file.exists() and "probe-failed" in file.read_text()
+
+
+def test_a_log_that_is_moved_away_is_made_again_for_nobody_else(telling, tmp_path):
+    log = tmp_path / "w.log"
+    log.rename(tmp_path / "w.log.1")
+    until(lambda: writes(log), "it writes to a new one")
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_was_replaced_by_a_link_is_not_written_through(telling, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "link").symlink_to(precious)
+    (tmp_path / "link").rename(tmp_path / "w.log")
+    until(lambda: writes(tmp_path / "stderr"), "it writes elsewhere")
+    assert precious.read_text() == "precious"
+    assert telling.poll() is None
+
+
+def test_it_does_not_start_with_a_log_that_is_a_link(store, tmp_path):
+    precious, link = tmp_path / "precious", tmp_path / "w.log"
+    precious.write_text("precious")
+    link.symlink_to(precious)
+    ran = watch(store, f"--log-file={link}", "start")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"guardrails: log_file: '{link}' cannot be opened")
+    assert precious.read_text() == "precious"
+    assert watch(store, "status").returncode == 3
+
+
 def test_a_log_file_named_from_here_lies_here(store, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "guardrails", "watch", store, "--log-file=w.log", "start"],
@@ -231,10 +347,77 @@ def test_what_is_wrong_is_one_sentence_and_no_traceback(words, said):
     assert len(ran.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_who_becomes_another_user_is_nothing_of_root_any_more():
+    code = (
+        "import contextlib, json, os\n"
+        "from guardrails.ops import watch\n"
+        "os.setgroups([0, 4, 6])\n"
+        "watch.become('nobody')\n"
+        "for back in (os.setuid, os.setgid, os.seteuid, os.setegid):\n"
+        "    with contextlib.suppress(PermissionError):\n"
+        "        back(0)\n"
+        "print(json.dumps([os.getresuid(), os.getresgid(), os.getgroups()]))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    nobody = pwd.getpwnam("nobody")
+    uid, gid = nobody.pw_uid, nobody.pw_gid
+    assert json.loads(ran.stdout) == [[uid] * 3, [gid] * 3, os.getgrouplist("nobody", gid)]
+
+
 def test_without_a_command_the_usage_is_shown():
     ran = watch()
     assert ran.returncode == 2
     assert "usage: guardrails watch" in ran.stderr
+
+
+SERVING = """
+import os, sys
+import guardrails
+from guardrails import testing
+
+app = guardrails.SpeedLimit("9/s")(testing.hello, store=sys.argv[1])
+held = testing.Client(app).get(sys.argv[2], buffered=False)
+print("ready", flush=True)
+sys.stdin.read()
+held.close()
+"""
+
+
+def test_workers_of_a_server_with_a_watchdog_of_its_own_are_left_to_it(store, tmp_path):
+    url = store.partition("=")[2]
+    serve = [sys.executable, "-c", SERVING, f"{url}?private&clients=100"]
+    command = [sys.executable, "-m", "guardrails", "watch"]
+    started = []
+
+    def start(words, **options):
+        started.append(subprocess.Popen(words, stdin=subprocess.PIPE, text=True, **options))
+        return started[-1]
+
+    try:
+        own = start([*command, f"--parent={os.getpid()}", "run"], stderr=subprocess.PIPE)
+        assert "watchdog: begins" in own.stderr.readline()
+        ours = start([*serve, "/ours"], stdout=subprocess.PIPE)
+        assert ours.stdout.readline() == "ready\n"
+        theirs = start(["sh", "-c", '"$@"; exit $?', "sh", *serve, "/theirs"], stdout=subprocess.PIPE)
+        assert theirs.stdout.readline() == "ready\n"
+
+        log = tmp_path / "w.log"
+        options = (store, f"--log-file={log}", "--timeout=100ms", "--poll=100ms", "--dry-run", "run")
+        start([*command, *options])
+        # After all that is found at a look has been told of.
+        until(lambda: log.exists() and "left-alone: GET /theirs" in log.read_text(), "it looks")
+    finally:
+        for process in reversed(started):
+            if process.args[0] == "sh" or SERVING in process.args:
+                process.communicate()  # it ends with its input
+            else:
+                process.terminate()
+                process.communicate(timeout=SECONDS)
+    assert "overdue: GET /theirs" in log.read_text()
+    assert "GET /ours" not in log.read_text()
 
 
 def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, tmp_path):
@@ -247,14 +430,8 @@ def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, 
         "json.dumps([sys.argv[1:], facts]))\n"
     )
     url = store.partition("=")[2]
-    program = (
-        "import sys, guardrails; from guardrails import testing\n"
-        "app = guardrails.SpeedLimit('9/s')(testing.hello, store=sys.argv[1])\n"
-        "held = testing.Client(app).get('/$(touch x);`id`', buffered=False)\n"
-        "print('ready', flush=True); sys.stdin.read(); held.close()\n"
-    )
     serving = subprocess.Popen(
-        [sys.executable, "-c", program, f"{url}?private&clients=100"],
+        [sys.executable, "-c", SERVING, f"{url}?private&clients=100", "/$(touch x);`id`"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=tmp_path,

@@ -285,7 +285,7 @@ def test_other_users_of_a_name_have_other_files(folder):
 
 
 def test_looking_makes_no_store(folder):
-    with pytest.raises(StoreError, match="there is no file of the name 'nobody'"):
+    with pytest.raises(StoreError, match="there is no store 'nobody' of uid"):
         open_store("shm:nobody").requests()
     assert not folder.exists()
 

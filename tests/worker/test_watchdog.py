@@ -254,6 +254,19 @@ def test_the_ladder_ends_when_the_request_does():
     assert host.told("ended")[0].endswith("it has ended after retiring (SIGTERM)")
 
 
+def test_one_that_ends_just_before_the_first_signal_has_ended_by_itself():
+    host = Host().worker(7).request(1, 7, age=60)
+
+    def send(owner, number):
+        host.workers.clear()
+        return False
+
+    host.send = send
+    host.passes(20)
+    assert len(host.told("gone")) == 1
+    assert (host.told("step"), host.told("killed")) == ([], [])
+
+
 def test_a_process_that_took_over_the_pid_is_never_met():
     host = Host().worker(7).request(1, 7, age=60)
     host.passes(5.1)

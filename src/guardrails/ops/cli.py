@@ -42,9 +42,17 @@ def _parser() -> argparse.ArgumentParser:
             watching.add_argument(option.flag, action="store_true", help=option.help)
         elif option.kind == VALUE:
             default = "" if option.default is None else f" (default: {option.default})"
-            watching.add_argument(option.flag, default=option.default, help=option.help + default)
+            watching.add_argument(
+                option.flag, default=option.default, metavar=option.shown, help=option.help + default
+            )
         else:
-            watching.add_argument(option.flag, action="append", default=[], help=option.help)
+            watching.add_argument(
+                option.flag,
+                action="append",
+                default=[],
+                metavar=option.shown,
+                help=f"{option.help}; may be given again",
+            )
     watching.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     watching.add_argument(
         "action",

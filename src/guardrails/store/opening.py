@@ -81,7 +81,11 @@ def open_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
             if problems:
                 _warn_once(f"the state lies in {folder}: {'; '.join(problems)}")
             return file
-    raise StoreError("; ".join(problems) or f"store: there is no file of the name {spec.name!r}")
+    raise StoreError(
+        "; ".join(problems)
+        or f"store: there is no store {spec.name!r} of uid {os.geteuid()}: another user's is seen by "
+        "that user"
+    )
 
 
 def condemn(file: StoreFile) -> StoreFile | None:

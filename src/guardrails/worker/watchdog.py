@@ -103,24 +103,24 @@ class Watchdog:
     def _look_at(self, watched: Watched) -> None:
         requests = watched.store.requests()
         workers = {each.owner: each for each in watched.store.workers()}
-        servers = {_server(worker) for worker in (None, *workers.values())}
-        mine = {server for server in servers if self._is_mine(*server)}
+        mine: dict[tuple[int, int], bool] = {}
         present = set()
         for request in requests:
-            worker = workers.get(request.owner)
-            if _server(worker) not in mine:
-                continue
-            limit = self._policy.timeout_of(request)
-            if not limit or request.age_seconds < limit:
-                continue
-            case = Case(watched, request, worker, limit)
+            case = Case(watched, request, workers.get(request.owner), self._policy.timeout_of(request))
             known = self._cases.get(case.key)
+            if known is not None:
+                case.worker = case.worker or known.worker  # it may leave the board before it ends
+            server = _server(case.worker)
+            if server not in mine:
+                mine[server] = self._is_mine(*server)
+            if not mine[server] or not case.limit or request.age_seconds < case.limit:
+                continue
             present.add(case.key)
             if known is None:
                 self._cases[case.key] = case
                 self._notice(case, requests)
             else:
-                known.request, known.worker = request, worker or known.worker
+                known.request, known.worker = request, case.worker
         for key in [key for key in self._cases if key[0] == watched.name and key not in present]:
             self._is_over(self._cases.pop(key))
         if self._climbing is None:

@@ -30,10 +30,14 @@ VALUE, FLAG, MANY, PAIRS = "value", "flag", "many", "pairs"
 
 
 class Option(NamedTuple):
-    """One option. kind: VALUE; FLAG; MANY, which may be given again; PAIRS, as PREFIX=VALUE."""
+    """One option. kind: VALUE; FLAG; MANY, which may be given again; PAIRS, as PREFIX=VALUE.
+
+    shown: what stands for its value in the command's help.
+    """
 
     name: str
     kind: str
+    shown: str
     default: Any
     help: str
 
@@ -43,51 +47,72 @@ class Option(NamedTuple):
         return "--" + self.name.replace("_", "-")
 
 
-OPTIONS = (
-    Option("store", VALUE, None, "the store to watch, as shm:NAME; else the only one there is"),
-    Option("user", VALUE, None, "as root: the user whose workers are watched, by name or number"),
-    Option("timeout", VALUE, "3m", "age at which a request is too old; 0 is never"),
-    Option("poll", VALUE, "5s", "from look to look"),
-    Option("path_timeout", PAIRS, (), "PREFIX=TIME: another time-out for paths under a prefix"),
-    Option("exempt_path", MANY, (), "paths under this prefix are never too old"),
-    Option("interrupt", FLAG, False, "first end the request by an exception, where workers allow it"),
-    Option("grace", VALUE, "30s", "how long the other requests of a worker have to end"),
-    Option("step", VALUE, "3s", "from signal to signal"),
-    Option("least_workers", VALUE, 0, "never leave fewer workers alive than this"),
-    Option("between", VALUE, "10s", "from the end of one worker to the next"),
-    Option("ban", VALUE, None, "how long the client of a killed request is refused the same path"),
-    Option("dry_run", FLAG, False, "only tell; end nothing"),
-    Option("on_event", VALUE, None, "a command that is run for each event, without a shell"),
-    Option("log_file", VALUE, None, "where to write; else to standard error"),
-    Option("master", VALUE, None, "pid or pid file of the server: whom the monitor signals"),
-    Option("probe", VALUE, None, "a URL that is asked for, as a visitor would"),
-    Option("probe_every", VALUE, "30s", "from request to request"),
-    Option("probe_timeout", VALUE, "10s", "how long an answer may take"),
-    Option("probe_failures", VALUE, 3, "failures in a row before something is done"),
+_OF_THE_WATCHDOG = (
+    Option("store", VALUE, "URL", None, "the store to watch, as shm:NAME; else the only one there is"),
     Option(
-        "probe_command", VALUE, None, "what to run then, without a shell; else --master is signalled"
+        "user", VALUE, "NAME", None, "as root: the user whose workers are watched, by name or number"
     ),
-    Option("probe_signal", VALUE, "HUP", "the signal for --master"),
-    Option("probe_rest", VALUE, "2m", "how long to do nothing after that"),
-    Option("log", MANY, (), "a log whose growth is watched, and which is rotated"),
-    Option("log_max", VALUE, "100M", "the size at which it is"),
-    Option("keep", VALUE, 5, "how many old ones are kept"),
-    Option("compress_after", VALUE, "10s", "how long an old one is left alone before it is compressed"),
-    Option("growth", VALUE, "50M", "growth within a minute that is reported"),
-    Option("disk", MANY, (), "PATH=10%% or PATH=2G: least free space"),
-    Option("swap_in", VALUE, None, "pages swapped in per second that are too many"),
-    Option("load", VALUE, None, "load average per CPU that is too high"),
-    Option("pressure", MANY, (), "cpu=, memory= or io=PERCENT of time that somebody waits"),
+    Option("timeout", VALUE, "TIME", "3m", "age at which a request is too old; 0 is never"),
+    Option("poll", VALUE, "TIME", "5s", "from look to look"),
+    Option("path_timeout", PAIRS, "PREFIX=TIME", (), "another time-out for paths under a prefix"),
+    Option("exempt_path", MANY, "PREFIX", (), "paths under this prefix are never too old"),
+    Option(
+        "interrupt", FLAG, "", False, "first end the request by an exception, where workers allow it"
+    ),
+    Option("grace", VALUE, "TIME", "30s", "how long the other requests of a worker have to end"),
+    Option("step", VALUE, "TIME", "3s", "from signal to signal"),
+    Option("least_workers", VALUE, "N", 0, "never leave fewer workers alive than this"),
+    Option("between", VALUE, "TIME", "10s", "from the end of one worker to the next"),
+    Option(
+        "ban", VALUE, "TIME", None, "how long the client of a killed request is refused the same path"
+    ),
+    Option("dry_run", FLAG, "", False, "only tell; end nothing"),
+    Option("on_event", VALUE, "COMMAND", None, "a command that is run for each event, without a shell"),
+    Option("log_file", VALUE, "PATH", None, "where to write; else to standard error"),
+    Option("master", VALUE, "PID", None, "the server, whom the monitor signals, or its pid file"),
 )
+_OF_THE_MONITOR = (
+    Option("probe", VALUE, "URL", None, "a URL that is asked for, as a visitor would"),
+    Option("probe_every", VALUE, "TIME", "30s", "from request to request"),
+    Option("probe_timeout", VALUE, "TIME", "10s", "how long an answer may take"),
+    Option("probe_failures", VALUE, "N", 3, "failures in a row before something is done"),
+    Option(
+        "probe_command",
+        VALUE,
+        "COMMAND",
+        None,
+        "what to run then, without a shell; else --master is signalled",
+    ),
+    Option("probe_signal", VALUE, "SIGNAL", "HUP", "the signal for --master"),
+    Option("probe_rest", VALUE, "TIME", "2m", "how long to do nothing after that"),
+    Option("log", MANY, "PATH", (), "a log whose growth is watched, and which is rotated"),
+    Option("log_max", VALUE, "SIZE", "100M", "the size at which it is"),
+    Option("keep", VALUE, "N", 5, "how many old ones are kept"),
+    Option(
+        "compress_after",
+        VALUE,
+        "TIME",
+        "10s",
+        "how long an old one is left alone before it is compressed",
+    ),
+    Option("growth", VALUE, "SIZE", "50M", "growth within a minute that is reported"),
+    Option("disk", MANY, "PATH=LEAST", (), "least free space, as 10%% or 2G"),
+    Option("swap_in", VALUE, "N", None, "pages swapped in per second that are too many"),
+    Option("load", VALUE, "N", None, "load average per CPU that is too high"),
+    Option(
+        "pressure",
+        MANY,
+        "KIND=PERCENT",
+        (),
+        "most of the time that somebody may wait for cpu, memory or io",
+    ),
+)
+OPTIONS = (*_OF_THE_WATCHDOG, *_OF_THE_MONITOR)
 _DEFAULTS = {option.name: option.default for option in OPTIONS}
 _MONITOR = ("probe", "log", "disk", "swap_in", "load", "pressure")
 """What makes the monitor do anything."""
 
-_MONITOR_OPTIONS = {
-    *_MONITOR,
-    *("probe_every", "probe_timeout", "probe_failures", "probe_command", "probe_signal", "probe_rest"),
-    *("log_max", "keep", "compress_after", "growth"),
-}
+_MONITOR_OPTIONS = {option.name for option in _OF_THE_MONITOR}
 
 
 @dataclass(frozen=True)
