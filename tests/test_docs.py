@@ -146,11 +146,9 @@ def test_every_flag_that_a_page_names_is_one_of_the_command(page):
 def test_every_event_and_every_option_of_the_watchdog_is_explained():
     page = (ROOT / "docs/watchdog.md").read_text(encoding="utf-8")
     sources = "\n".join(
-        (ROOT / f"src/guardrails/worker/{name}.py").read_text(encoding="utf-8")
-        for name in ("watchdog", "monitor", "logfiles", "pressure", "probe")
-        if (ROOT / f"src/guardrails/worker/{name}.py").exists()
+        path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("src/guardrails/worker/*.py"))
     )
-    events = set(re.findall(r'announce\(\s*"([a-z-]+)"', sources))
+    events = set(re.findall(r'(?:announce|_tell)\(\s*"([a-z-]+)"', sources))
 
     assert len(events) > 12
     assert {event for event in events if f"`{event}`" not in page} == set()

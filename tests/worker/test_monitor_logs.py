@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from guardrails.errors import ConfigurationError
-from guardrails.worker import logfiles
-from guardrails.worker.logfiles import Growth, LogFile, Seldom, rename
+from guardrails.worker import infolder, oldlogs
+from guardrails.worker.events import Seldom
+from guardrails.worker.infolder import rename
+from guardrails.worker.logfiles import Growth, LogFile
 from guardrails.worker.pressure import megabytes
 from support import Told
 
@@ -314,7 +316,7 @@ def test_an_older_log_is_compressed_while_a_newer_one_must_wait(path, server, to
 def test_one_who_begins_to_write_while_it_is_compressed_loses_nothing(
     path, server, told, leases, monkeypatch
 ):
-    monkeypatch.setattr(logfiles, "SLICE", 1)
+    monkeypatch.setattr(oldlogs, "SLICE", 1)
     log = LogFile(path, told, most="1M", reopen_pid=server.pid, compress_after=5)
     server.write(200_000)
     now = looks(log, rotated(log, server, 0), 3)
@@ -338,7 +340,7 @@ def test_a_line_that_comes_at_the_last_moment_is_not_lost(path, server, told, mo
         if late:
             plain.write_bytes(plain.read_bytes() + late.pop())
 
-    monkeypatch.setattr(logfiles.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     path.touch()
     plain.write_text("line 0\n")
     log = LogFile(path, told, reopen_pid=server.pid, compress_after=5)
@@ -351,7 +353,7 @@ def test_a_line_that_comes_at_the_last_moment_is_not_lost(path, server, told, mo
 
 
 def test_lines_that_came_while_it_was_compressed_are_not_lost(path, server, told, monkeypatch):
-    monkeypatch.setattr(logfiles, "SLICE", 1)
+    monkeypatch.setattr(oldlogs, "SLICE", 1)
     log = LogFile(path, told, most="1M", reopen_pid=server.pid, compress_after=5)
     server.write(200_000)
     now = looks(log, rotated(log, server, 0), 3)
@@ -366,7 +368,7 @@ def test_lines_that_came_while_it_was_compressed_are_not_lost(path, server, told
 def test_a_large_log_is_compressed_bit_by_bit_and_may_be_renamed_meanwhile(
     path, server, told, monkeypatch
 ):
-    monkeypatch.setattr(logfiles, "SLICE", 1)
+    monkeypatch.setattr(oldlogs, "SLICE", 1)
     log = LogFile(path, told, most="1M", reopen_pid=server.pid, compress_after=5)
     server.write(200_000)
     now = looks(log, rotated(log, server, 0), 3)
@@ -383,7 +385,7 @@ def test_a_large_log_is_compressed_bit_by_bit_and_may_be_renamed_meanwhile(
 def test_a_log_that_is_removed_while_it_is_compressed_does_not_come_back(
     path, server, told, monkeypatch
 ):
-    monkeypatch.setattr(logfiles, "SLICE", 1)
+    monkeypatch.setattr(oldlogs, "SLICE", 1)
     log = LogFile(path, told, most="1M", reopen_pid=server.pid, compress_after=5)
     server.write(200_000)
     now = looks(log, rotated(log, server, 0), 3)
@@ -429,7 +431,7 @@ def test_a_log_that_the_server_makes_just_then_stays(path, server, told, monkeyp
         if new == "app.log.1":
             path.write_text("a line of the server's\n")
 
-    monkeypatch.setattr(logfiles, "rename", renamed)
+    monkeypatch.setattr(infolder, "rename", renamed)
     server.write(50)
     LogFile(path, told, most=100, reopen_pid=server.pid).look(0)
 
@@ -441,7 +443,7 @@ def test_where_a_file_cannot_be_given_away_the_server_makes_its_log(path, server
     def fchown(*_arguments):
         raise PermissionError
 
-    monkeypatch.setattr(logfiles.os, "fchown", fchown)
+    monkeypatch.setattr(os, "fchown", fchown)
     log = LogFile(path, told, most=100, reopen_pid=server.pid)
     server.tell("deaf")
     server.write(50)
@@ -458,7 +460,7 @@ def test_a_log_without_a_new_one_to_follow_it_keeps_its_name(path, server, told,
             raise OSError(5, "Input/output error")
         rename(old, new, folder)
 
-    monkeypatch.setattr(logfiles, "rename", broken)
+    monkeypatch.setattr(infolder, "rename", broken)
     server.write(50)
     LogFile(path, told, most=100, reopen_pid=server.pid).look(0)
     server.write(50)
@@ -672,15 +674,15 @@ def test_a_log_of_a_server_that_may_not_be_signalled_is_not_renamed(server):
 def test_who_is_killed_while_it_compresses_leaves_the_plain_log_or_the_whole_gz(path, server, told):
     """Killed at each of its steps, one after the other, until it comes to its end."""
     code = """
-    import sys
-    from guardrails.worker import logfiles
+    import os, sys
+    from guardrails.worker import infolder, logfiles
     for name in ("open", "write", "fsync", "unlink", "rename"):
-        def step(*arguments, real=getattr(logfiles.os, name), **options):
+        def step(*arguments, real=getattr(os, name), **options):
             print(flush=True)
             sys.stdin.readline()
             return real(*arguments, **options)
-        setattr(logfiles.os, name, step)
-    logfiles.rename = lambda *arguments, real=logfiles.rename: (print(flush=True), sys.stdin.readline(),
+        setattr(os, name, step)
+    infolder.rename = lambda *arguments, real=infolder.rename: (print(flush=True), sys.stdin.readline(),
         real(*arguments))
     log = logfiles.LogFile(sys.argv[1], print, reopen_pid=int(sys.argv[2]), compress_after=0)
     log.look(0)
@@ -722,8 +724,8 @@ def test_who_is_killed_while_it_renames_leaves_a_log_that_is_rotated_by_the_next
 ):
     """Killed at each of its steps, one after the other, until it comes to its end."""
     code = """
-    import sys
-    from guardrails.worker import logfiles, process_signal
+    import os, sys
+    from guardrails.worker import handle, infolder, logfiles
     def stop_at(module, name):
         def step(*arguments, real=getattr(module, name), **options):
             print(flush=True)
@@ -731,9 +733,9 @@ def test_who_is_killed_while_it_renames_leaves_a_log_that_is_rotated_by_the_next
             return real(*arguments, **options)
         setattr(module, name, step)
     for name in ("open", "fchown", "fchmod", "unlink"):
-        stop_at(logfiles.os, name)
-    stop_at(logfiles, "rename")
-    stop_at(process_signal, "_send")
+        stop_at(os, name)
+    stop_at(infolder, "rename")
+    stop_at(handle, "_send")
     pid = int(sys.argv[2])
     logfiles.LogFile(sys.argv[1], lambda *_, **__: None, most=100, keep=100, reopen_pid=pid).look(0)
     """
@@ -824,7 +826,7 @@ def test_what_killed_monitors_left_is_removed(path, server, told):
 @pytest.mark.parametrize("by_kernel", [True, False])
 def test_nothing_is_renamed_over_anything(tmp_path, monkeypatch, by_kernel):
     if not by_kernel:
-        monkeypatch.setattr(logfiles, "_renameat2", None)
+        monkeypatch.setattr(infolder, "_renameat2", None)
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
     folder = os.open(tmp_path, os.O_RDONLY)
@@ -863,17 +865,17 @@ def test_on_a_full_disk_the_plain_log_stays_and_it_is_tried_again_each_minute(pa
     """A limit of a process's own on the size of files fails as a full disk does, in the same place."""
     code = """
     import json, resource, sys
-    from guardrails.worker import logfiles
+    from guardrails.worker import logfiles, oldlogs
     told, tries = [], []
     def tell(event, message, level=0, **facts):
         told.append([event, facts])
     log = logfiles.LogFile(sys.argv[1], tell, reopen_pid=int(sys.argv[2]), compress_after=0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    real = logfiles.zlib.compressobj
+    real = oldlogs.zlib.compressobj
     def counted(*arguments, **options):
         tries.append(now)
         return real(*arguments, **options)
-    logfiles.zlib.compressobj = counted
+    oldlogs.zlib.compressobj = counted
     for now in range(150):
         log.look(now)
     print(json.dumps([told, tries]))

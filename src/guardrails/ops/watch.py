@@ -26,6 +26,7 @@ from guardrails.ops.stores import Stores
 from guardrails.store import place
 from guardrails.store.processes import is_dead, pid_namespace, process_facts
 from guardrails.worker.events import Announcer, command_words
+from guardrails.worker.handle import held
 from guardrails.worker.watchdog import Watchdog
 from guardrails.worker.watching import Watch
 
@@ -109,16 +110,10 @@ def stop(watch: Watch, parent: int | None) -> int:
     if not running.pid:
         _say(f"one is running{shown(running)}, so it cannot be stopped from here")
         return FAILED
-    try:
-        descriptor = os.pidfd_open(running.pid)
-    except ProcessLookupError:
-        return DONE
-    try:
-        # Between the look and the descriptor another process may have come by that number.
+    with suppress(ProcessLookupError), held(running.pid) as send:
+        # Between the look and this another process may have come by that number.
         if lock.owner() == running and not is_dead(running, running.namespace):
-            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-    finally:
-        os.close(descriptor)
+            send(signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while lock.owner() is not None or not is_dead(running, running.namespace):
         if time.monotonic() > deadline:

@@ -16,8 +16,8 @@ from typing import Any, Protocol, cast
 
 from guardrails.errors import ConfigurationError
 from guardrails.units import parse_seconds
-from guardrails.worker.events import Announce, Announcer, command_words
-from guardrails.worker.logfiles import MOST_KEPT, LogFile, Seldom, positive_size
+from guardrails.worker.events import Announce, Announcer, Seldom, command_words
+from guardrails.worker.logfiles import MOST_KEPT, LogFile, positive_size
 from guardrails.worker.pressure import Thresholds
 from guardrails.worker.probe import (
     MOST_FAILURES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import signal
@@ -10,10 +9,12 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from guardrails.errors import ConfigurationError
 from guardrails.store.processes import process_facts
+from guardrails.worker.handle import held
 
 _MOST_PID_FILE = 64
 _CLOCKS_APART = 5.0  # seconds: clocks are coarse, and the file may lie on another host
@@ -65,9 +66,8 @@ class ProcessSignal:
             number, file = _read_pid_file(self._path)
         if number == os.getpid():
             raise OSError(f"process {number} is the monitor itself")
-        handle = _process_handle(number)
-        try:
-            # After the handle was had: what is found now is then true of the process that it means.
+        with held(number) as send:
+            # What is found now is true of the process that is held.
             if file is None:
                 if _start_of(number) != self._start:
                     raise OSError(
@@ -84,11 +84,12 @@ class ProcessSignal:
                     f"pid file {self._path} is older than process {number} and means an earlier one: "
                     "it is not signalled"
                 )
-            _send(handle, number, 0)
-            yield lambda: _send(handle, number, self._signal)
-        finally:
-            if handle is not None:
-                os.close(handle)
+            send(0)
+            yield partial(self._send, send, number)
+
+    def _send(self, send: Callable[[int], None], number: int) -> int:
+        send(self._signal)
+        return number
 
     def send(self) -> int:
         """Send it now, and return the process's number. Raises OSError."""
@@ -132,35 +133,6 @@ def _read_pid_file(path: Path) -> tuple[int, os.stat_result]:
     if not text.isdigit() or not 1 < int(text) < 2**31:
         raise OSError(f"pid file {path} has no number of a process in it")
     return int(text), found
-
-
-def _process_handle(number: int) -> int | None:
-    """A descriptor that means this process and no later one of its number, where there are such."""
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(number)
-    except ProcessLookupError:
-        raise ProcessLookupError(f"there is no process {number}") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.EPERM):  # an old kernel, or a container that forbids it
-            return None
-        raise OSError(f"process {number}: {error.strerror}") from None
-
-
-def _send(handle: int | None, number: int, what: int) -> int:
-    try:
-        if handle is None:
-            os.kill(number, what)
-        else:
-            signal.pidfd_send_signal(handle, what)
-    except ProcessLookupError:
-        raise ProcessLookupError(f"there is no process {number}") from None
-    except PermissionError:
-        raise PermissionError(
-            f"process {number} is of another user, and may not be signalled"
-        ) from None
-    return number
 
 
 def _start_of(number: int) -> int | None:

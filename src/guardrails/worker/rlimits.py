@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from guardrails.errors import ConfigurationError
 from guardrails.occasions import here as occasions
@@ -28,12 +27,23 @@ from guardrails.store.contract import Store
 from guardrails.store.processes import limit_numbers
 from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
 from guardrails.worker import cpu, memory
+from guardrails.worker.limit import (
+    UNLIMITED,
+    Limit,
+    LimitReport,
+    check,
+    check_priority,
+    is_above,
+    priority,
+    resource_module,
+    restore,
+    set_all,
+)
 from guardrails.worker.retiring import know_server
 from guardrails.worker.usage import usage
 
 log = logging.getLogger("guardrails")
 
-UNLIMITED = -1
 ENVIRONMENT = "GUARDRAILS_RLIMIT_"
 DEFAULT_CPU_SECONDS = 600
 MEMORY_SHARE = 0.8
@@ -60,35 +70,6 @@ _MISLEADING = {
     "RSS": "Linux ignores it: use DATA",
 }
 _ON, _OFF = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
-
-
-class Limit(NamedTuple):
-    """One limit as it was asked for. None leaves that side as it is; -1 is unlimited."""
-
-    name: str
-    soft: int | None
-    hard: int | None
-    origin: str
-
-
-class LimitReport(NamedTuple):
-    """One limit as it was set: what was asked for, and (soft, hard) before and after; -1: unlimited.
-
-    origin: "argument", "mapping", "environment" or "default".
-    """
-
-    name: str
-    soft: int | None
-    hard: int | None
-    before: tuple[int, int]
-    after: tuple[int, int]
-    origin: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name} soft {_shown(self.after[0])} hard {_shown(self.after[1])} "
-            f"(was {_shown(self.before[0])}, {_shown(self.before[1])}; {self.origin})"
-        )
 
 
 @dataclass(frozen=True)
@@ -136,11 +117,11 @@ class ResourceLimits:
                 '":HARD", defaults, nice and cpu_per_request, or call apply() in a process of its own'
             )
         soft = [limit._replace(hard=None) for limit in self.limits]
-        _entered.setdefault(self, []).append(_set_all(_resource(), soft))
+        _entered.setdefault(self, []).append(set_all(resource_module(), soft))
         return self
 
     def __exit__(self, *_error: object) -> None:
-        _restore(_resource(), _entered[self].pop())
+        restore(resource_module(), _entered[self].pop())
 
     def _apply(self, server: Server, say: Callable[[str], object]) -> tuple[LimitReport, ...]:
         if in_the_master():
@@ -149,7 +130,7 @@ class ResourceLimits:
             return ()
         if _applied.get(self, (0, ()))[0] == os.getpid():
             return _applied[self][1]
-        resource = _resource()
+        resource = resource_module()
         if self.cpu_per_request is not None:
             cpu.check_one_at_a_time(server)
         know_server(server)
@@ -159,14 +140,14 @@ class ResourceLimits:
         soft = None if life is None or life.soft in (None, UNLIMITED) else life.soft
         if soft is not None or self.cpu_per_request is not None:
             cpu.watch(server, soft, self.cpu_per_request)
-        priority = _priority()
-        reports = _set_all_and_priority(resource, asked, self.nice)
+        was = priority()
+        reports = set_all(resource, asked, self.nice)
         for report in reports:
             _tell(report, say)
         if self.cpu_per_request is not None:
             say(f"rlimits: cpu_per_request {self.cpu_per_request} s (argument)")
         if self.nice is not None:
-            say(f"rlimits: nice {self.nice} (was {priority}; argument)")
+            say(f"rlimits: nice {self.nice} (was {was}; argument)")
         _warn(reports, server)
         if asked and not server.respawns:
             occasions.when_started(_warn_where_death_is_final)
@@ -175,29 +156,17 @@ class ResourceLimits:
 
     def _check(self, server: Server) -> None:
         """Refuse in the process that forks the workers what they would be refused; set nothing."""
-        resource = _resource()
+        resource = resource_module()
         if self.cpu_per_request is not None and server.threads is not None:
             cpu.check_one_at_a_time(server)
         for limit in self.limits:
-            _try(resource, limit)
-        priority = _priority()
-        if self.nice is not None and self.nice < priority:
-            _set_priority(self.nice)
-            _set_priority(priority)
+            check(resource, limit)
+        if self.nice is not None:
+            check_priority(self.nice)
 
 
 _applied: dict[ResourceLimits, tuple[int, tuple[LimitReport, ...]]] = {}
 _entered: dict[ResourceLimits, list[list[LimitReport]]] = {}
-
-
-def _resource() -> Any:
-    """The standard library's module. Raises ConfigurationError where there is none."""
-    try:
-        return import_module("resource")
-    except ImportError:
-        raise ConfigurationError(
-            "rlimits: this system has no resource limits: leave it out, or use a POSIX system"
-        ) from None
 
 
 def _put_off(limits: ResourceLimits) -> None:
@@ -231,48 +200,6 @@ def _begin_gunicorn_worker(limits: ResourceLimits) -> None:
     except Exception as error:
         master.log.error("rlimits: this worker does not start: %s", error)  # noqa: TRY400 - as above
         os._exit(master.WORKER_BOOT_ERROR)
-
-
-def _set_all_and_priority(
-    resource: Any, limits: Iterable[Limit], nice: int | None
-) -> list[LimitReport]:
-    """Set several limits and the priority, or as far as that is possible none of them."""
-    before = _priority()
-    nice = before if nice is None else nice
-    # Down may be refused, and can be taken back; up is never refused, and cannot.
-    if nice < before:
-        _set_priority(nice)
-    try:
-        reports = _set_all(resource, limits)
-    except ConfigurationError:
-        if nice < before:
-            _set_priority(before)
-        raise
-    if nice > before:
-        _set_priority(nice)
-    return reports
-
-
-def _set_all(resource: Any, limits: Iterable[Limit]) -> list[LimitReport]:
-    """Set several limits, or as far as that is possible none of them."""
-    reports: list[LimitReport] = []
-    try:
-        for limit in limits:
-            reports.append(_set(resource, limit))  # noqa: PERF401 - what was set must be known
-    except ConfigurationError:
-        _restore(resource, reports)
-        raise
-    return reports
-
-
-def _restore(resource: Any, reports: Iterable[LimitReport]) -> None:
-    """Put back what was, each as far as the system lets."""
-    for report in reports:
-        which = getattr(resource, f"RLIMIT_{report.name}")
-        for before in (report.before, (report.before[0], resource.getrlimit(which)[1])):
-            with suppress(ValueError, OSError):
-                resource.setrlimit(which, before)
-                break
 
 
 def _tell(report: LimitReport, say: Callable[[str], object]) -> None:
@@ -377,7 +304,7 @@ def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
         )
     soft = _value(name, soft_text, argument) if soft_text else None
     hard = _value(name, hard_text, argument) if hard_text else None
-    if soft is not None and hard is not None and _above(soft, hard):
+    if soft is not None and hard is not None and is_above(soft, hard):
         raise ConfigurationError(
             f"{argument}: {value!r} has a soft limit above the hard one: write the smaller one first"
         )
@@ -417,65 +344,9 @@ def _seconds(value: object, argument: str) -> int:
     return microseconds // 1_000_000
 
 
-def _above(soft: int, hard: int) -> bool:
-    return hard != UNLIMITED and (soft == UNLIMITED or soft > hard)
-
-
-def _set(resource: Any, limit: Limit) -> LimitReport:
-    """Set one limit."""
-    which = getattr(resource, f"RLIMIT_{limit.name}")
-    before = resource.getrlimit(which)
-    asked = _both_sides(limit, before)
-    try:
-        resource.setrlimit(which, asked)
-    except (ValueError, OSError, OverflowError) as error:
-        raise _refused(limit, asked, before, error) from None
-    return LimitReport(
-        limit.name, limit.soft, limit.hard, before, resource.getrlimit(which), limit.origin
-    )
-
-
-def _try(resource: Any, limit: Limit) -> None:
-    """Have refused what `_set` would be refused, and leave all as it is.
-
-    Only what is above the present hard limit is refused, and a hard one that could be raised can be
-    lowered again.
-    """
-    which = getattr(resource, f"RLIMIT_{limit.name}")
-    before = resource.getrlimit(which)
-    soft, hard = _both_sides(limit, before)
-    try:
-        if _above(soft, hard):
-            resource.setrlimit(which, (soft, hard))
-        if _above(hard, before[1]):
-            resource.setrlimit(which, (before[0], hard))
-            resource.setrlimit(which, before)
-    except (ValueError, OSError, OverflowError) as error:
-        raise _refused(limit, (soft, hard), before, error) from None
-
-
-def _both_sides(limit: Limit, before: tuple[int, int]) -> tuple[int, int]:
-    """The soft and the hard limit to be set. A hard one alone takes a higher soft one down with it."""
-    hard = before[1] if limit.hard is None else limit.hard
-    soft = before[0] if limit.soft is None else limit.soft
-    if limit.soft is None and _above(soft, hard):
-        soft = hard
-    return soft, hard
-
-
-def _refused(
-    limit: Limit, asked: tuple[int, int], before: tuple[int, int], error: Exception
-) -> ConfigurationError:
-    return ConfigurationError(
-        f"{limit.name}: the system refuses soft {_shown(asked[0])} and hard {_shown(asked[1])} "
-        f"({error}): it has hard {_shown(before[1])} now, and only a process with CAP_SYS_RESOURCE may "
-        "raise that; ask for less"
-    )
-
-
 def _defaults(asked: tuple[Limit, ...], server: Server) -> tuple[Limit, ...]:
     """What was not asked for. Never more than there is already."""
-    resource = _resource()
+    resource = resource_module()
     names = {limit.name for limit in asked}
     wanted = {"CORE": 0}
     if server.respawns and server.retire_signal:
@@ -541,20 +412,3 @@ def _warn_where_death_is_final(server: Server, _store: Store) -> None:
             "starts its workers again, such as gunicorn",
             server.name,
         )
-
-
-def _priority() -> int:
-    return os.getpriority(os.PRIO_PROCESS, 0)
-
-
-def _set_priority(nice: int) -> None:
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    except OSError as error:
-        raise ConfigurationError(
-            f"nice: the system refuses {nice} ({error}): only root may go below the present one"
-        ) from None
-
-
-def _shown(value: int) -> str:
-    return "unlimited" if value == UNLIMITED else str(value)

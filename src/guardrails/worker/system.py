@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 from guardrails import orders, stacks
 from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
+from guardrails.worker.handle import held
 
 
 class System(Protocol):
@@ -41,20 +42,12 @@ class Processes:
     """The processes of this host."""
 
     def send(self, owner: Owner, number: int) -> bool:
-        """Through a descriptor of the process, so that no later one of the same pid is met."""
-        try:
-            descriptor = os.pidfd_open(owner.pid)
-        except ProcessLookupError:
-            return False
-        try:
-            if not self.is_there(owner):
-                return False
-            signal.pidfd_send_signal(descriptor, number)
-            return True
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(descriptor)
+        """To whom it was meant, also where that number is soon another's."""
+        with suppress(ProcessLookupError), held(owner.pid) as send:
+            if self.is_there(owner):
+                send(number)
+                return True
+        return False
 
     def is_there(self, owner: Owner) -> bool:
         """A zombie has ended."""

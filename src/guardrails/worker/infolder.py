@@ -1,0 +1,154 @@
+"""Files of an open folder, looked up by name there, so that nobody can lead us to others.
+
+No link is followed, and nothing is renamed over anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+Identity = tuple[int, int]
+
+HIDDEN_SUFFIX = ".guardrails-partial"
+"""Of the names that files have until they are complete."""
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_REPLACE = 1
+
+
+def rename(old: str, new: str, folder: int) -> None:
+    """Rename within an open folder, and never over anything. Raises FileExistsError and OSError."""
+    if _renameat2 is not None:
+        if not _renameat2(folder, os.fsencode(old), folder, os.fsencode(new), _NO_REPLACE):
+            return
+        error = ctypes.get_errno()
+        if error not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(error, os.strerror(error), old, None, new)
+    # This file system cannot, or this system: another monitor, or a server that makes its log at
+    # this very moment, could come in between.
+    if look_up(new, folder) is not None:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _rename_of_libc() -> Any:
+    with suppress(OSError, AttributeError):
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+        function.argtypes = (*(ctypes.c_int, ctypes.c_char_p) * 2, ctypes.c_uint)
+        return function
+    return None
+
+
+_renameat2 = _rename_of_libc()
+
+
+@contextmanager
+def opened(name: str, folder: int) -> Iterator[int]:
+    """A regular file, open for reading and not by a link. Raises OSError."""
+    file = os.open(name, _READ, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(f"{name} is no regular file")
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def hidden(name: str, folder: int) -> Iterator[tuple[str, int]]:
+    """A new file that only we can read, and its hidden name; removed unless it got another one."""
+    partial = f".{name}.{secrets.token_hex(4)}{HIDDEN_SUFFIX}"
+    target = os.open(partial, _CREATE, 0o600, dir_fd=folder)
+    try:
+        yield partial, target
+    finally:
+        remove(partial, folder)
+        os.close(target)
+
+
+@contextmanager
+def successor(name: str, log: os.stat_result, folder: int) -> Iterator[Callable[[], None]]:
+    """An empty file with a log's owner, group and mode; what is given puts it in the log's place.
+
+    A log that the server made just then stays. Where we may not give a file away, the server makes
+    it. Raises OSError.
+    """
+    with hidden(name, folder) as (partial, target):
+        ours = resemble(target, log)
+
+        def put_in_place() -> None:
+            if ours:
+                with suppress(FileExistsError):
+                    rename(partial, name, folder)
+
+        yield put_in_place
+
+
+def resemble(target: int, log: os.stat_result) -> bool:
+    """Give a file the owner, group and mode of the log, and never more readers than it had.
+
+    Returns whether it has all of them.
+    """
+    mode = stat.S_IMODE(log.st_mode) & 0o777
+    whole = False
+    try:
+        os.fchown(target, log.st_uid, log.st_gid)
+        whole = True
+    except PermissionError:
+        try:
+            os.fchown(target, -1, log.st_gid)
+        except PermissionError:
+            mode &= 0o700
+    os.fchmod(target, mode)
+    return whole
+
+
+def has_writer(file: int) -> bool | None:
+    """Whether anybody has the file open for writing; None where the system does not tell.
+
+    A read lease is given for a file only without writers. Should one come just then, SIGURG is what
+    we would get, which is ignored unless somebody asked for it.
+    """
+    try:
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except AttributeError:
+        return None
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+    return False
+
+
+def look_up(name: str, folder: int) -> os.stat_result | None:
+    """What there is of that name, a link itself; None for nothing."""
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def identity(found: os.stat_result) -> Identity:
+    """What tells a file from every other, whatever its name."""
+    return (found.st_dev, found.st_ino)
+
+
+def content(found: os.stat_result) -> tuple[int, int]:
+    """What changes when a file is written to."""
+    return (found.st_size, found.st_mtime_ns)
+
+
+def remove(name: str, folder: int) -> None:
+    """Remove a name, if it is there and may be."""
+    with suppress(OSError):
+        os.unlink(name, dir_fd=folder)
