@@ -87,11 +87,12 @@ def listen(server: Server) -> int:
             0o600,
         )
         _Listening.file = os.fdopen(descriptor, "ab", buffering=0)  # open while the process lives
-        if not (server.threads in (None, 1) or server.greenlets) or not _takes_signals():
-            orders.listen(orders.SHOW_STACKS, lambda *_request: _write(None))
         if inherited or not catches(os.getpid(), DUMP_SIGNAL):
             faulthandler.register(DUMP_SIGNAL, _Listening.file, all_threads=True)
             _Listening.signal = DUMP_SIGNAL
+        in_main_thread = server.threads in (None, 1) or server.greenlets
+        if not (in_main_thread and _takes_signals()):
+            orders.listen(orders.SHOW_STACKS, lambda *_request: _write(None))
     except (OSError, StoreError, ValueError, RuntimeError) as error:
         log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
     return _Listening.signal

@@ -61,7 +61,8 @@ class Asked:
         self._thread.start()
 
     def _ask(self, site, target):
-        self.answer = site.ask(target, seconds=60)
+        # Longer than anybody waits for it: a server that hangs is none that hung up.
+        self.answer = site.ask(target, seconds=600)
 
     def wait(self):
         self._thread.join(60)
