@@ -1,4 +1,5 @@
 import os
+import socket
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -54,3 +55,11 @@ def cpu(monkeypatch):
     hand = HandCPU()
     monkeypatch.setattr(cputime, "now", hand)
     return hand
+
+
+@pytest.fixture
+def absent():
+    """The URL of a server that is not there."""
+    with socket.socket() as kept:  # nobody else can listen at this port meanwhile
+        kept.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{kept.getsockname()[1]}/"

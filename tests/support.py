@@ -306,6 +306,15 @@ class Threads:
             self._done[number].release()
 
 
+def is_there(pid: int) -> bool:
+    """Whether a process runs: a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
 def slots_held(store: Store) -> int:
     """How many slots are held in a store, over all guards."""
     return sum(store.slots_held().values())

@@ -29,10 +29,9 @@ _ORDER = struct.Struct("=QQQ")
 
 
 class _Listening:
-    """The pipe of this process, and what is done at each kind of order."""
+    """What this process does at each kind of order."""
 
     pid = 0
-    pipe = -1
     carry_out: dict[int, CarryOut]
 
 
@@ -88,7 +87,7 @@ def _start() -> None:
         os.close(pipe)
         path.unlink(missing_ok=True)
         raise
-    _Listening.pid, _Listening.pipe, _Listening.carry_out = os.getpid(), pipe, handlers
+    _Listening.pid, _Listening.carry_out = os.getpid(), handlers
 
 
 def _obey(pipe: int, handlers: dict[int, CarryOut]) -> None:

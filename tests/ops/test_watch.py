@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from guardrails.store import place
+from support import is_there
 
 pytestmark = pytest.mark.one_python
 
@@ -60,13 +61,6 @@ def lock_of(store):
 
 def pid_of(said):
     return int(re.search(r"pid (\d+)", said)[1])
-
-
-def is_there(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
 
 
 def test_start_is_idempotent_status_tells_and_stop_ends_it(store):

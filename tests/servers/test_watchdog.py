@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from setups import BIN
 from troubled import GTHREAD, KINDS, MOD_WSGI, NOBODY, SYNC, TROUBLES, UWSGI_THREADS
+
+from support import is_there
 
 TIMEOUT = 1.0
 OPTIONS = {"timeout": "1s", "poll": "100ms", "step": "1s", "grace": "2s", "between": 0}
@@ -70,14 +71,6 @@ class Asked:
         return self.answer
 
 
-def pid_is_gone(pid):
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return True
-    return stat.rpartition(b")")[2].split()[0] in (b"Z", b"X")
-
-
 @pytest.mark.parametrize("page", TROUBLES)
 @pytest.mark.parametrize("kind", [*KINDS, MOD_WSGI], ids=lambda kind: kind.name)
 def test_whoever_never_ends_is_shown_ended_and_replaced(trouble, kind, page, observe_trouble):
@@ -106,7 +99,7 @@ def watch_and_see(site, kind, page, log, observe_trouble):
     shown = log()
     pid = int(re.search(r"overdue: GET /\w+ from 127\.0\.0\.1, \d+ s old, in worker (\d+)", shown)[1])
     stack = re.search(STACKS[page], shown)
-    site.until(lambda: pid_is_gone(pid), "its worker ends")
+    site.until(lambda: not is_there(pid), "its worker ends")
     lasted()
     answer = asked.wait()
     site.until(lambda: site.pid() not in (0, pid), "another worker answers")
@@ -235,5 +228,5 @@ def test_the_watchdog_of_a_server_ends_with_it(trouble):
         for found in re.findall(r"guardrails watch (\d+) INFO watchdog: begins", site.whole_log())
     }
     os.kill(site.process.pid, 9)
-    site.until(lambda: pid_is_gone(pid), "the watchdog ends")
+    site.until(lambda: not is_there(pid), "the watchdog ends")
     assert "ends, since the server that started it has ended" in site.whole_log()

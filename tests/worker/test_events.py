@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from guardrails.worker import events
 from guardrails.worker.events import Announcer, Commands
+from support import is_there
 
 pytestmark = pytest.mark.one_python
 
@@ -27,13 +27,6 @@ def until(condition, what):
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.01)
     return found
-
-
-def is_there(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
 
 
 class ByHand(Commands):

@@ -671,6 +671,22 @@ def test_a_log_of_a_server_that_may_not_be_signalled_is_not_renamed(server):
 # A crash half-way.
 
 
+def killed_after(steps, code, path, server):
+    """Kill a process that waits at each of its steps; whether it has come to its end before."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(path), str(server.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        for _ in range(steps):
+            process.stdout.readline()
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        ended = process.stdout.readline() != b"\n"
+        process.kill()
+    return ended
+
+
 def test_who_is_killed_while_it_compresses_leaves_the_plain_log_or_the_whole_gz(path, server, told):
     """Killed at each of its steps, one after the other, until it comes to its end."""
     code = """
@@ -692,17 +708,7 @@ def test_who_is_killed_while_it_compresses_leaves_the_plain_log_or_the_whole_gz(
     for steps in itertools.count():
         path.write_bytes(b"")
         (path.parent / "app.log.1").write_bytes(text)
-        with subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(path), str(server.pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as process:
-            for _ in range(steps):
-                process.stdout.readline()
-                process.stdin.write(b"\n")
-                process.stdin.flush()
-            ended = process.stdout.readline() != b"\n"
-            process.kill()
+        ended = killed_after(steps, code, path, server)
         found = [name for name in names(path) if name.startswith("app.log.1")]
         seen.update(found)
         for name in found:
@@ -743,17 +749,7 @@ def test_who_is_killed_while_it_renames_leaves_a_log_that_is_rotated_by_the_next
     for steps in itertools.count():
         before = server.written
         server.write(50)
-        with subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(path), str(server.pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as process:
-            for _ in range(steps):
-                process.stdout.readline()
-                process.stdin.write(b"\n")
-                process.stdin.flush()
-            ended = process.stdout.readline() != b"\n"
-            process.kill()
+        ended = killed_after(steps, code, path, server)
         seen.add(tuple(name for name in names(path) if name in ("app.log", "app.log.1")))
         server.write(10)
         log = LogFile(path, told, most=100, keep=100, reopen_pid=server.pid, compress_after=5)

@@ -108,14 +108,6 @@ def told():
 
 
 @pytest.fixture
-def absent():
-    """The URL of a server that is not there."""
-    with socket.socket() as kept:  # nobody else can listen at this port meanwhile
-        kept.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{kept.getsockname()[1]}/"
-
-
-@pytest.fixture
 def victim():
     """A process that says which signal it got, once."""
     code = (

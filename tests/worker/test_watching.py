@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,14 +15,6 @@ from guardrails.worker.policy import Policy
 from support import Told
 
 SECONDS = 30
-
-
-@pytest.fixture
-def absent():
-    """The URL of a server that is not there."""
-    with socket.socket() as kept:  # nobody else can listen at this port meanwhile
-        kept.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{kept.getsockname()[1]}/"
 
 
 @pytest.fixture

@@ -174,7 +174,6 @@ class SharedStore:
 
     def begin_retiring(self) -> bool:
         pid = os.getpid()
-        self._usable(pid)
         may: bool = self._call(pid, workers.begin_retiring, None, None)
         return may
 
