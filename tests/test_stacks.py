@@ -135,7 +135,7 @@ def test_what_dead_processes_left_is_removed(tmp_path):
 @pytest.fixture
 def interrupted(monkeypatch):
     """A browser before an app that loops, in a process that takes orders."""
-    monkeypatch.setattr(interrupting, "_stores", ())
+    monkeypatch.setattr(interrupting, "listening", False)
     store = private_store(clients=100)
     release = threading.Event()
     entered = threading.Event()
@@ -159,7 +159,6 @@ def interrupted(monkeypatch):
     yield Browser(app), store, entered, release, seen
     release.set()
     store.close()
-    interrupting.pending.clear()
 
 
 def ask_in_a_thread(browser, answers):
@@ -192,7 +191,7 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     assert answers == ["raised", "on"]
     assert seen == ["interrupted"]
     assert store.requests() == []
-    assert interrupting.pending == {}
+    assert interrupting._served == {}
     release.set()
     entered.clear()
     answers.clear()
@@ -213,26 +212,106 @@ def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
     thread.join(20)
 
     assert answers == [200, "on"]
-    assert interrupting.pending == {}
+    assert interrupting._served == {}
 
 
-def test_what_is_pending_when_a_request_ends_is_taken_back(interrupted):
-    """The order comes in the last instant: the request ends, and the thread goes on undisturbed."""
+@pytest.mark.parametrize("verb", ["enter", "leave"])
+def test_an_order_meets_the_app_and_not_what_guards_it(interrupted, monkeypatch, verb):
+    """It comes while the request enters the store, or leaves it: the request is answered."""
     store = interrupted[1]
-    ends = []
+    real = getattr(store, verb)
+    ordered = []
 
-    def ending(environ, start_response):
-        (request,) = store.requests()
-        # As the waiting thread does it, but nothing runs in between that could raise.
-        with interrupting._lock:
-            interrupting.pending[request.thread] = request.generation
-        ends.append(request.thread)
+    def with_an_order(visit, *rest, **named):
+        answer = real(visit, *rest, **named) if verb == "enter" else None
+        interrupting.interrupt(visit.generation, visit.thread)
+        for _ in range(1000):
+            pass
+        ordered.append(visit.generation)
+        return answer or real(visit, *rest, **named)
+
+    app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
+    assert Browser(app).get("/").status_code == 200  # begins to listen
+    monkeypatch.setattr(store, verb, with_an_order)
+
+    assert Browser(app).get("/").status_code == 200
+    assert len(ordered) == 1
+    assert app.errors == {}
+    assert store.requests() == []
+
+
+@pytest.mark.parametrize("verb", ["enter", "update", "leave"])
+def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch, verb):
+    """It is interrupted within an inner throttle's store, where the app has long been called."""
+    outer_store, inner_store = interrupted[1], private_store(clients=100)
+    real = getattr(inner_store, verb)
+
+    def interrupted_there(*given, **named):
+        if verb != "enter":
+            real(*given, **named)
+        (request,) = outer_store.requests()
+        interrupting.interrupt(request.generation, request.thread)
+        for _ in range(1000):
+            pass
+        pytest.fail("nobody interrupted it")
+
+    monkeypatch.setattr(inner_store, verb, interrupted_there)
+    slot = guardrails.MaxConcurrentReqs(9, hold="call")
+    inner = guardrails.throttle(testing.hello, slot, store=inner_store)
+    app = guardrails.throttle(inner, SpeedLimit("99/s"), store=outer_store, interruptible=True)
+    with pytest.raises(guardrails.RequestInterruptedError):
+        Browser(app).get("/")
+
+    assert inner.errors == {}
+    assert app.errors == {}
+    monkeypatch.setattr(inner_store, verb, real)
+    assert Browser(app).get("/").status_code == 200
+    assert inner_store.requests() == []
+    assert outer_store.requests() == []
+    inner_store.close()
+
+
+def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, monkeypatch):
+    store = interrupted[1]
+    real = interrupting.over
+    ordered = []
+
+    def over(visit, *, outermost):
+        if not ordered:
+            ordered.append(visit.generation)
+            interrupting.interrupt(visit.generation, visit.thread)
+            for _ in range(1000):
+                pass
+            pytest.fail("nobody interrupted it")
+        real(visit, outermost=outermost)
+
+    monkeypatch.setattr(interrupting, "over", over)
+    app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
+
+    assert Browser(app).get("/").status_code == 200
+    assert len(ordered) == 1
+    assert app.errors == {}
+    assert store.requests() == []
+    assert interrupting._served == {}
+
+
+def test_who_left_a_response_open_is_not_met_in_a_later_request(interrupted):
+    """Its row still stands, and so may be ordered to end; its thread serves somebody else."""
+    store = interrupted[1]
+    app = guardrails.throttle(streaming, SpeedLimit("99/s"), store=store, interruptible=True)
+    held = Browser(app).hold()
+    (open_still,) = store.requests()
+
+    def next_one(environ, start_response):
+        interrupting.interrupt(open_still.generation, open_still.thread)
+        for _ in range(1000):
+            pass
         return testing.hello(environ, start_response)
 
-    app = guardrails.throttle(ending, SpeedLimit("99/s"), store=store, interruptible=True)
-    assert Browser(app).get("/").status_code == 200
-    assert interrupting.pending == {}
-    assert ends == [threading.get_ident()]
+    later = guardrails.throttle(next_one, SpeedLimit("99/s"), store=store, interruptible=True)
+    assert Browser(later).get("/").status_code == 200
+    held.close()
+    assert interrupting._served == {}
 
 
 def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
@@ -251,13 +330,13 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
     (request,) = store.requests()
     dropping = guardrails.throttle(streaming, SpeedLimit("9/s"), store=store, interruptible=True)
     Cycle(Browser(dropping).hold())
-    looked_at = store.requests
+    raise_in = interrupting._raise_in
 
-    def tidied():
+    def tidied(thread, error):
         gc.collect()
-        return looked_at()
+        raise_in(thread, error)
 
-    monkeypatch.setattr(store, "requests", tidied)
+    monkeypatch.setattr(interrupting, "_raise_in", tidied)
     ordering = threading.Thread(
         target=interrupting.interrupt, args=(request.generation, request.thread), daemon=True
     )
@@ -267,8 +346,8 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
     thread.join(20)
 
     assert answers == ["raised", "on"]
-    assert looked_at() == []
-    assert interrupting.pending == {}
+    assert store.requests() == []
+    assert interrupting._served == {}
 
 
 def streaming(environ, start_response):

@@ -1,5 +1,7 @@
 """What guardrails raises: at build time for a wrong configuration, and inside for a failing store."""
 
+from typing import TypeGuard
+
 
 class GuardrailsError(Exception):
     """The parent of everything that guardrails raises."""
@@ -15,6 +17,13 @@ class CPULimitError(GuardrailsError):
 
 class RequestInterruptedError(GuardrailsError):
     """Raised within a request that took too long: see `throttle(interruptible=True)`."""
+
+
+def is_failure(error: BaseException) -> TypeGuard[Exception]:
+    """Whether something failed. Otherwise somebody ends the request, or the process, by it."""
+    return isinstance(error, Exception) and not isinstance(
+        error, (CPULimitError, RequestInterruptedError)
+    )
 
 
 class StoreError(GuardrailsError):

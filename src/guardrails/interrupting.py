@@ -4,8 +4,9 @@ The order names a request; if that is still in flight, `RequestInterruptedError`
 thread. Python raises it between two bytecodes: code that loops is ended at once, a sleep or a wait
 for a lock when it comes back by itself, C code likewise.
 
-The exception must meet that request and no other. So whoever ends a request takes back what may be
-pending for it, under the same lock under which it is raised.
+The exception must meet that request and no other, and nothing of guardrails' own. So a request can be
+met from the moment when its app is called until its response is over, before anything is given back:
+both ends are noted here, under the lock under which the exception is raised.
 """
 
 from __future__ import annotations
@@ -15,29 +16,30 @@ import logging
 import os
 import threading
 
-from guardrails import cputime, orders
+from guardrails import orders
 from guardrails.errors import RequestInterruptedError, StoreError
 from guardrails.server import Server
-from guardrails.store.contract import Store, Visit
+from guardrails.store.contract import Visit
 
 log = logging.getLogger("guardrails")
 
-pending: dict[int, int] = {}
-"""The request that is interrupted in each thread. Empty nearly always: looked at when one ends. What a
-thread leaves that ends in that instant stays, and harms nobody."""
+listening = False
+"""Whether this process takes such orders: where it does not, requests need not be noted."""
+
+_served: dict[int, dict[int, bool]] = {}
+"""Thread -> generation of each request that is being served there -> whether it was interrupted.
+There are several where an inner throttle has a store of its own."""
 
 _lock = threading.RLock()
 """Whoever holds it may come by again: a dropped request can end wherever memory is allocated."""
 
-_stores: tuple[Store, ...] = ()
 
-
-def listen(server: Server, store: Store) -> bool:
-    """Take orders for the requests of this process in `store` from now on. Never raises.
+def listen(server: Server) -> bool:
+    """Take orders for the requests of this process from now on. Never raises.
 
     Not where greenlets serve: an exception in their thread would meet whichever of them runs.
     """
-    global _stores
+    global listening
     if server.greenlets or not hasattr(os, "mkfifo"):
         return False
     try:
@@ -45,53 +47,52 @@ def listen(server: Server, store: Store) -> bool:
     except (OSError, StoreError, RuntimeError) as error:
         log.warning("interruptible: no watchdog can end a single request of this worker: %s", error)
         return False
-    if store not in _stores:
-        _stores += (store,)
+    listening = True
     return True
 
 
 def interrupt(generation: int, thread: int) -> None:
-    """End that request of this process by an exception, if it is still in that thread."""
+    """End that request of this process by an exception, once, if that thread still serves it."""
     with _lock:
-        # First this, then the look: who ends in between finds it, and waits for the lock.
-        pending[thread] = generation
-        stands = False
-        try:
-            stands = _is_in_flight(generation, thread)
-        finally:
-            if not stands:
-                pending.pop(thread, None)
-        if pending.get(thread) == generation:
+        served = _served.get(thread, {})
+        if served.get(generation) is False:
+            served[generation] = True
             _raise_in(thread, RequestInterruptedError)
 
 
-def over(visit: Visit, *, outermost: bool) -> None:
-    """A request has ended: nothing that was meant for it may meet the next one.
+def begin(visit: Visit, *, outermost: bool) -> None:
+    """A request is served from now on.
 
-    outermost: no other request can be under way in its thread, whatever its number was.
+    outermost: whatever else that thread served is over, though nobody closed it.
     """
-    alone = outermost and visit.thread == cputime.identify()
     with _lock:
-        meant = pending.get(visit.thread)
-        if meant is not None and (alone or meant == visit.generation):
-            del pending[visit.thread]
+        if outermost:
+            _forget(visit.thread)
+        _served.setdefault(visit.thread, {})[visit.generation] = False
+
+
+def over(visit: Visit, *, outermost: bool) -> None:
+    """A request is served no longer: nothing that was meant for it may meet what comes next."""
+    with _lock:
+        served = _served.get(visit.thread, {})
+        if visit.generation not in served:
+            return
+        if outermost or len(served) == 1:
+            _forget(visit.thread)
+        elif served.pop(visit.generation):
             _raise_in(visit.thread, None)
 
 
-def _is_in_flight(generation: int, thread: int) -> bool:
-    pid = os.getpid()
-    return any(
-        (request.pid, request.generation, request.thread) == (pid, generation, thread)
-        for store in _stores
-        for request in store.requests()
-    )
+def _forget(thread: int) -> None:
+    if any(_served.pop(thread, {}).values()):
+        _raise_in(thread, None)
 
 
 def _after_a_fork() -> None:
     """The thread that carries out orders is the parent's, and may have held the lock."""
-    global _lock, _stores
-    _lock, _stores = threading.RLock(), ()
-    pending.clear()
+    global _lock, listening
+    _lock, listening = threading.RLock(), False
+    _served.clear()
 
 
 if hasattr(os, "register_at_fork"):

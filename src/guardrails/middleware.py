@@ -30,7 +30,7 @@ from guardrails.checks import Checks
 from guardrails.conclusion import Conclusion, OnDecision
 from guardrails.decision import PASSED, Decision
 from guardrails.entrance import Entrance
-from guardrails.errors import ConfigurationError, StoreError
+from guardrails.errors import ConfigurationError, StoreError, is_failure
 from guardrails.exemptions import Exempt, Exemptions
 from guardrails.guard import (
     Guard,
@@ -248,10 +248,10 @@ class Throttle:
                 environ["guardrails.decision"] = decision
             if verdict is not None and decision.admitted:
                 flight.admitted()
-        except Exception as error:
-            self._reporter.report(error, "guardrails failed on a request, which goes on unguarded")
-            return flight, Decision()
-        except BaseException:
+        except BaseException as error:
+            if is_failure(error):
+                self._reporter.report(error, "guardrails failed on a request, which goes on unguarded")
+                return flight, Decision()
             if flight is not None and flight is not outer:
                 flight.settle()
             raise
@@ -308,7 +308,7 @@ class Throttle:
             server.respawns,
             server.retire_signal,
             stacks.listen(server) if seen else 0,
-            seen and self._interruptible and interrupting.listen(server, self.store),
+            seen and self._interruptible and interrupting.listen(server),
         )
         with suppress(StoreError):  # entering says so, and tries again
             self.store.register(facts)

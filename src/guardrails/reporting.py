@@ -5,7 +5,7 @@ from collections import Counter
 
 from cachetools import TTLCache
 
-from guardrails.errors import StoreError
+from guardrails.errors import StoreError, is_failure
 
 log = logging.getLogger("guardrails")
 
@@ -21,7 +21,9 @@ class Reporter:
         self._said: TTLCache[str, bool] = TTLCache(maxsize=_MOST_REMEMBERED, ttl=_SILENCE_SECONDS)
 
     def report(self, error: Exception, what: str) -> None:
-        """Count an error, and log it with its trace."""
+        """Count an error, and log it with its trace. What ends a request is none, and is raised on."""
+        if not is_failure(error):
+            raise error
         self.errors[type(error).__name__] += 1
         if self._first_in_a_while(f"{what} {type(error).__name__}"):
             # A store that is busy or gone says all in its sentence; what is unexpected needs its trace.

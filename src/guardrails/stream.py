@@ -15,6 +15,7 @@ from typing import Any
 
 from guardrails import cputime, interrupting
 from guardrails.address import Client
+from guardrails.errors import RequestInterruptedError
 from guardrails.guard import Guard
 from guardrails.occasions import here as occasions
 from guardrails.planning import Plan
@@ -130,6 +131,8 @@ class Flight(Visit):
     def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
         self.serving = True
+        if interrupting.listening and self.generation:
+            interrupting.begin(self, outermost=self.outermost)
         if environ.get("wsgi.file_wrapper"):
             response = self._call_with_file_wrapper(app, environ, start_response)
         else:
@@ -195,6 +198,8 @@ class Flight(Visit):
         if self.settled or not (self.generation or self.serving):
             return
         try:
+            if interrupting.listening:
+                self._end_interruptions()
             if self.generation:
                 self.store.leave(self, self._debits())
             self.settled = True
@@ -204,14 +209,18 @@ class Flight(Visit):
         except BaseException:
             self.unreleased.add(self)
             raise
-        finally:
-            if interrupting.pending:
-                interrupting.over(self, outermost=self.outermost)
         if self.outermost:
             # Once, however often leaving has to be tried again.
             self.outermost = False
             if occasions.after_response:
                 occasions.response_over(self)
+
+    def _end_interruptions(self) -> None:
+        try:
+            interrupting.over(self, outermost=self.outermost)
+        except RequestInterruptedError:
+            # In the last instant: the request is over by itself. An exception comes once.
+            interrupting.over(self, outermost=self.outermost)
 
     def __del__(self) -> None:
         if not self.settled:
