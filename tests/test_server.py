@@ -77,9 +77,10 @@ def test_granian_starts_a_worker_again_only_where_its_option_says_so(option, res
         ("gevent", ["AsyncWorker", "GeventWorker"]),
         ("gevent_pywsgi", ["AsyncWorker", "GeventWorker", "GeventPyWSGIWorker"]),
         ("shop.MyWorker", ["AsyncWorker", "GeventWorker", "MyWorker"]),
+        ("eventlet", ["AsyncWorker", "EventletWorker"]),
     ],
 )
-def test_gunicorns_gevent_workers_serve_by_greenlets(kind, classes):
+def test_gunicorns_asynchronous_workers_serve_by_greenlets(kind, classes):
     found = gunicorn_server(gunicorn_worker(kind, *classes))
     assert found.greenlets
     assert (found.processes, found.threads) == (2, 100)
@@ -94,7 +95,8 @@ def test_threads_are_no_greenlets_though_somebody_has_imported_gevent(gevent):
 
 
 @pytest.mark.parametrize(
-    ("options", "by_greenlets"), [({"gevent": b"100"}, True), ({"threads": b"4"}, False)]
+    ("options", "by_greenlets"),
+    [({"gevent": b"100"}, True), ({"async": b"100"}, True), ({"threads": b"4"}, False)],
 )
 def test_uwsgi_serves_by_greenlets_where_it_was_told_to(options, by_greenlets, gevent, monkeypatch):
     module = SimpleNamespace(opt=options, numproc=2, masterpid=lambda: 1)

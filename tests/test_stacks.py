@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 from asking import private_store
@@ -28,7 +29,7 @@ def forgotten(environ, start_response):
     print("ready", flush=True)
     {stuck}
 
-app = SpeedLimit("9/s")(forgotten, store=sys.argv[1])
+app = SpeedLimit("9/s")(forgotten, store=sys.argv[1], **{options})
 testing.Client(app).get("/")
 """
 WAYS = {
@@ -38,16 +39,24 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=WAYS)
-def stuck(request):
+@contextmanager
+def stuck_process(way, **options):
     name = f"shm:test-stacks-{secrets.token_hex(6)}?private&clients=100"
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK.format(stuck=WAYS[request.param]), name], stdout=subprocess.PIPE
+        [sys.executable, "-c", STUCK.format(stuck=WAYS[way], options=options), name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout.readline() == b"ready\n"
     yield process, guardrails.open_store(name)
     process.kill()
     process.communicate()
+
+
+@pytest.fixture(params=WAYS)
+def stuck(request):
+    with stuck_process(request.param) as process_and_store:
+        yield process_and_store
 
 
 def test_a_stuck_process_shows_where_its_request_is(stuck):
@@ -59,6 +68,21 @@ def test_a_stuck_process_shows_where_its_request_is(stuck):
 
     assert any("in forgotten" in line for line in dump.of(request.thread))
     assert len(Processes().dump(worker, request.thread).blocks) == len(dump.blocks)
+
+
+def test_who_takes_other_orders_too_is_asked_as_it_can_answer(monkeypatch):
+    """It has a pipe for interrupts, and shows its stacks at a signal."""
+    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: pytest.fail("it was not asked in Python"))
+    with stuck_process("sleeping", interruptible=True) as (process, store):
+        (request,) = store.requests()
+        (worker,) = store.workers()
+        assert worker.interruptible
+
+        dump = Processes().dump(worker, request.thread)
+
+        assert any("in forgotten" in line for line in dump.of(request.thread))
+        process.kill()
+        assert process.communicate()[1] == b""
 
 
 def test_who_does_not_answer_shows_nothing(stuck):
@@ -133,9 +157,8 @@ def test_what_dead_processes_left_is_removed(tmp_path):
 
 
 @pytest.fixture
-def interrupted(monkeypatch):
+def interrupted():
     """A browser before an app that loops, in a process that takes orders."""
-    monkeypatch.setattr(interrupting, "listening", False)
     store = private_store(clients=100)
     release = threading.Event()
     entered = threading.Event()
@@ -191,7 +214,7 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     assert answers == ["raised", "on"]
     assert seen == ["interrupted"]
     assert store.requests() == []
-    assert interrupting._served == {}
+    assert interrupting._at_work == {}
     release.set()
     entered.clear()
     answers.clear()
@@ -207,65 +230,85 @@ def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
     (request,) = store.requests()
 
     interrupting.interrupt(request.generation + 1, request.thread)
-    interrupting.interrupt(request.generation, request.thread + 1)
     release.set()
     thread.join(20)
 
     assert answers == [200, "on"]
-    assert interrupting._served == {}
+    assert interrupting._at_work == {}
 
 
-@pytest.mark.parametrize("verb", ["enter", "leave"])
-def test_an_order_meets_the_app_and_not_what_guards_it(interrupted, monkeypatch, verb):
-    """It comes while the request enters the store, or leaves it: the request is answered."""
+def order(request):
+    """Order its end, and do a little: an exception would come meanwhile."""
+    interrupting.interrupt(request.generation, request.thread)
+    for _ in range(1000):
+        pass
+
+
+def ordering(real, *, after):
+    """A verb of a store, during which the request is ordered to end."""
+
+    def verb(visit, *given, **named):
+        if not after:
+            order(visit)
+        answer = real(visit, *given, **named)
+        if after:
+            order(visit)
+        return answer
+
+    return verb
+
+
+def test_an_order_that_comes_while_a_request_is_let_in_ends_it_before_its_app(interrupted, monkeypatch):
     store = interrupted[1]
-    real = getattr(store, verb)
-    ordered = []
-
-    def with_an_order(visit, *rest, **named):
-        answer = real(visit, *rest, **named) if verb == "enter" else None
-        interrupting.interrupt(visit.generation, visit.thread)
-        for _ in range(1000):
-            pass
-        ordered.append(visit.generation)
-        return answer or real(visit, *rest, **named)
-
     app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
-    assert Browser(app).get("/").status_code == 200  # begins to listen
-    monkeypatch.setattr(store, verb, with_an_order)
-
     assert Browser(app).get("/").status_code == 200
-    assert len(ordered) == 1
+    monkeypatch.setattr(store, "enter", ordering(store.enter, after=True))
+
+    with pytest.raises(guardrails.RequestInterruptedError):
+        Browser(app).get("/")
     assert app.errors == {}
     assert store.requests() == []
 
 
-@pytest.mark.parametrize("verb", ["enter", "update", "leave"])
-def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch, verb):
-    """It is interrupted within an inner throttle's store, where the app has long been called."""
+def test_an_order_that_comes_while_a_request_leaves_lets_it_end(interrupted, monkeypatch):
+    store = interrupted[1]
+    app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
+    monkeypatch.setattr(store, "leave", ordering(store.leave, after=False))
+
+    assert Browser(app).get("/").status_code == 200
+    assert app.errors == {}
+    assert store.requests() == []
+
+
+def raising(environ, start_response):
+    raise ValueError("the app's own")
+
+
+@pytest.mark.parametrize(
+    ("verb", "app"), [("enter", testing.hello), ("update", testing.hello), ("leave", raising)]
+)
+def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch, verb, app):
+    """It is interrupted within an inner throttle's store, where the outer one's app is at work."""
     outer_store, inner_store = interrupted[1], private_store(clients=100)
     real = getattr(inner_store, verb)
 
     def interrupted_there(*given, **named):
-        if verb != "enter":
-            real(*given, **named)
         (request,) = outer_store.requests()
-        interrupting.interrupt(request.generation, request.thread)
-        for _ in range(1000):
-            pass
+        order(request)
         pytest.fail("nobody interrupted it")
 
-    monkeypatch.setattr(inner_store, verb, interrupted_there)
     slot = guardrails.MaxConcurrentReqs(9, hold="call")
-    inner = guardrails.throttle(testing.hello, slot, store=inner_store)
-    app = guardrails.throttle(inner, SpeedLimit("99/s"), store=outer_store, interruptible=True)
+    inner = guardrails.throttle(app, slot, store=inner_store)
+    outer = guardrails.throttle(inner, SpeedLimit("99/s"), store=outer_store, interruptible=True)
+    monkeypatch.setattr(inner_store, verb, interrupted_there)
     with pytest.raises(guardrails.RequestInterruptedError):
-        Browser(app).get("/")
+        Browser(outer).get("/")
 
     assert inner.errors == {}
-    assert app.errors == {}
+    assert outer.errors == {}
     monkeypatch.setattr(inner_store, verb, real)
-    assert Browser(app).get("/").status_code == 200
+    inner.app = testing.hello
+    assert Browser(outer).get("/").status_code == 200
     assert inner_store.requests() == []
     assert outer_store.requests() == []
     inner_store.close()
@@ -273,45 +316,97 @@ def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch,
 
 def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, monkeypatch):
     store = interrupted[1]
-    real = interrupting.over
+    real = interrupting._end
     ordered = []
 
-    def over(visit, *, outermost):
+    def end(generation, work):
         if not ordered:
-            ordered.append(visit.generation)
-            interrupting.interrupt(visit.generation, visit.thread)
-            for _ in range(1000):
-                pass
+            ordered.append(generation)
+            (request,) = store.requests()
+            order(request)
             pytest.fail("nobody interrupted it")
-        real(visit, outermost=outermost)
+        real(generation, work)
 
-    monkeypatch.setattr(interrupting, "over", over)
+    monkeypatch.setattr(interrupting, "_end", end)
     app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
 
     assert Browser(app).get("/").status_code == 200
     assert len(ordered) == 1
     assert app.errors == {}
     assert store.requests() == []
-    assert interrupting._served == {}
+    assert interrupting._at_work == {}
 
 
-def test_who_left_a_response_open_is_not_met_in_a_later_request(interrupted):
-    """Its row still stands, and so may be ordered to end; its thread serves somebody else."""
+def test_who_left_a_response_open_is_met_nowhere_else(interrupted):
+    """Its thread waits for work by now, or serves somebody else."""
     store = interrupted[1]
     app = guardrails.throttle(streaming, SpeedLimit("99/s"), store=store, interruptible=True)
     held = Browser(app).hold()
     (open_still,) = store.requests()
 
     def next_one(environ, start_response):
-        interrupting.interrupt(open_still.generation, open_still.thread)
-        for _ in range(1000):
-            pass
+        order(open_still)
         return testing.hello(environ, start_response)
 
+    order(open_still)
     later = guardrails.throttle(next_one, SpeedLimit("99/s"), store=store, interruptible=True)
     assert Browser(later).get("/").status_code == 200
     held.close()
-    assert interrupting._served == {}
+    assert store.requests() == []
+    assert interrupting._at_work == {}
+
+
+def test_an_order_between_two_parts_of_a_response_ends_it_at_the_next(interrupted):
+    store = interrupted[1]
+    app = guardrails.throttle(streaming, SpeedLimit("99/s"), store=store, interruptible=True)
+    held = Browser(app).hold()
+    parts = held.iter_encoded()
+    assert next(parts) == b"one"
+
+    (request,) = store.requests()
+    order(request)
+
+    with pytest.raises(guardrails.RequestInterruptedError):
+        next(parts)
+    held.close()
+    assert store.requests() == []
+
+
+def test_only_who_allows_it_is_interrupted(interrupted):
+    """Two apps in one process, on one store."""
+    store = interrupted[1]
+
+    def told_to_end(environ, start_response):
+        (request,) = store.requests()
+        order(request)
+        return testing.hello(environ, start_response)
+
+    willing, unwilling = (
+        guardrails.throttle(told_to_end, SpeedLimit("99/s"), store=store, interruptible=interruptible)
+        for interruptible in (True, False)
+    )
+    with pytest.raises(guardrails.RequestInterruptedError):
+        Browser(willing).get("/")
+    assert Browser(unwilling).get("/").status_code == 200
+    assert store.workers()[0].interruptible
+    with pytest.raises(guardrails.RequestInterruptedError):
+        Browser(willing).get("/")
+
+
+def test_an_inner_throttle_may_allow_it(interrupted):
+    store = interrupted[1]
+
+    def told_to_end(environ, start_response):
+        (request,) = store.requests()
+        order(request)
+        return testing.hello(environ, start_response)
+
+    inner = guardrails.throttle(told_to_end, SpeedLimit("99/s"), interruptible=True)
+    outer = guardrails.throttle(inner, SpeedLimit("9/s", name="outer"), store=store)
+    with pytest.raises(guardrails.RequestInterruptedError):
+        Browser(outer).get("/")
+    assert store.workers()[0].interruptible
+    assert store.requests() == []
 
 
 def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
@@ -347,7 +442,7 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
 
     assert answers == ["raised", "on"]
     assert store.requests() == []
-    assert interrupting._served == {}
+    assert interrupting._at_work == {}
 
 
 def streaming(environ, start_response):
@@ -362,10 +457,8 @@ def test_requests_in_each_of_several_stores_can_be_interrupted(interrupted):
 
     def ends_itself(environ, start_response):
         (request,) = store.requests()
-        interrupting.interrupt(request.generation, request.thread)
         try:
-            for _ in range(1000):
-                pass
+            order(request)
         except guardrails.RequestInterruptedError:
             told.append("interrupted")
             raise
@@ -432,6 +525,7 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
             thread.start()
         for thread in threads:
             thread.join(60)
+            assert not thread.is_alive()
         done.set()
         ordering.join(20)
     finally:
@@ -439,11 +533,9 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
 
     assert told["in a request"] > 0
     assert told["elsewhere"] == 0
-    # Rows whose leaving met an exception go with the next request.
-    assert Browser(app).get("/").status_code == 200
-    deadline = time.monotonic() + 20
-    while store.requests():
-        assert time.monotonic() < deadline
+    assert app.errors == {}
+    assert store.requests() == []
+    assert interrupting._at_work == {}
 
 
 def test_without_being_asked_for_no_thread_is_started(serve):
@@ -473,12 +565,14 @@ def ask(path):
 
 for path in ("/", "/", "/", "/stuck"):
     threading.Thread(target=ask, args=(path,), daemon=True).start()
-threading.Event().wait(60)
+threading.Event().wait(600)
 """
 
 
-def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on():
-    """faulthandler, asked as often while they run, ends such a process."""
+def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on(monkeypatch):
+    """faulthandler, asked as often while they run, ends such a process: who is slow is asked again."""
+    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: False)
+    monkeypatch.setattr(stacks, "ask_py_spy", lambda _pid: None)
     name = f"shm:test-stacks-{secrets.token_hex(6)}?private&clients=100"
     process = subprocess.Popen([sys.executable, "-c", BUSY, name], stdout=subprocess.PIPE)
     try:
@@ -491,7 +585,8 @@ def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on
         (worker,) = workers
         (stuck,) = (request for request in store.requests() if request.path == "/stuck")
         for _ in range(100):
-            dump = Processes().dump(worker, stuck.thread)
+            while not (dump := Processes().dump(worker, stuck.thread)):
+                assert process.poll() is None
             assert any(" in busy" in line for line in dump.of(stuck.thread))
         assert process.poll() is None
     finally:

@@ -4,9 +4,10 @@ The order names a request; if that is still in flight, `RequestInterruptedError`
 thread. Python raises it between two bytecodes: code that loops is ended at once, a sleep or a wait
 for a lock when it comes back by itself, C code likewise.
 
-The exception must meet that request and no other, and nothing of guardrails' own. So a request can be
-met from the moment when its app is called until its response is over, before anything is given back:
-both ends are noted here, under the lock under which the exception is raised.
+The exception must meet that request's app and nothing else: neither the next request in its thread, nor
+the server, nor what is done here before and after. So a request can be met only in `at_work`, within
+which its app is called or asked for a part of its response. An order that comes in between is kept for
+the next part.
 """
 
 from __future__ import annotations
@@ -15,31 +16,48 @@ import ctypes
 import logging
 import os
 import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 from guardrails import orders
 from guardrails.errors import RequestInterruptedError, StoreError
 from guardrails.server import Server
-from guardrails.store.contract import Visit
 
 log = logging.getLogger("guardrails")
 
-listening = False
-"""Whether this process takes such orders: where it does not, requests need not be noted."""
+Result = TypeVar("Result")
 
-_served: dict[int, dict[int, bool]] = {}
-"""Thread -> generation of each request that is being served there -> whether it was interrupted.
-There are several where an inner throttle has a store of its own."""
+_NOTHING = object()
+_MOST_KEPT = 16
+
+
+class _Work:
+    """What a thread does for a request now, and whether it was told to end."""
+
+    __slots__ = ("interrupted", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.interrupted = False
+
+
+_at_work: dict[int, _Work] = {}
+"""By the generation of the request."""
+
+_kept: deque[int] = deque(maxlen=_MOST_KEPT)
+"""Generations that were to end while nothing was done for them. Who had ended is not seen again."""
 
 _lock = threading.RLock()
-"""Whoever holds it may come by again: a dropped request can end wherever memory is allocated."""
+"""Held from the look at who is at work until the exception is on its way, or taken back. Python may
+tidy up memory meanwhile, and run whatever destroys things."""
 
 
 def listen(server: Server) -> bool:
     """Take orders for the requests of this process from now on. Never raises.
 
-    Not where greenlets serve: an exception in their thread would meet whichever of them runs.
+    Not where coroutines serve: an exception in their thread would meet whichever of them runs.
     """
-    global listening
     if server.greenlets or not hasattr(os, "mkfifo"):
         return False
     try:
@@ -47,52 +65,69 @@ def listen(server: Server) -> bool:
     except (OSError, StoreError, RuntimeError) as error:
         log.warning("interruptible: no watchdog can end a single request of this worker: %s", error)
         return False
-    listening = True
     return True
 
 
-def interrupt(generation: int, thread: int) -> None:
-    """End that request of this process by an exception, once, if that thread still serves it."""
+def is_listening() -> bool:
+    """Whether some throttle of this process takes such orders."""
+    return orders.is_listening(orders.INTERRUPT)
+
+
+def interrupt(generation: int, _thread: int) -> None:
+    """End that request of this process by an exception, once."""
     with _lock:
-        served = _served.get(thread, {})
-        if served.get(generation) is False:
-            served[generation] = True
-            _raise_in(thread, RequestInterruptedError)
+        work = _at_work.get(generation)
+        if work is None:
+            _kept.append(generation)
+        elif not work.interrupted:
+            work.interrupted = True
+            _raise_in(work.thread, RequestInterruptedError)
 
 
-def begin(visit: Visit, *, outermost: bool) -> None:
-    """A request is served from now on.
+def at_work(generation: int, step: Callable[..., Result], *arguments: object) -> Result:
+    """Call `step(*arguments)`, and let an order end it meanwhile.
 
-    outermost: whatever else that thread served is over, though nobody closed it.
+    What is done when the order comes is done: a step that has just returned counts.
     """
+    if generation in _at_work:
+        return step(*arguments)  # an inner throttle's
+    work = _Work()
+    result: object = _NOTHING
+    try:
+        try:
+            _begin(generation, work)
+            result = step(*arguments)
+        finally:
+            _end(generation, work)
+    except BaseException as error:
+        _end(generation, work)  # the first time it may have been cut short
+        late = isinstance(error, RequestInterruptedError) and work.interrupted
+        if result is _NOTHING or not late:
+            raise
+    return result  # type: ignore[return-value]
+
+
+def _begin(generation: int, work: _Work) -> None:
     with _lock:
-        if outermost:
-            _forget(visit.thread)
-        _served.setdefault(visit.thread, {})[visit.generation] = False
+        _at_work[generation] = work
+        if generation in _kept:
+            _kept.remove(generation)
+            raise RequestInterruptedError
 
 
-def over(visit: Visit, *, outermost: bool) -> None:
-    """A request is served no longer: nothing that was meant for it may meet what comes next."""
+def _end(generation: int, work: _Work) -> None:
     with _lock:
-        served = _served.get(visit.thread, {})
-        if visit.generation not in served:
-            return
-        if outermost or len(served) == 1:
-            _forget(visit.thread)
-        elif served.pop(visit.generation):
-            _raise_in(visit.thread, None)
-
-
-def _forget(thread: int) -> None:
-    if any(_served.pop(thread, {}).values()):
-        _raise_in(thread, None)
+        _at_work.pop(generation, None)
+        if work.interrupted:
+            _raise_in(work.thread, None)
 
 
 def _after_a_fork() -> None:
     """The thread that carries out orders is the parent's, and may have held the lock."""
-    global _lock, listening
-    _lock, listening = threading.RLock(), False
-    _served.clear()
+    global _lock
+    _lock = threading.RLock()
+    _at_work.clear()
+    _kept.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -153,6 +153,7 @@ class Throttle:
         self._own_store = own_store
         self._off = position == OFF
         self._interruptible = interruptible
+        self._obeys = False
         self._posts = [
             Post(guard, name, number)
             for number, (guard, name) in enumerate(
@@ -265,8 +266,7 @@ class Throttle:
         self._until_look -= 1
         if self._until_look <= 0:
             self._until_look = _REQUESTS_BETWEEN_LOOKS
-            store = self.store if outer is None or self._own_store else outer.store
-            self._inspect(self._inspector.look_again, store)
+            self._inspect(self._inspector.look_again, self._store_within(outer))
         if outer is not None:
             return self._board_within(outer, environ, pid)
         if occasions.before_request:
@@ -286,7 +286,10 @@ class Throttle:
         return flight
 
     def _new_flight(self, asks: Sequence[Ask], client: Client | None, plan: Plan, pid: int) -> Flight:
-        return Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards, self._names)
+        flight = Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards, self._names)
+        if self._obeys:
+            flight.interruptible = True
+        return flight
 
     def _begin(self, pid: int, environ: dict[str, Any], outer: Flight | None) -> None:
         """What is done at the first request of a process, after every fork."""
@@ -294,24 +297,29 @@ class Throttle:
         cputime.follow_greenlets()
         server = running_server(environ)
         self._inspect(self._inspector.begin, server)
-        if outer is None or self._own_store:
-            self._inspect(self._register, server)
-            occasions.begin(server, self.store)
+        store = self._store_within(outer)
+        self._obeys = self._interruptible and _is_seen(store) and interrupting.listen(server)
+        if outer is None or self._own_store or self._obeys:
+            self._inspect(self._register, server, store)
+            occasions.begin(server, store)
 
-    def _register(self, server: Server) -> None:
+    def _store_within(self, outer: Flight | None) -> Store:
+        """Where this request is counted: an inner throttle has the outer one's store, or its own."""
+        return self.store if outer is None or self._own_store else outer.store
+
+    def _register(self, server: Server, store: Store) -> None:
         """Show this worker on the scoreboard."""
-        # A store in this process's memory has nobody who could look from outside.
-        seen = hasattr(self.store, "name")
+        seen = _is_seen(store)
         facts = WorkerFacts(
             server.name,
             server.threads or 0,
             server.respawns,
             server.retire_signal,
             stacks.listen(server) if seen else 0,
-            seen and self._interruptible and interrupting.listen(server),
+            seen and interrupting.is_listening(),
         )
         with suppress(StoreError):  # entering says so, and tries again
-            self.store.register(facts)
+            store.register(facts)
 
     def _inspect(self, look: Callable[..., object], *facts: object) -> None:
         """Let a check look; one that fails costs nobody anything."""
@@ -379,6 +387,7 @@ class Throttle:
             outer.guards += self.guards
             outer.names += planner.names
             outer.exempt = exempt
+            outer.interruptible = outer.interruptible or self._obeys
             return outer
         flight = self._new_flight(asks, client, plan, pid)
         flight.exempt = exempt
@@ -434,6 +443,11 @@ def _hand_back(environ: dict[str, Any], outer: Flight, *, exempt: bool) -> None:
     outer.exempt = exempt
     environ[FLIGHT] = outer
     environ["guardrails.client"] = outer.client or None
+
+
+def _is_seen(store: Store) -> bool:
+    """Whether anybody can look at it from outside: not where it is in this process's memory."""
+    return hasattr(store, "name")
 
 
 def _is_same(store: Store, other: Store) -> bool:

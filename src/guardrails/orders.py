@@ -28,6 +28,9 @@ CarryOut = Callable[[int, int], object]
 _ORDER = struct.Struct("=QQQ")
 
 
+_starting = threading.Lock()
+
+
 class _Listening:
     """What this process does at each kind of order."""
 
@@ -40,9 +43,15 @@ def listen(kind: int, carry_out: CarryOut) -> None:
 
     Raises OSError, StoreError, or RuntimeError where no thread can be started.
     """
-    if _Listening.pid != os.getpid():
-        _start()
-    _Listening.carry_out[kind] = carry_out
+    with _starting:
+        if _Listening.pid != os.getpid():
+            _start()
+        _Listening.carry_out[kind] = carry_out
+
+
+def is_listening(kind: int) -> bool:
+    """Whether this process takes orders of a kind."""
+    return _Listening.pid == os.getpid() and kind in _Listening.carry_out
 
 
 def pipe_name(owner: Owner) -> str:
@@ -102,3 +111,13 @@ def _obey(pipe: int, handlers: dict[int, CarryOut]) -> None:
             handlers[kind](generation, thread)
         except Exception:
             log.exception("orders: one was not carried out")
+
+
+def _after_a_fork() -> None:
+    """Another thread of the parent's may have held it."""
+    global _starting
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_a_fork)

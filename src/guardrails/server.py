@@ -29,7 +29,7 @@ class Server:
     """processes: its workers.   threads: requests at once in each of them. None is unknown.
 
     respawns: whether somebody starts a new worker when one ends.   retire_signal: what makes a worker
-    finish its requests and end; 0 where no signal does.   gevent: whether its loop serves.
+    finish its requests and end; 0 where no signal does.   coroutines: whether its loop serves them.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Server:
     threads: int | None = None
     respawns: bool = False
     retire_signal: int = 0
-    gevent: bool = False
+    coroutines: bool = False
 
     @property
     def greenlets(self) -> bool:
-        """Whether requests are served by greenlets, of which many share a thread."""
+        """Whether requests are served by greenlets or their like, of which many share a thread."""
         monkey = sys.modules.get("gevent.monkey")
-        return self.gevent or (monkey is not None and monkey.is_module_patched("threading"))
+        return self.coroutines or (monkey is not None and monkey.is_module_patched("threading"))
 
     @property
     def at_once(self) -> int | None:
@@ -73,7 +73,7 @@ def running_server(environ: dict[str, Any]) -> Server:
                 continue
             if found is not None:
                 return found
-    return Server(name, gevent=name == "gevent")
+    return Server(name, coroutines=name == "gevent")
 
 
 def _gunicorn() -> Server | None:
@@ -99,8 +99,8 @@ def gunicorn_server(worker: Any) -> Server | None:
     elif "AsyncWorker" in classes:
         threads = settings.worker_connections
     kind = str(settings.worker_class_str).rpartition(".")[2]
-    gevent = bool(classes & {"GeventWorker", "GeventPyWSGIWorker"})
-    return Server(f"gunicorn ({kind})", settings.workers, threads, True, signal.SIGTERM, gevent)
+    coroutines = "AsyncWorker" in classes
+    return Server(f"gunicorn ({kind})", settings.workers, threads, True, signal.SIGTERM, coroutines)
 
 
 def _uwsgi() -> Server | None:
@@ -111,8 +111,8 @@ def _uwsgi() -> Server | None:
     # In its own asynchronous mode a worker that is told to retire drops what it is about.
     graceful = respawns and not ("async" in options and "gevent" not in options)
     retire_signal = signal.SIGHUP if graceful else 0
-    gevent = "gevent" in options
-    return Server("uWSGI", uwsgi.numproc, int(threads), respawns, retire_signal, gevent)
+    coroutines = "gevent" in options or "async" in options
+    return Server("uWSGI", uwsgi.numproc, int(threads), respawns, retire_signal, coroutines)
 
 
 def in_the_master() -> bool:

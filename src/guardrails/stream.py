@@ -11,11 +11,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from guardrails import cputime, interrupting
 from guardrails.address import Client
-from guardrails.errors import RequestInterruptedError
 from guardrails.guard import Guard
 from guardrails.occasions import here as occasions
 from guardrails.planning import Plan
@@ -67,7 +67,8 @@ class Flight(Visit):
     """A request between its admission and the end of its response.
 
     store: where it was admitted.   who: its client.   plan: what is known of such requests.
-    guards, names: those of the throttles that it has met.
+    guards, names: those of the throttles that it has met.   interruptible: whether one of these lets
+    a watchdog end it.
     """
 
     settled = False
@@ -84,6 +85,7 @@ class Flight(Visit):
     banned = False
     serving = False
     outermost = False
+    interruptible = False
 
     def __init__(
         self,
@@ -131,8 +133,6 @@ class Flight(Visit):
     def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
         self.serving = True
-        if interrupting.listening and self.generation:
-            interrupting.begin(self, outermost=self.outermost)
         if environ.get("wsgi.file_wrapper"):
             response = self._call_with_file_wrapper(app, environ, start_response)
         else:
@@ -184,6 +184,8 @@ class Flight(Visit):
 
     def measure(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and note its CPU if anybody is charged for it."""
+        if self.interruptible and self.generation:
+            app = partial(interrupting.at_work, self.generation, app)
         if self.measuring or not self._charged:
             return app(environ, start_response)
         self.measuring = True
@@ -198,8 +200,6 @@ class Flight(Visit):
         if self.settled or not (self.generation or self.serving):
             return
         try:
-            if interrupting.listening:
-                self._end_interruptions()
             if self.generation:
                 self.store.leave(self, self._debits())
             self.settled = True
@@ -214,13 +214,6 @@ class Flight(Visit):
             self.outermost = False
             if occasions.after_response:
                 occasions.response_over(self)
-
-    def _end_interruptions(self) -> None:
-        try:
-            interrupting.over(self, outermost=self.outermost)
-        except RequestInterruptedError:
-            # In the last instant: the request is over by itself. An exception comes once.
-            interrupting.over(self, outermost=self.outermost)
 
     def __del__(self) -> None:
         if not self.settled:
@@ -294,7 +287,10 @@ class StreamedResponse:
     def __next__(self) -> bytes:
         iterator = self._iterator
         advance = self._begin if iterator is None else iterator.__next__
-        return self._flight.step(advance)  # type: ignore[no-any-return]
+        flight = self._flight
+        if flight.interruptible and flight.generation:
+            advance = partial(interrupting.at_work, flight.generation, advance)
+        return flight.step(advance)  # type: ignore[no-any-return]
 
     def _begin(self) -> bytes:
         self._iterator = iterator = iter(self._response)
