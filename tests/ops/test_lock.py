@@ -32,8 +32,9 @@ def test_who_has_taken_it_is_its_owner(lock):
     assert lock.owner() is None
 
 
-def test_the_note_of_a_killed_one_is_not_taken_for_the_next_ones(lock):
+def test_the_note_of_a_killed_one_is_not_taken_for_the_next_ones(lock, monkeypatch):
     """Between taking the lock and saying who it is lies an instant, in which the old note stands."""
+    monkeypatch.setattr("guardrails.ops.lock._NOTE_SECONDS", 20)
     dead = subprocess.Popen(["true"])
     dead.wait()
     lock.path.write_text(json.dumps(this_process()._replace(pid=dead.pid, start=1)))

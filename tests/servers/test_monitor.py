@@ -52,6 +52,8 @@ def test_gunicorns_log_is_rotated_and_no_request_and_no_line_is_lost(trouble, ki
     )
 
     assert len(list(logs.glob("access.log.*.gz"))) >= 3
+    # The last line is written after its response.
+    site.until(lambda: len(lines_of(logs)) >= len(asked), "the last line is written")
     assert sorted(map(int, lines_of(logs))) == asked
     assert {log.stat().st_uid for log in logs.glob("access.log*")} == {owner}
     assert "exited with code" not in site.whole_log()

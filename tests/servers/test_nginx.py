@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def nginx(request):
         (folder / "nginx.conf").write_text(settings)
         environ = {key: value for key, value in os.environ.items() if not key.startswith("GUARDRAILS")}
         environ |= way.environ
-        environ |= {"SITE_STORE": f"shm:nginx-{os.getpid()}?private", "PYTHONPATH": str(HERE)}
+        environ |= {"SITE_STORE": f"shm:nginx-{secrets.token_hex(6)}?private", "PYTHONPATH": str(HERE)}
         command = [part.format(**places) if "{" in part else part for part in way.command]
         started(stack, command, folder, environ)
         started(stack, [NGINX, "-c", str(folder / "nginx.conf")], folder)

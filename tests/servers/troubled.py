@@ -118,7 +118,9 @@ class Troubled(Site):
         return ask(self.port, target, **options)
 
     def pid(self):
-        return int(self.ask("/pid").body or 0)
+        """The pid of a worker, 0 where none answers."""
+        answer = self.ask("/pid")
+        return int(answer.body) if answer.status == 200 else 0
 
     def goes_on(self):
         """Whether it still answers, at the latest when a worker has been started again."""

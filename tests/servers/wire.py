@@ -1,8 +1,10 @@
 """HTTP by hand: what goes over the wire is what a test wrote, byte for byte."""
 
+import os
 import socket
 import struct
 from contextlib import closing, suppress
+from itertools import cycle
 from typing import NamedTuple
 
 SECONDS = 20
@@ -143,7 +145,21 @@ def _pairs(headers):
     return headers.items() if isinstance(headers, dict) else headers
 
 
+def _ports_of_this_process():
+    """In turn, below those that the system gives away: who starts again finds its own still free."""
+    block, size = 12_000, 1_000
+    first = block + size * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    begin = os.getpid() % size  # of two runs at once, on one machine
+    return cycle([first + (begin + number) % size for number in range(size)])
+
+
+_PORTS = _ports_of_this_process()
+
+
 def free_port():
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """A port that nobody else takes before a server does."""
+    for port in _PORTS:
+        with closing(socket.socket()) as trying, suppress(OSError):
+            trying.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable: the ports are gone through again and again")
