@@ -454,6 +454,53 @@ def test_a_budget_per_request_is_refused_where_requests_are_served_together():
     assert ran.returncode == 1
 
 
+SPENDING = """
+import time
+from guardrails import CPULimitError, MaxConcurrentReqs, testing
+from guardrails.server import Server
+from guardrails.store.memory import MemoryStore
+from guardrails.worker import cpu
+
+def spend(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+class Slow(MemoryStore):
+    def leave(self, visit, debits=()):
+        spend(float(visit.path[1:]) - spent)
+        super().leave(visit, debits)
+
+def spender(environ, start_response):
+    global spent
+    spend(spent)
+    return testing.hello(environ, start_response)
+
+store = Slow()
+app = guardrails.throttle(spender, MaxConcurrentReqs(1), store=store, trusted_proxies=())
+cpu.watch(Server("plain", threads=1), None, 1)
+client = testing.Client(app)
+
+def ended(path):
+    try:
+        with client.get(path) as response:
+            return response.status
+    except CPULimitError:
+        return "ended"
+
+spent = 0
+leaving = ended("/2.5")
+spent = 2.5
+spending = ended("/2.5")
+print(json.dumps([leaving, spending, dict(app.errors), len(store.requests())]))
+"""
+
+
+def test_a_request_beyond_its_budget_is_ended_in_its_app_and_gives_back_what_it_holds():
+    """One burns it while it leaves the store, and one in the app."""
+    assert in_a_process(SPENDING) == ["200 OK", "ended", {}, 0]
+
+
 def test_cpu_is_refused_in_a_thread_that_could_not_watch_it():
     ran = run(
         "import threading\n"

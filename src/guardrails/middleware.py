@@ -26,11 +26,12 @@ from guardrails.address import (
     Identity,
 )
 from guardrails.answers import refuse
+from guardrails.arguments import check_guards, check_slots, check_store, switch_position
 from guardrails.checks import Checks
 from guardrails.conclusion import Conclusion, OnDecision
 from guardrails.decision import PASSED, Decision
 from guardrails.entrance import Entrance
-from guardrails.errors import ConfigurationError, StoreError, is_failure
+from guardrails.errors import StoreError, is_failure
 from guardrails.exemptions import Exempt, Exemptions
 from guardrails.guard import (
     Guard,
@@ -46,9 +47,7 @@ from guardrails.reporting import Reporter
 from guardrails.server import Server, running_server
 from guardrails.store.contract import (
     DRY_RUN,
-    MOST_SLOTS,
     OFF,
-    SWITCH_WORDS,
     Ask,
     Store,
     WorkerFacts,
@@ -111,7 +110,7 @@ def throttle(
             caller = caller.f_back or caller
         store = unnamed_store(caller.f_code.co_filename, caller.f_lineno)
     else:
-        store = store_from_url(store) if isinstance(store, str) else _check_store(store)
+        store = store_from_url(store) if isinstance(store, str) else check_store(store)
     return Throttle(
         app,
         guards,
@@ -122,7 +121,7 @@ def throttle(
         exempt_paths=exempt_paths,
         silence=silence,
         interruptible=interruptible,
-        position=_switch_position(enabled, dry_run),
+        position=switch_position(enabled, dry_run),
         on_decision=on_decision,
         on_store_error=on_store_error,
     )
@@ -148,7 +147,7 @@ class Throttle:
         on_store_error: str,
     ) -> None:
         self.app = check_wsgi_app(app, "SpeedLimit", caller="throttle")
-        self.guards = tuple(_check_guards(guards))
+        self.guards = tuple(check_guards(guards))
         self.store = store
         self._own_store = own_store
         self._off = position == OFF
@@ -160,7 +159,7 @@ class Throttle:
                 zip(self.guards, unique_names(self.guards), strict=True), 1
             )
         ]
-        _check_slots(self._posts)
+        check_slots(self._posts)
         self._names = tuple(post.name for post in self._posts)
         self._posts_by_name: dict[str, Post] = {}
         self._exempt = Exemptions(exempt)
@@ -454,46 +453,3 @@ def _is_same(store: Store, other: Store) -> bool:
     """Whether two stores have one state: a name in shared memory may have been given twice."""
     name = getattr(store, "name", None)
     return store is other or (name is not None and name == getattr(other, "name", None))
-
-
-def _check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
-    for guard in guards:
-        if not isinstance(guard, Guard):
-            raise ConfigurationError(
-                f"guards: {guard!r} is not a guard: build one first, as in "
-                'throttle(app, SpeedLimit("120/minute"))'
-            )
-    return guards
-
-
-def _check_store(store: Store) -> Store:
-    if not hasattr(store, "enter") or not hasattr(store, "leave"):
-        raise ConfigurationError(
-            f'store: {store!r} is not a store: write a URL, such as "memory:" or "shm:NAME"'
-        )
-    return store
-
-
-def _check_slots(posts: Sequence[Post]) -> None:
-    slots = sum(len(demand.slots) for post in posts if (demand := post.usual_demand))
-    if slots > MOST_SLOTS:
-        raise ConfigurationError(
-            f"guards: {slots} of them cap concurrent requests, and a request can hold {MOST_SLOTS} "
-            "slots: use one guard for several paths, as in path=[...], or nest a throttle with a "
-            "store= of its own"
-        )
-
-
-def _switch_position(enabled: bool, dry_run: bool) -> str:
-    """Where the switch stands: GUARDRAILS in the environment, else the arguments."""
-    word = os.environ.get("GUARDRAILS")
-    if word is None:
-        if not enabled:
-            return OFF
-        return DRY_RUN if dry_run else "on"
-    if word not in SWITCH_WORDS:
-        raise ConfigurationError(
-            f"GUARDRAILS: {word!r} in the environment is not a position of the switch: write "
-            "on, dry-run or off, or unset it"
-        )
-    return word

@@ -19,17 +19,32 @@ import threading
 import time
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from guardrails import interrupting
 from guardrails.errors import ConfigurationError, CPULimitError
+from guardrails.middleware import Throttle
 from guardrails.occasions import here as occasions
 from guardrails.server import Server
 from guardrails.store.contract import Store, Visit
+from guardrails.stream import Flight, StreamedResponse
 from guardrails.worker import retiring
 
 log = logging.getLogger("guardrails")
 
 _UNLIMITED = -1
+
+_CALLS_THE_APP = frozenset(
+    function.__code__
+    for function in (
+        Throttle.__call__,
+        Flight.measure,
+        Flight.step,
+        StreamedResponse._begin,  # noqa: SLF001 - where a part of a response is made
+        interrupting.at_work,
+    )
+)
 
 
 def check_one_at_a_time(server: Server) -> None:
@@ -129,8 +144,11 @@ class _Watcher:
         """After each request: what is burnt between them is nobody's."""
         self._request_soft = math.inf
 
-    def signalled(self, _signal: int, _frame: Any) -> None:
+    def signalled(self, _signal: int, frame: FrameType | None) -> None:
         """SIGXCPU, in the main thread, which is where the request runs.
+
+        What a request holds is given back undisturbed: it ends where its app runs, if need be at the
+        next signal.
 
         Which limit was passed is the kernel's to say: its count, taken at its ticks, may be ahead of
         the exact one. With each signal it moves the soft limit on by a second.
@@ -138,7 +156,7 @@ class _Watcher:
         passed = _limit()[0] - (sys.platform == "linux")
         if passed >= self._life:
             self._retire()
-        if passed >= self._request_soft:
+        if passed >= self._request_soft and _is_the_apps(frame):
             raise CPULimitError(
                 f"this request has burnt its {self._budget:g} s of CPU: see cpu_per_request"
             )
@@ -182,6 +200,17 @@ class _Watcher:
                 self._life,
                 retiring.why_not(),
             )
+
+
+def _is_the_apps(frame: FrameType | None) -> bool:
+    """Whether the app was running there, and neither the server nor what stands before the app."""
+    outer = frame
+    while outer is not None:
+        module = str(outer.f_globals.get("__name__"))
+        if module.startswith("guardrails.") and module != "guardrails.testing":
+            return outer is not frame and outer.f_code in _CALLS_THE_APP
+        outer = outer.f_back
+    return False
 
 
 def _resource() -> Any:
