@@ -87,23 +87,31 @@ def interrupt(generation: int, _thread: int) -> None:
 def at_work(generation: int, step: Callable[..., Result], *arguments: object) -> Result:
     """Call `step(*arguments)`, and let an order end it meanwhile.
 
-    What is done when the order comes is done: a step that has just returned counts.
+    What is done when the order comes is done: a step that has just returned, or raised, counts.
     """
     if generation in _at_work:
         return step(*arguments)  # an inner throttle's
     work = _Work()
     result: object = _NOTHING
+    own: BaseException | None = None
     try:
         try:
             _begin(generation, work)
             result = step(*arguments)
+        except BaseException as error:
+            own = error
         finally:
             _end(generation, work)
     except BaseException as error:
-        _end(generation, work)  # the first time it may have been cut short
+        _end(generation, work)  # it may have been cut short
         late = isinstance(error, RequestInterruptedError) and work.interrupted
-        if result is _NOTHING or not late:
+        if not late or (own is None and result is _NOTHING):
             raise
+    if own is not None:
+        try:
+            raise own
+        finally:
+            own = None  # else it would hold itself, by its traceback
     return result  # type: ignore[return-value]
 
 

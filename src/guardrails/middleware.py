@@ -316,6 +316,7 @@ class Throttle:
             server.retire_signal,
             stacks.listen(server) if seen else 0,
             seen and interrupting.is_listening(),
+            seen and stacks.at_a_signal(),
         )
         with suppress(StoreError):  # entering says so, and tries again
             store.register(facts)

@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -80,6 +81,9 @@ def give(owner: Owner, kind: int, generation: int, thread: int) -> bool:
 def _start() -> None:
     from guardrails.store import place  # noqa: PLC0415 - as above
 
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise RuntimeError("threads are greenlets here, and one that waits at a pipe holds up all")
     path = place.own_folder() / pipe_name(this_process())
     with suppress(FileNotFoundError):
         path.unlink()

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_DEEPEST = 64
 _MIXED_IN = (
     socketserver.ThreadingMixIn,
     getattr(socketserver, "ForkingMixIn", socketserver.ThreadingMixIn),
@@ -200,9 +199,8 @@ _ASK: dict[str, Callable[[], Server | None]] = {
 def _callers(module: str) -> Iterator[Any]:
     """The objects whose methods are calling us, from within a module of the server's."""
     frame = sys._getframe(1)  # noqa: SLF001 - the call comes from the server, which tells us nothing
-    for _ in range(_DEEPEST):
-        if frame.f_back is None:
-            return
+    # All the way: an app may be imported many modules deep.
+    while frame.f_back is not None:
         frame = frame.f_back
         if _module(frame).startswith(module) and "self" in frame.f_locals:
             yield frame.f_locals["self"]

@@ -42,7 +42,7 @@ ASK_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 12
 ANSWER_SECONDS = 1.5
 """How long a process has to come to write."""
 
-LONGEST_DUMP = 1 << 20
+LONGEST_DUMP = 16 << 20
 """Bytes of a dump that are looked at."""
 
 _DEEPEST = 100
@@ -62,6 +62,7 @@ class _Listening:
     pid = 0
     signal = 0
     file: Any = None
+    greenlets = at_a_signal = False
 
 
 def listen(server: Server) -> int:
@@ -73,7 +74,7 @@ def listen(server: Server) -> int:
     if _Listening.pid == os.getpid():
         return _Listening.signal
     inherited = _Listening.signal
-    _Listening.pid, _Listening.signal = os.getpid(), 0
+    _Listening.pid, _Listening.signal, _Listening.at_a_signal = os.getpid(), 0, False
     if not DUMP_SIGNAL:
         return 0
     from guardrails.store import place  # noqa: PLC0415 - needs POSIX
@@ -90,12 +91,19 @@ def listen(server: Server) -> int:
         if inherited or not catches(os.getpid(), DUMP_SIGNAL):
             faulthandler.register(DUMP_SIGNAL, _Listening.file, all_threads=True)
             _Listening.signal = DUMP_SIGNAL
+        _Listening.greenlets = server.greenlets
         in_main_thread = server.threads in (None, 1) or server.greenlets
-        if not (in_main_thread and _takes_signals()):
+        _Listening.at_a_signal = in_main_thread and _takes_signals()
+        if not _Listening.at_a_signal:
             orders.listen(orders.SHOW_STACKS, lambda *_request: _write(None))
     except (OSError, StoreError, ValueError, RuntimeError) as error:
         log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
     return _Listening.signal
+
+
+def at_a_signal() -> bool:
+    """Whether this process shows them at ASK_SIGNAL, and not at an order."""
+    return _Listening.pid == os.getpid() and _Listening.at_a_signal
 
 
 def file_name(owner: Owner) -> str:
@@ -107,6 +115,7 @@ class Dump(NamedTuple):
     """What a worker wrote: one block of lines for each thread and greenlet."""
 
     blocks: tuple[tuple[str, ...], ...]
+    complete: bool = True
 
     def of(self, thread: int) -> tuple[str, ...] | None:
         """The block of one thread or greenlet, by its identifier; None when it is not there.
@@ -118,6 +127,8 @@ class Dump(NamedTuple):
             if len(words) > 1 and words[1].startswith("0x") and _number(words[1]) == thread:
                 return block
         if any(block[0].startswith((_GREENLET, _NO_GREENLETS)) for block in self.blocks):
+            if not self.complete:
+                return None
             return next((block for block in self.blocks if block[0].startswith("Current")), None)
         return self.blocks[0] if len(self.blocks) == 1 else None
 
@@ -128,6 +139,7 @@ def open_file(owner: Owner) -> int | None:
 
     for folder in place.folders():
         with suppress(OSError, StoreError):
+            place.verify_folder(folder)
             descriptor = place.open_file(folder / file_name(owner))
             if descriptor is not None:
                 try:
@@ -196,7 +208,7 @@ def parse(text: str) -> Dump:
         if line.startswith(_HEADS) or not blocks:
             blocks.append([])
         blocks[-1].append(line)
-    return Dump(tuple(map(tuple, blocks)))
+    return Dump(tuple(map(tuple, blocks)), complete=_END in text)
 
 
 def catches(pid: int, number: int) -> bool:
@@ -228,8 +240,8 @@ def _takes_signals() -> bool:
 
 
 def _write_at_a_signal(_signal: int, frame: FrameType | None) -> None:
-    with suppress(Exception):
-        _write(frame)
+    # What is raised in here is somebody else's, by a signal or an order for that request.
+    _write(frame)
 
 
 def _write(interrupted: FrameType | None) -> None:
@@ -244,15 +256,17 @@ def _write(interrupted: FrameType | None) -> None:
             lines += _block(f"Thread 0x{ident:x}", top)
         elif interrupted is not None:
             lines += _block(f"Current thread 0x{ident:x}", interrupted)
-    greenlet = sys.modules.get("greenlet")
+    greenlet = sys.modules.get("greenlet") if _Listening.greenlets else None
     if greenlet is not None:
         kind: Any = greenlet.greenlet
         lines.append(_NO_GREENLETS)
         for found in gc.get_objects():
-            if isinstance(found, kind) and found.gr_frame is not None:
+            # Not isinstance, which asks the object: a lazy one would do whatever it stands for.
+            if issubclass(type(found), kind) and found.gr_frame is not None:
                 lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
     lines += [_END, ""]
-    _Listening.file.write("\n".join(lines).encode("utf-8", "replace"))
+    with suppress(OSError):
+        _Listening.file.write("\n".join(lines).encode("utf-8", "replace"))
 
 
 def _block(title: str, frame: FrameType | None) -> Iterator[str]:
@@ -275,4 +289,5 @@ def _sweep(folder: Path) -> None:
         if f"{kind}-" in _KINDS and len(numbers) == 3 and all(number.isdecimal() for number in numbers):
             found, pid, start = map(int, numbers)
             if found == namespace and is_dead(Owner(pid, start, namespace), namespace):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()

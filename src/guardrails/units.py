@@ -42,6 +42,7 @@ _RATE = re.compile(
 )
 _DURATION = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)", re.IGNORECASE)
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_MOST_DIGITS = 100
 _SIZE_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _PERCENT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*%?")
 
@@ -130,7 +131,8 @@ def parse_seconds(value: object, argument: str) -> float:
 
 def number_of_text(value: object) -> object:
     """A whole number for a text of digits, as it comes from a command line; all else as it is."""
-    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    is_number = isinstance(value, str) and value.strip().isdecimal() and len(value) <= _MOST_DIGITS
+    return int(value) if isinstance(value, str) and is_number else value
 
 
 def parse_size(value: object, argument: str) -> int:

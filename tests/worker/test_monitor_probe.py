@@ -111,11 +111,14 @@ def told():
 def victim():
     """A process that says which signal it got, once."""
     code = (
-        "import signal\n"
-        "wanted = {signal.SIGHUP, signal.SIGUSR2}\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, wanted)\n"
+        "import os, signal\n"
+        "def tell(number, frame):\n"
+        "    print(signal.Signals(number).name, flush=True)\n"
+        "    os._exit(0)\n"
+        "signal.signal(signal.SIGHUP, tell)\n"
+        "signal.signal(signal.SIGUSR2, tell)\n"
         "print('ready', flush=True)\n"
-        "print(signal.Signals(signal.sigwait(wanted)).name, flush=True)\n"
+        "while True: signal.pause()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"

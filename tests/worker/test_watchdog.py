@@ -135,6 +135,7 @@ class Host:
             respawns=True,
             retire_signal=TERM,
             dump_signal=45,
+            asked_by_signal=False,
             interruptible=False,
             limits={},
         )._replace(**changes)

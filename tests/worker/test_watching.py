@@ -1,7 +1,6 @@
 """A watchdog as it is described: its defaults, whom it signals, and what a server's hook starts."""
 
 import os
-import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -90,13 +89,20 @@ def test_where_nobody_else_serves_or_a_user_was_named_one_process_does_it_all(
 
 def test_where_no_command_is_named_a_probe_that_fails_signals_the_master(absent):
     told = Told()
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as master:
+    code = (
+        "import os, signal\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))\n"
+        "print('ready', flush=True)\n"
+        "while True: signal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as master:
         try:
+            assert master.stdout.readline() == b"ready\n"
             described = guardrails.watchdog(
                 probe=absent, probe_failures=1, probe_signal="USR1", master=master.pid
             )
             described.monitor(told).look(1.0)
-            assert master.wait(SECONDS) == -signal.SIGUSR1
+            assert master.wait(SECONDS) == 7
         finally:
             master.kill()
     assert "probe-failed" in told.events

@@ -51,7 +51,8 @@ def run(watch: Watch, parent: int | None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             # Nothing that takes a lock: the handler may meet whoever holds it.
             signal.signal(number, lambda number, _frame: asked.append(number))
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Not SIG_IGN, which the commands that it runs would inherit.
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
         on_event = dict(watch.options)["on_event"]
         announce = Announcer(None if on_event is None else command_words(on_event, "on_event"))
         _run_until(asked, watch, parent, announce)
@@ -70,6 +71,7 @@ def start(watch: Watch, parent: int | None) -> int:
     log_file = dict(watch.options)["log_file"] or str(lock.path.with_suffix(".log"))
     command = [
         sys.executable,
+        "-P",  # what lies in the working directory is no part of ours
         "-m",
         "guardrails",
         "watch",
@@ -195,7 +197,7 @@ def become(user: str) -> None:
     """
     try:
         entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except (KeyError, OverflowError):
+    except (KeyError, OverflowError, ValueError):
         raise ConfigurationError(
             f"user: there is no {user!r}: write the name or the number of the workers' user"
         ) from None
@@ -231,7 +233,9 @@ def _append(path: str) -> Iterator[int]:
 
 
 def _open_log(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    # Of a FIFO nobody reads it would otherwise wait for a reader.
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, how, 0o600)
 
 
 class _Sturdy(logging.handlers.WatchedFileHandler):

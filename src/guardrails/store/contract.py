@@ -255,6 +255,7 @@ class WorkerFacts(NamedTuple):
     respawns: whether somebody starts another one when it ends.   retire_signal: the signal that
     makes it finish its requests and end, 0 where there is none.   dump_signal: the signal that makes
     it write down its stacks, 0 likewise.   interruptible: whether one of its requests can be ended.
+    asked_by_signal: whether it is asked for its stacks by a signal of its own, and not at its pipe.
     """
 
     server: str = "unknown"
@@ -263,6 +264,7 @@ class WorkerFacts(NamedTuple):
     retire_signal: int = 0
     dump_signal: int = 0
     interruptible: bool = False
+    asked_by_signal: bool = False
 
 
 class Worker(NamedTuple):
@@ -291,6 +293,7 @@ class Worker(NamedTuple):
     retire_signal: int
     dump_signal: int
     interruptible: bool
+    asked_by_signal: bool
     limits: dict[str, tuple[int, int]]
 
     @property

@@ -357,7 +357,7 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
             0,
             file.key_hash(visit.key) if visit.ban_key else 0,
             0,
-            file.resource_hash(visit) if visit.asks else 0,
+            file.resource_hash(visit),
             visit.client.encode("latin-1", "replace"),
             _request_text(None, visit),
         )
@@ -389,7 +389,8 @@ def _request_text(program: Program | None, visit: Visit) -> bytes:
     text = REQUEST_TEXT.pack(
         visit.method.encode("latin-1", "replace"),
         visit.host.encode("latin-1", "replace"),
-        visit.path.encode("latin-1", "replace"),
+        # A row's text ends at a NUL.
+        visit.path.replace("\0", "?").encode("latin-1", "replace"),
     )
     if program is not None:
         program.request_text = text

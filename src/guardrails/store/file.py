@@ -343,7 +343,8 @@ class StoreFile:
 
         Computed once for all requests whose asks recur, since those are for the same path.
         """
-        program = visit.asks.prepared if type(visit.asks) is Asks else None
+        # No asks at all are everybody's.
+        program = visit.asks.prepared if visit.asks and type(visit.asks) is Asks else None
         if program is not None and program.resource and program.token is self.token:
             found: int = program.resource
             return found

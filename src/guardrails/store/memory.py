@@ -221,6 +221,7 @@ class MemoryStore:
                         retire_signal=facts.retire_signal,
                         dump_signal=facts.dump_signal,
                         interruptible=facts.interruptible,
+                        asked_by_signal=facts.asked_by_signal,
                         limits=limits_of(me.pid),
                     )
                 ]
@@ -421,8 +422,8 @@ class MemoryStore:
                 now,
                 visit.thread,
                 visit.key if visit.ban_key else b"",
-                visit.resource if visit.asks else "",
-                bool(visit.asks) and visit.resource == (visit.path.rstrip("/") or "/"),
+                visit.resource,
+                visit.resource == (visit.path.rstrip("/") or "/"),
                 [],
                 {},
             )

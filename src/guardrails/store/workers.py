@@ -13,6 +13,7 @@ from guardrails.store.contract import LONGEST_RETIREMENT, InFlight, Records, Wor
 from guardrails.store.file import StoreFile
 from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
+    ASKED_BY_SIGNAL,
     BLAMED,
     CPU_BITS,
     DUMP_SHIFT,
@@ -92,6 +93,7 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     words[place + W_FLAGS] = (
         (RESPAWNS if facts.respawns else 0)
         | (INTERRUPTIBLE if facts.interruptible else 0)
+        | (ASKED_BY_SIGNAL if facts.asked_by_signal else 0)
         | facts.retire_signal << RETIRE_SHIFT
         | facts.dump_signal << DUMP_SHIFT
     )
@@ -156,6 +158,7 @@ def workers(file: StoreFile) -> Records[Worker]:
                 retire_signal=flags >> RETIRE_SHIFT & SIGNAL_MASK,
                 dump_signal=flags >> DUMP_SHIFT & SIGNAL_MASK,
                 interruptible=bool(flags & INTERRUPTIBLE),
+                asked_by_signal=bool(flags & ASKED_BY_SIGNAL),
                 limits=limits_of(owner.pid) if here else {},
             )
         )

@@ -9,7 +9,6 @@ start, and a thread of its own waits for it.
 from __future__ import annotations
 
 import _thread
-import contextlib
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -155,11 +155,22 @@ class _Watcher:
         """
         passed = _limit()[0] - (sys.platform == "linux")
         if passed >= self._life:
-            self._retire()
+            self._retire_elsewhere()
         if passed >= self._request_soft and _is_the_apps(frame):
             raise CPULimitError(
                 f"this request has burnt its {self._budget:g} s of CPU: see cpu_per_request"
             )
+
+    def _retire_elsewhere(self) -> None:
+        """Not in the handler: whom it interrupted may hold what a log, or the store, would wait for."""
+        monkey = sys.modules.get("gevent.monkey")
+        if monkey is not None and monkey.is_module_patched("threading"):
+            import_module("gevent").spawn(self._retire)
+            return
+        try:
+            _thread.start_new_thread(self._retire, ())
+        except RuntimeError:  # no more threads can be had
+            self._retire()
 
     def start(self) -> None:
         """Wait for the signal in a thread that does nothing else, and is a thread everywhere."""
@@ -179,7 +190,8 @@ class _Watcher:
     def _wait(self) -> None:
         while True:
             signal.sigwait({signal.SIGXCPU})
-            self._retire()
+            with suppress(Exception):  # an app's own log handlers may raise; the next signal counts too
+                self._retire()
 
     def _retire(self) -> None:
         if self._said:
@@ -249,7 +261,7 @@ def _all_block() -> bool:
 
 
 def _mask(path: str, name: str) -> int:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         for line in Path(path).read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(name):
                 return int(line.split()[1], 16)

@@ -116,7 +116,13 @@ class Commands:
         }
         try:
             process = subprocess.Popen(  # noqa: S603 - the operator's own command, and no shell
-                words, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
+                words,
+                env=environ,
+                # What it prints would fill a log that may lie in memory.
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except (OSError, ValueError) as error:
             log.error("%s: cannot be run: %s", words[0], error)  # noqa: TRY400 - no traceback

@@ -14,6 +14,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 Identity = tuple[int, int]
@@ -23,6 +24,8 @@ HIDDEN_SUFFIX = ".guardrails-partial"
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") else 0
+_MOST_LINKS = 40
 _NO_REPLACE = 1
 
 
@@ -52,6 +55,36 @@ def _rename_of_libc() -> Any:
 _renameat2 = _rename_of_libc()
 
 
+def open_folder(path: Path) -> int:
+    """A descriptor of the folder at an absolute path. Raises OSError.
+
+    Root follows only links of its own: whoever owns a folder on the way could lead it anywhere.
+    """
+    if os.geteuid() != 0 or not _WAY:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    names = list(reversed(path.parts[1:]))
+    links = 0
+    folder = os.open("/", _WAY)
+    try:
+        while names:
+            name = names.pop()
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISLNK(found.st_mode):
+                links += 1
+                if found.st_uid != 0 or links > _MOST_LINKS:
+                    raise OSError(
+                        f"{path}: {name} in it is a symbolic link of another user: not followed"
+                    )
+                target = Path(os.readlink(name, dir_fd=folder))
+                names += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+                name = "/" if target.is_absolute() else "."
+            folder, before = os.open(name, _WAY, dir_fd=folder), folder
+            os.close(before)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
 @contextmanager
 def opened(name: str, folder: int) -> Iterator[int]:
     """A regular file, open for reading and not by a link. Raises OSError."""
@@ -74,6 +107,12 @@ def hidden(name: str, folder: int) -> Iterator[tuple[str, int]]:
     finally:
         remove(partial, folder)
         os.close(target)
+
+
+def is_hidden_for(name: str, partial: str) -> bool:
+    """Whether a name is one that `hidden` gives to files of `name`."""
+    middle = partial.removeprefix(f".{name}.").removesuffix(HIDDEN_SUFFIX)
+    return partial == f".{name}.{middle}{HIDDEN_SUFFIX}" and "." not in middle
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def _set_limits(resource: Any, limits: Iterable[Limit]) -> list[LimitReport]:
 
 def restore(resource: Any, reports: Iterable[LimitReport]) -> None:
     """Put back what was, each as far as the system lets."""
-    for report in reports:
+    for report in reversed(tuple(reports)):  # two names may be one limit
         which = getattr(resource, f"RLIMIT_{report.name}")
         for before in (report.before, (report.before[0], resource.getrlimit(which)[1])):
             with suppress(ValueError, OSError):

@@ -64,7 +64,8 @@ class LogFile:
 
     reopen_pid: the server's process or pid file. It gets USR1 and has a minute to open its log again,
     which is there already, with the old one's owner, group and mode: of a server that root started,
-    the workers could not open one of root's. If it does not, event "log-not-reopened". Without
+    the workers could not open one of root's. If it does not, event "log-not-reopened", and it is asked
+    again each ten minutes while somebody writes to the old one. Without
     reopen_pid nothing is renamed, since copying and cutting a log loses lines: event "log-too-large",
     once an hour. Errors call it master, as its option is called.
 
@@ -109,7 +110,7 @@ class LogFile:
         self._lost = False  # it was said that the server did not
         self._missing = False
         self._refused = False
-        self._first = True
+        self._ask_again = -math.inf
         self._retry = -math.inf
         # Whoever may write to the folder can bring these about as often as he likes.
         self._tell_missing = Seldom(TEN_MINUTES)
@@ -121,7 +122,7 @@ class LogFile:
     def look(self, now: float) -> None:
         """Do what there is to do. `now`: monotonic seconds."""
         try:
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = infolder.open_folder(self._folder)
         except FileNotFoundError:
             self._say_missing(now)
             return
@@ -139,7 +140,6 @@ class LogFile:
                 self._asked, self._lost = None, False
                 if found.st_size > self._most:
                     self._too_large(folder, found, now)
-            self._first = False
             if self._reopen is not None:
                 self._old.look(folder, now, reopened=self._is_reopened(folder))
         finally:
@@ -235,15 +235,16 @@ class LogFile:
         try:
             send()
         except OSError as error:
-            self._not_reopened(in_words(error))
+            self._not_reopened(in_words(error), now)
 
     def _await(self, folder: int, found: os.stat_result | None, now: float) -> None:
         """The log is not there, or nobody has opened it: it was renamed, or there is none."""
         if self._asked is not None:
             if now - self._asked >= REOPEN_SECONDS:
-                self._not_reopened("it had a minute since the signal")
-        elif self._first and self._reopen is not None and self._old.is_written_to(folder):
-            # Whoever renamed it, perhaps we before we were killed, did not come to the signal.
+                self._not_reopened("it had a minute since the signal", now)
+        elif self._reopen is not None and now >= self._ask_again and self._old.is_written_to(folder):
+            # Whoever renamed it, perhaps we before we were killed, did not come to the signal; or it
+            # was in vain.
             try:
                 with self._reopen.addressed() as send:
                     if found is None:
@@ -252,18 +253,18 @@ class LogFile:
                             put_in_place()
                     self._ask(send, now)
             except OSError as error:
-                self._not_reopened(in_words(error))
+                self._not_reopened(in_words(error), now)
         elif found is None:
             self._say_missing(now)
 
-    def _not_reopened(self, error: str) -> None:
-        self._asked = None
+    def _not_reopened(self, error: str, now: float) -> None:
+        self._asked, self._ask_again = None, now + TEN_MINUTES
         self._lost = True
         self._tell(
             "log-not-reopened",
             f"the server has not opened it again ({error}), and may go on writing to "
             f"{printable(self._name)}.1: see that --master is the server's pid or its pid file and "
-            "that it reopens its logs at USR1, or restart it",
+            "that it reopens its logs at USR1, or restart it; it is asked again in ten minutes",
             error=error,
         )
 

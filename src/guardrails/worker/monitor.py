@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 from guardrails.errors import ConfigurationError
 from guardrails.units import parse_seconds
-from guardrails.worker.events import Announce, Announcer, Seldom, command_words
+from guardrails.worker.events import Announce, Announcer, Commands, Seldom, command_words
 from guardrails.worker.logfiles import MOST_KEPT, LogFile, positive_size
 from guardrails.worker.pressure import Thresholds
 from guardrails.worker.probe import (
@@ -129,6 +129,8 @@ def monitor_from(
                 signal_pid=probe_signal_pid,
                 signal_name=probe_signal,
                 rest=rest,
+                # Of its own: a remedy does not queue behind the news.
+                commands=Commands(),
             )
         )
     else:

@@ -40,12 +40,13 @@ class OldLogs:
     def make_room(self, folder: int) -> None:
         """Rename each to the next number and remove the oldest. Raises OSError.
 
-        A gap, as a kill half-way leaves one, is closed and nothing behind it moved.
+        A gap, as a kill half-way leaves one, is closed and nothing behind it moved. What somebody
+        still writes to is kept beyond `keep`: its lines would go with it.
         """
         gap = next(number for number in count(1) if not self._files(number, folder))
         for number in range(gap - 1, 0, -1):
             for file in self._files(number, folder):
-                if number >= self._keep:
+                if number >= self._keep and not self._is_in_use(file, folder):
                     os.unlink(file, dir_fd=folder)
                 else:
                     suffix = ".gz" if file.endswith(".gz") else ""
@@ -53,8 +54,11 @@ class OldLogs:
 
     def is_written_to(self, folder: int) -> bool | None:
         """Whether somebody has path.1 open for writing; None where the system does not tell."""
+        return self._is_in_use(f"{self._name}.1", folder)
+
+    def _is_in_use(self, name: str, folder: int) -> bool | None:
         try:
-            with infolder.opened(f"{self._name}.1", folder) as file:
+            with infolder.opened(name, folder) as file:
                 return infolder.has_writer(file)
         except FileNotFoundError:
             return False
@@ -114,10 +118,21 @@ class OldLogs:
 
     def _begin(self, due: list[str], folder: int) -> Generator[None] | None:
         """Compress the oldest that nobody writes to. Raises OSError."""
+        trouble = None
         for name in reversed(due):
-            with infolder.opened(name, folder) as file:
-                if not infolder.has_writer(file):
+            try:
+                with infolder.opened(name, folder) as file:
+                    before = os.fstat(file)
+                    if infolder.has_writer(file):
+                        continue
+                if self._is_twin(f"{name}.gz", before, folder):
+                    os.unlink(name, dir_fd=folder)
+                else:
                     return self._compress(name, folder)
+            except OSError as error:
+                trouble = trouble or error  # of one: the others have their turn
+        if trouble is not None:
+            raise trouble
         return None
 
     def _compress(self, name: str, folder: int) -> Generator[None]:
@@ -127,9 +142,6 @@ class OldLogs:
             stack.callback(os.close, folder)
             source = stack.enter_context(infolder.opened(name, folder))
             before = os.fstat(source)
-            if self._is_twin(f"{name}.gz", before, folder):
-                os.unlink(name, dir_fd=folder)
-                return
             self._sweep(folder)
             partial, target = stack.enter_context(infolder.hidden(self._name, folder))
             yield from _pack(source, target)
@@ -162,7 +174,7 @@ class OldLogs:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries]
         for name in names:
-            if name.startswith(f".{self._name}.") and name.endswith(infolder.HIDDEN_SUFFIX):
+            if infolder.is_hidden_for(self._name, name):
                 infolder.remove(name, folder)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
 from guardrails.units import parse_seconds, parse_size
-from guardrails.worker.events import Announce, printable
+from guardrails.worker.events import Announce, Seldom, printable
 
 REPEAT = 600.0
 """Seconds after which a figure that stays beyond its threshold is told of again."""
@@ -84,7 +84,8 @@ class Thresholds:
 
     An event is told when a figure first passes its threshold and again each 10 minutes while it stays
     there; the same event with "-over" at level INFO once it is below 90 % of the threshold (above 110 %
-    of it for a disk). What this host does not have is said once ("threshold-absent") and left out.
+    of it for a disk). What this host does not have is said ("threshold-absent") and left out; a path
+    may come again, so it is looked at all the same, and said each 10 minutes.
 
     statvfs, loadavg, cpus and proc are where the figures come from. Raises ConfigurationError.
     """
@@ -111,6 +112,7 @@ class Thresholds:
         self._cpus = cpus
         self._proc = Path(proc)
         self._swapped: tuple[float, int] | None = None
+        self._tell_absent = Seldom(REPEAT)
         self._figures = [
             _Figure("disk-low", path, partial(self._read_disk, path, _least(path, least)))
             for path, least in (disk or {}).items()
@@ -143,8 +145,11 @@ class Thresholds:
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in _PASSING:
                     trouble = error
+                elif figure.event == "disk-low":
+                    self._say_absent(figure, error, now)
                 else:
-                    self._leave_out(figure, error)
+                    self._figures.remove(figure)
+                    self._say_absent(figure, error, now)
             else:
                 if reading is not None:
                     self._judge(figure, reading, now)
@@ -159,8 +164,9 @@ class Thresholds:
             figure.said = None
             self._announce(f"{figure.event}-over", reading.text, logging.INFO, **reading.facts)
 
-    def _leave_out(self, figure: _Figure, error: Exception) -> None:
-        self._figures.remove(figure)
+    def _say_absent(self, figure: _Figure, error: Exception, now: float) -> None:
+        if not self._tell_absent(now, figure.about):
+            return
         about = printable(figure.about)
         self._announce(
             "threshold-absent",

@@ -208,6 +208,9 @@ class _Url:
             reader = cast("socket.socket", _Until(connection.sock, deadline))
             with closing(http.client.HTTPResponse(reader, method="GET")) as response:
                 response.begin()
+                while 102 <= response.status < 200:  # early hints, before the answer itself
+                    response.headers = cast("http.client.HTTPMessage", None)  # else it does not begin
+                    response.begin()
                 with suppress(_EnoughError):
                     while response.read(2**13):
                         pass

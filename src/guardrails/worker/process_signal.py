@@ -13,12 +13,18 @@ from functools import partial
 from pathlib import Path
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.processes import process_facts
+from guardrails.store.processes import pid_namespace, process_facts
 from guardrails.worker.handle import held
 
 _MOST_PID_FILE = 64
 _CLOCKS_APART = 5.0  # seconds: clocks are coarse, and the file may lie on another host
 _MOST_STATUS = 4096
+_FIRST_NAMESPACE = 0xEFFFFFFC
+"""The pid namespace of the host, as Linux numbers it."""
+
+_OFTEN_UNCAUGHT = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+"""What a server is asked by. Who knows nothing of it would end."""
+
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -43,13 +49,13 @@ class ProcessSignal:
         self._path: Path | None = None
         self._number = 0
         self._start: int | None = None
-        if isinstance(pid, str) and pid.strip().isdecimal():
-            pid = int(pid)
+        if isinstance(pid, str) and pid.strip().lstrip("+-").isdecimal():
+            pid = int(pid) if len(pid) <= _MOST_PID_FILE else -1
         if isinstance(pid, int):
-            if isinstance(pid, bool) or not 1 < pid < 2**31:
+            if isinstance(pid, bool) or not _least() <= pid < 2**31:
                 raise ConfigurationError(
                     f"{argument}: {pid!r} is not a process that could be meant: write a number above "
-                    "1, or the path of a pid file"
+                    "1 (or 1 itself in a container), or the path of a pid file"
                 )
             self._number, self._start = pid, _start_of(pid)
         else:
@@ -82,9 +88,14 @@ class ProcessSignal:
             elif file.st_mtime < _began(number) - _CLOCKS_APART:
                 raise OSError(
                     f"pid file {self._path} is older than process {number} and means an earlier one: "
-                    "it is not signalled"
+                    "it is not signalled; if it is the right one, touch the file"
                 )
             send(0)
+            if self._signal in _OFTEN_UNCAUGHT and not _has_a_use_for(number, self._signal):
+                raise OSError(
+                    f"process {number} would be ended by SIG{self.name}, as it does not handle it, or "
+                    "not yet: it is not signalled"
+                )
             yield partial(self._send, send, number)
 
     def _send(self, send: Callable[[int], None], number: int) -> int:
@@ -127,12 +138,41 @@ def _read_pid_file(path: Path) -> tuple[int, os.stat_result]:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH:
             raise OSError(f"pid file {path} is no regular file, or everybody may write to it")
-        text = os.read(file, _MOST_PID_FILE).strip()
+        read = os.read(file, _MOST_PID_FILE)
     finally:
         os.close(file)
-    if not text.isdigit() or not 1 < int(text) < 2**31:
+    text = read.strip()
+    cut_off = len(read) == _MOST_PID_FILE and not read[-1:].isspace()
+    if not text.isdigit() or cut_off or not _least() <= int(text) < 2**31:
         raise OSError(f"pid file {path} has no number of a process in it")
     return int(text), found
+
+
+def _least() -> int:
+    """The smallest pid that may be meant: a container's first process can be a server."""
+    return 2 if pid_namespace() == _FIRST_NAMESPACE else 1
+
+
+def _has_a_use_for(number: int, signal_number: int) -> bool:
+    """Whether a process handles a signal, waits for it or ignores it. True where nobody tells."""
+    status = _status_of(number)
+    masks = [int(status[name], 16) for name in ("SigCgt", "SigBlk", "SigIgn") if name in status]
+    if not masks or any(mask >> (signal_number - 1) & 1 for mask in masks):
+        return True
+    # Who waits in sigwait(3) has nothing blocked meanwhile, as far as the masks tell.
+    with suppress(OSError):
+        return "sigtimedwait" in Path(f"/proc/{number}/wchan").read_text()
+    return False
+
+
+def _status_of(number: int) -> dict[str, str]:
+    """What /proc tells of a process; nothing where it does not."""
+    try:
+        with Path(f"/proc/{number}/status").open() as file:
+            lines = file.read(_MOST_STATUS).splitlines()
+    except (OSError, ValueError):
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _start_of(number: int) -> int | None:
@@ -153,9 +193,4 @@ def _began(number: int) -> float:
 
 def _trusted_owners(number: int) -> set[int]:
     """Who may have written the pid file: root, we, and the process's own users."""
-    owners = {0, os.geteuid()}
-    with suppress(OSError, ValueError), Path(f"/proc/{number}/status").open("rb") as file:
-        for line in file.read(_MOST_STATUS).splitlines():
-            if line.startswith(b"Uid:"):
-                owners.update(int(word) for word in line.split()[1:])
-    return owners
+    return {0, os.geteuid(), *map(int, _status_of(number).get("Uid", "").split())}

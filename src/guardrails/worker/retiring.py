@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from guardrails.occasions import here as occasions
 from guardrails.server import Server
@@ -23,17 +24,19 @@ class _Known:
     pid = 0
     server: Server | None = None
     store: Store | None = None
-    retired_in = 0
+    learnt_in = retired_in = 0
 
 
 def know_server(server: Server) -> None:
-    """Remember the server, and learn more at the first request."""
-    _Known.pid, _Known.server = os.getpid(), server
+    """Remember the server, and learn more at the first request, which knows for certain."""
+    if _Known.learnt_in != os.getpid():
+        _Known.pid, _Known.server = os.getpid(), server
     occasions.when_started(_learn)
 
 
 def _learn(server: Server, store: Store) -> None:
     _Known.pid, _Known.server, _Known.store = os.getpid(), server, store
+    _Known.learnt_in = _Known.pid
 
 
 def may_retire() -> bool:
@@ -66,7 +69,8 @@ def retire(say: Callable[[], object], *, one_at_a_time: bool = False) -> bool:
         except Exception as error:
             log.warning("retiring: the store cannot be told: %s", error)
     _Known.retired_in = os.getpid()
-    say()
+    with suppress(Exception):  # an app's own log handlers may raise; it retires all the same
+        say()
     os.kill(os.getpid(), server.retire_signal)
     return True
 

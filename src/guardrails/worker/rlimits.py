@@ -134,7 +134,14 @@ class ResourceLimits:
         if self.cpu_per_request is not None:
             cpu.check_one_at_a_time(server)
         know_server(server)
-        asked = [*self.limits, *(_defaults(self.limits, server) if self.defaults else ())]
+        named = {name for name, pid in _named.items() if pid == os.getpid()}
+        fill_in = _defaults(self.limits, server) if self.defaults else ()
+        asked = [*self.limits, *(limit for limit in fill_in if limit.name not in named)]
+        # Before anything is done: what is refused leaves all as it was.
+        for limit in asked:
+            check(resource, limit)
+        if self.nice is not None:
+            check_priority(self.nice)
         # Who is told comes before the limit: one that is passed already kills at once.
         life = next((limit for limit in asked if limit.name == "CPU"), None)
         soft = None if life is None or life.soft in (None, UNLIMITED) else life.soft
@@ -151,6 +158,7 @@ class ResourceLimits:
         _warn(reports, server)
         if asked and not server.respawns:
             occasions.when_started(_warn_where_death_is_final)
+        _named.update((limit.name, os.getpid()) for limit in self.limits)
         _applied[self] = (os.getpid(), tuple(reports))
         return tuple(reports)
 
@@ -166,13 +174,23 @@ class ResourceLimits:
 
 
 _applied: dict[ResourceLimits, tuple[int, tuple[LimitReport, ...]]] = {}
+_named: dict[str, int] = {}
+"""In which process each limit was asked for: no default of a later value overrides it there."""
+
 _entered: dict[ResourceLimits, list[list[LimitReport]]] = {}
 
 
 def _put_off(limits: ResourceLimits) -> None:
     """In the process that forks the workers: let each of them do it, and this one not."""
     if "uwsgi" in sys.modules:
-        import_module("uwsgidecorators").postfork(lambda: _begin_uwsgi_worker(limits))
+        try:
+            decorators = import_module("uwsgidecorators")
+        except ImportError:
+            raise ConfigurationError(
+                "rlimits: uWSGI's workers are reached by its module uwsgidecorators, which is not "
+                "installed: install it (python3-uwsgidecorators), or call apply() with lazy-apps"
+            ) from None
+        decorators.postfork(lambda: _begin_uwsgi_worker(limits))
     else:
         os.register_at_fork(after_in_child=lambda: _begin_gunicorn_worker(limits))
     log.info("rlimits: this process forks the workers: the limits are set in each of them")

@@ -85,10 +85,11 @@ class Processes:
         return stacks.ask_py_spy(worker.pid) or dump
 
     def _ask(self, worker: Worker, thread: int) -> bool:
-        # First the signal: who takes it may have a pipe for other orders alone.
-        if stacks.catches(worker.pid, stacks.ASK_SIGNAL):
-            return self.send(worker.owner, stacks.ASK_SIGNAL)
-        return orders.give(worker.owner, orders.SHOW_STACKS, 0, thread)
+        if not worker.asked_by_signal:
+            return orders.give(worker.owner, orders.SHOW_STACKS, 0, thread)
+        return stacks.catches(worker.pid, stacks.ASK_SIGNAL) and self.send(
+            worker.owner, stacks.ASK_SIGNAL
+        )
 
     def _ask_c_code(self, worker: Worker, _thread: int) -> bool:
         number = worker.dump_signal

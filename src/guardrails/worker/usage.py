@@ -79,7 +79,6 @@ _USED: dict[str, Callable[[dict[str, str]], float | None]] = {
     "CPU": lambda _: time.process_time(),
     "DATA": _bytes("VmData"),
     "MEMLOCK": _bytes("VmLck"),
-    "NICE": lambda _: 20 - os.getpriority(os.PRIO_PROCESS, 0),
     "NOFILE": lambda _: _files(),
     "RSS": _bytes("VmRSS"),
     "SIGPENDING": lambda status: int(status["SigQ"].split("/")[0]),

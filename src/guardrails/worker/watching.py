@@ -185,7 +185,8 @@ def _start(given: Mapping[str, Any]) -> None:
     pid = os.getpid()
     words = _words({**given, "master": given["master"] or pid})
     process = subprocess.Popen(  # noqa: S603 - this Python, this package
-        [sys.executable, "-m", "guardrails", "watch", *words, f"--parent={pid}", "run"],
+        # -P: an app's own queue.py, in the working directory, is not ours.
+        [sys.executable, "-P", "-m", "guardrails", "watch", *words, f"--parent={pid}", "run"],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
