@@ -609,3 +609,36 @@ def _ask(port):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def test_what_is_refused_changes_nothing_before_it():
+    """Also what comes before it: the other limits, and how SIGXCPU is dealt with."""
+    found = in_a_process(
+        "import signal, threading\n"
+        "core = resource.getrlimit(resource.RLIMIT_CORE)\n"
+        "try: guardrails.rlimits(CORE=0, CPU='600:', NOFILE=2**40).apply()\n"
+        "except guardrails.ConfigurationError as error: said = str(error)\n"
+        "print(json.dumps([said.partition(':')[0], core == resource.getrlimit(resource.RLIMIT_CORE),\n"
+        "  len(signal.pthread_sigmask(signal.SIG_BLOCK, ())), threading.active_count(),\n"
+        "  signal.getsignal(signal.SIGXCPU) == signal.SIG_DFL,\n"
+        "  len(os.listdir('/proc/self/task'))]))"
+    )
+    assert found == ["NOFILE", True, 0, 1, True, 1]
+
+
+def test_a_default_never_overrides_what_another_value_asked_for():
+    found = in_a_process(
+        "guardrails.rlimits(CORE='1M:').apply()\n"
+        "guardrails.rlimits(NOFILE='500:', defaults=True).apply()\n"
+        "print(json.dumps(resource.getrlimit(resource.RLIMIT_CORE)[0]))"
+    )
+    assert found == 2**20
+
+
+def test_within_a_with_block_two_names_of_one_limit_are_put_back_as_they_were():
+    if not hasattr(resource, "RLIMIT_OFILE"):
+        pytest.skip("this system has one name for it")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with guardrails.rlimits(NOFILE="64:", OFILE="128:"):
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 128
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before

@@ -363,3 +363,19 @@ def test_a_request_that_is_blamed_holds_nobody_else_up(store):
     other = browser.at("192.0.2.9")
     assert other.statuses(3, "/x") == [200, 200, 429]
     assert store.slots_held() == {}
+
+
+def test_of_a_long_path_it_is_known_how_it_is_spelled_though_no_guard_asks(store):
+    """A watchdog exempts it by that."""
+    app = guardrails.throttle(testing.hello, SpeedLimit("9/s"), store=store, exempt_paths="/download")
+    for path, usual in [("/download/" + "a" * 200, True), ("/download/./" + "a" * 200, False)]:
+        with Browser(app).hold(path):
+            (request,) = store.requests()
+            assert request.usual_path == usual
+
+
+def test_a_path_does_not_end_where_it_says(store):
+    app = guardrails.throttle(testing.hello, SpeedLimit("9/s"), store=store)
+    with Browser(app).hold("/download%00%00/sleep"):
+        (request,) = store.requests()
+        assert request.path == "/download??/sleep"

@@ -111,3 +111,16 @@ def test_uwsgi_serves_by_greenlets_where_it_was_told_to(options, by_greenlets, g
 )
 def test_gevents_own_server_serves_by_greenlets(software, by_greenlets, gevent):
     assert running_server({"SERVER_SOFTWARE": software}).greenlets == by_greenlets
+
+
+def test_a_server_is_known_from_however_many_modules_deep():
+    """An app that imports a package that imports another asks from hundreds of frames below."""
+    namespace = {"__name__": "gunicorn.workers.base", "running_server": running_server}
+    exec("def run(self, ask):\n    return ask(50)", namespace)  # noqa: S102 - as from that module
+    worker = gunicorn_worker("sync", "SyncWorker")
+    type(worker).run = namespace["run"]
+
+    def deep(levels):
+        return deep(levels - 1) if levels else running_server({"SERVER_SOFTWARE": "gunicorn/27"})
+
+    assert worker.run(lambda levels: deep(levels * 6)).name == "gunicorn (sync)"

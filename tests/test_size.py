@@ -65,6 +65,7 @@ def worker(monkeypatch, serve, clock):
     monkeypatch.setattr(retiring._Known, "server", None)
     monkeypatch.setattr(retiring._Known, "store", None)
     monkeypatch.setattr(retiring._Known, "retired_in", 0)
+    monkeypatch.setattr(retiring._Known, "learnt_in", 0)
     return Worker(monkeypatch, serve, clock)
 
 

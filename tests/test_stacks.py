@@ -1,6 +1,7 @@
 """The stacks of a worker, asked for from outside, and a request that is ended by an exception."""
 
 import gc
+import io
 import os
 import random
 import secrets
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from asking import private_store
@@ -21,9 +23,10 @@ from guardrails.worker.system import Processes
 from support import Browser
 
 STUCK = """
-import sys, time
+import signal, sys, time
 import guardrails
-from guardrails import SpeedLimit, testing
+from guardrails import SpeedLimit, stacks, testing
+{before}
 
 def forgotten(environ, start_response):
     print("ready", flush=True)
@@ -40,10 +43,10 @@ WAYS = {
 
 
 @contextmanager
-def stuck_process(way, **options):
+def stuck_process(way, before="", **options):
     name = f"shm:test-stacks-{secrets.token_hex(6)}?private&clients=100"
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK.format(stuck=WAYS[way], options=options), name],
+        [sys.executable, "-c", STUCK.format(stuck=WAYS[way], options=options, before=before), name],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -83,6 +86,74 @@ def test_who_takes_other_orders_too_is_asked_as_it_can_answer(monkeypatch):
         assert any("in forgotten" in line for line in dump.of(request.thread))
         process.kill()
         assert process.communicate()[1] == b""
+
+
+def test_a_handler_of_the_apps_own_is_never_called_for_stacks(monkeypatch):
+    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: False)
+    theirs = "signal.signal(stacks.ASK_SIGNAL, lambda *_: sys.exit('shutting down'))"
+    with stuck_process("sleeping", theirs) as (process, store):
+        (request,) = store.requests()
+        (worker,) = store.workers()
+        dump = Processes().dump(worker, request.thread)
+
+        assert any("in forgotten" in line for line in dump.of(request.thread))
+        assert process.poll() is None
+
+
+class Lazy:
+    """As a framework's user or settings: whoever asks what it is has it looked up."""
+
+    evaluated = 0
+
+    @property
+    def __class__(self):
+        Lazy.evaluated += 1
+        raise ReferenceError("what it stood for is gone")
+
+
+def test_lazy_objects_are_not_evaluated_for_a_dump(monkeypatch):
+    lazy = Lazy()
+    file = io.BytesIO()
+    monkeypatch.setitem(sys.modules, "greenlet", SimpleNamespace(greenlet=type("greenlet", (), {})))
+    monkeypatch.setattr(stacks._Listening, "greenlets", True)
+    monkeypatch.setattr(stacks._Listening, "file", file)
+    Lazy.evaluated = 0
+    stacks._write(None)
+    assert stacks.parse(file.getvalue().decode()).complete
+    assert Lazy.evaluated == 0
+    assert lazy is not None
+
+
+def test_what_is_raised_while_stacks_are_written_reaches_the_app(monkeypatch):
+    """A deadline of the app's, or an order to end: it is not the writing that failed."""
+
+    class DeadlineError(Exception):
+        pass
+
+    def late(*_arguments):
+        raise DeadlineError
+
+    monkeypatch.setattr(stacks, "_block", late)
+    monkeypatch.setattr(stacks._Listening, "file", io.BytesIO())
+    with pytest.raises(DeadlineError):
+        stacks._write_at_a_signal(0, sys._getframe())
+
+
+def test_of_a_dump_that_was_cut_off_no_other_stack_is_taken():
+    text = 'Current thread 0x1 (most recent call first):\n  File "a.py", line 1 in other\nGreenlets:\n'
+    assert stacks.parse(text).of(0x2) is None
+    assert stacks.parse(text + "End of the stacks\n").of(0x2)[1:] == ('  File "a.py", line 1 in other',)
+
+
+def test_no_thread_waits_for_orders_where_threads_are_greenlets(monkeypatch):
+    """It would hold up the hub, and with it every request."""
+    patched = SimpleNamespace(is_module_patched=lambda name: name == "threading")
+    monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
+    monkeypatch.setattr(orders._Listening, "pid", 0)
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match="threads are greenlets here"):
+        orders.listen(orders.SHOW_STACKS, lambda *_: None)
+    assert set(threading.enumerate()) == before
 
 
 def test_who_does_not_answer_shows_nothing(stuck):
@@ -334,6 +405,26 @@ def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, monkeypa
     assert len(ordered) == 1
     assert app.errors == {}
     assert store.requests() == []
+    assert interrupting._at_work == {}
+
+
+def test_an_order_in_the_last_instant_does_not_replace_the_apps_own_exception(interrupted, monkeypatch):
+    store = interrupted[1]
+    real = interrupting._end
+    ordered = []
+
+    def end(generation, work):
+        if not ordered:
+            ordered.append(generation)
+            (request,) = store.requests()
+            order(request)
+        real(generation, work)
+
+    monkeypatch.setattr(interrupting, "_end", end)
+    app = guardrails.throttle(raising, SpeedLimit("99/s"), store=store, interruptible=True)
+    with pytest.raises(ValueError, match="the app's own"):
+        Browser(app).get("/")
+    assert len(ordered) == 1
     assert interrupting._at_work == {}
 
 

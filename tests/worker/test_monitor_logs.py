@@ -22,6 +22,7 @@ from guardrails.worker.events import Seldom
 from guardrails.worker.infolder import rename
 from guardrails.worker.logfiles import Growth, LogFile
 from guardrails.worker.pressure import megabytes
+from guardrails.worker.process_signal import ProcessSignal
 from support import Told
 
 pytestmark = pytest.mark.one_python
@@ -235,6 +236,23 @@ def test_at_most_so_many_old_logs_are_kept_and_the_oldest_goes(path, server, tol
 
     assert names(path) == ["app.log", "app.log.1.gz", "app.log.2.gz", "app.log.3.gz"]
     assert lines(path) == list(range(300, 600))
+
+
+def test_an_old_log_that_somebody_still_writes_to_is_kept_beyond_that(path, server, told, leases):
+    """A program that the app started, say, which has the log as its output: its lines are kept too."""
+    log = LogFile(path, told, most=100, keep=2, reopen_pid=server.pid, compress_after=5)
+    now = 0
+    with path.open("a") as theirs:
+        for _ in range(4):
+            server.write(100)
+            now = looks(log, rotated(log, server, now), 4)
+        theirs.write("its last words\n")
+    assert "its last words" in (path.parent / "app.log.4").read_text()
+    for _ in range(2):
+        server.write(100)
+        now = looks(log, rotated(log, server, now), 4)
+
+    assert names(path) == ["app.log", "app.log.1.gz", "app.log.2.gz"]
 
 
 def test_fewer_are_kept_when_it_is_told_to_keep_fewer(path, server, told):
@@ -531,6 +549,21 @@ def test_that_nobody_reopened_the_log_is_said_once_and_the_old_one_stays(
     assert lines(path) == list(range(100))
 
 
+def test_who_missed_the_signal_is_asked_again_each_ten_minutes(path, server, told, leases, monkeypatch):
+    log = LogFile(path, told, most=100, reopen_pid=server.pid, compress_after=5)
+    server.write(50)
+    with monkeypatch.context() as lost:
+        lost.setattr(ProcessSignal, "_send", lambda _self, _send, number: number)
+        now = looks(log, 0, 20)
+    assert told.events == ["log-rotated", "log-not-reopened"]
+    server.tell("hear")
+    assert not server.writes_to_the_log
+    log.look(now + 600)
+
+    server.has_reopened()
+    assert told.events == ["log-rotated", "log-not-reopened"]
+
+
 def test_a_server_that_has_nothing_to_write_has_reopened_its_log_all_the_same(
     path, server, told, leases
 ):
@@ -811,12 +844,14 @@ def test_a_gap_in_the_numbers_is_closed_and_nothing_behind_it_moved(path, server
 def test_what_killed_monitors_left_is_removed(path, server, told):
     (path.parent / ".app.log.0123abcd.guardrails-partial").write_text("half")
     (path.parent / ".other.log.0123abcd.guardrails-partial").write_text("of another log")
+    (path.parent / ".app.log.old.0123abcd.guardrails-partial").write_text("of another log")
     path.touch()
     (path.parent / "app.log.1").write_text("line 0\n")
 
     looks(LogFile(path, told, reopen_pid=server.pid, compress_after=5), 0, 5)
 
-    assert names(path) == [".other.log.0123abcd.guardrails-partial", "app.log", "app.log.1.gz"]
+    others = [".app.log.old.0123abcd.guardrails-partial", ".other.log.0123abcd.guardrails-partial"]
+    assert names(path) == [*others, "app.log", "app.log.1.gz"]
 
 
 @pytest.mark.parametrize("by_kernel", [True, False])
@@ -1176,3 +1211,33 @@ def test_the_compressed_log_is_what_zcat_reads(path, server, told):
 
     packed = (path.parent / "app.log.1.gz").read_bytes()
     assert zlib.decompress(packed, wbits=31) == b"line 0\n" * 1000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led to what it alone may write")
+def test_root_follows_no_link_of_another_users_to_a_log(tmp_path, server, told):
+    """Who owns the folder on the way would choose whose logs are renamed and removed."""
+    tmp_path.chmod(0o755)
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    ours.mkdir()
+    (ours / "app.log").write_text("x" * 1000)
+    theirs.symlink_to(ours)
+    assert infolder.open_folder(theirs) > 0, "a link of root's own leads there"
+    os.chown(theirs, 65534, 65534, follow_symlinks=False)
+    log = LogFile(theirs / "app.log", told, most=100, reopen_pid=server.pid)
+
+    with pytest.raises(OSError, match="theirs in it is a symbolic link of another user"):
+        log.look(0)
+
+    assert [file.name for file in ours.iterdir()] == ["app.log"]
+
+
+def test_an_old_log_that_cannot_be_compressed_holds_up_no_other(path, server, told):
+    path.touch()
+    for number in (1, 2, 3):
+        (path.parent / f"app.log.{number}").write_text(f"line {number}\n")
+    (path.parent / "app.log.3.gz").write_bytes(gzip.compress(b"of another log"))
+
+    looks(LogFile(path, told, reopen_pid=server.pid, compress_after=5), 0, 40)
+
+    assert {"app.log.1.gz", "app.log.2.gz", "app.log.3"} <= set(names(path))
+    assert told.events == ["log-not-compressed"]

@@ -18,6 +18,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.store.processes import process_facts
 from guardrails.worker import process_signal
 from guardrails.worker.events import LONGEST_COMMAND, Announcer, Commands
+from guardrails.worker.monitor import monitor_from
 from guardrails.worker.probe import MOST_READ, Probe
 from guardrails.worker.process_signal import ProcessSignal
 from support import Told
@@ -682,3 +683,53 @@ def test_wrong_values_are_refused_when_it_is_built(told, options, message):
 
     assert str(refused.value).startswith(message) or message in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+def test_a_process_that_the_signal_would_end_is_not_signalled():
+    """A server that is still starting, or one that knows nothing of reopening its logs."""
+    waiting = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        for name in ("HUP", "USR1", "USR2"):
+            with pytest.raises(OSError, match=f"would be ended by SIG{name}, as it does not handle it"):
+                ProcessSignal(process.pid, name).send()
+        assert process.poll() is None
+        assert ProcessSignal(process.pid, "TERM").send() == process.pid
+        assert process.wait(JOIN_SECONDS) == -signal.SIGTERM
+
+
+def test_a_number_that_was_cut_off_is_nobodys(tmp_path, victim):
+    file = tmp_path / "server.pid"
+    file.write_text(" " * (64 - len(str(victim.pid))) + f"{victim.pid}9")
+
+    with pytest.raises(OSError, match="has no number of a process in it"):
+        ProcessSignal(file, "HUP").send()
+    assert victim.poll() is None
+
+
+def test_the_first_process_may_be_meant_in_a_container_alone(monkeypatch):
+    for pid in (1, "1", "-1", "9" * 5000):
+        with pytest.raises(ConfigurationError, match="is not a process that could be meant"):
+            ProcessSignal(pid, "USR1")
+    monkeypatch.setattr("guardrails.worker.process_signal.pid_namespace", lambda: 4026532000)
+    ProcessSignal(1, "USR1")
+    with pytest.raises(ConfigurationError, match="is not a process that could be meant"):
+        ProcessSignal(0, "USR1")
+
+
+def test_early_hints_are_not_the_answer(rude, told):
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+    url = rude(
+        lambda connection, _over: connection.sendall(
+            hints + hints + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+        )
+    )
+    looks(Probe(url, told, failures=1), 1)
+    assert told.events == []
+
+
+def test_a_remedy_does_not_wait_behind_the_news(told):
+    announce = Announcer(("true",))
+    monitor = monitor_from(announce, probe="http://127.0.0.1:1/", probe_command="true")
+    (probe,) = monitor._parts
+    assert probe._commands is not announce.commands

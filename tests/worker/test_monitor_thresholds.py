@@ -293,3 +293,21 @@ def test_wrong_values_are_refused_when_it_is_built(told, options, message):
         Thresholds(told, **options)
 
     assert str(refused.value).startswith(message)
+
+
+def test_a_disk_that_is_away_for_a_while_is_looked_at_again(told):
+    """A link that a deployment replaces, or a file system that is mounted later."""
+    there = {}
+
+    def statvfs(path):
+        if path not in there:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return disk_of(there[path])
+
+    thresholds = Thresholds(told, disk={"/srv/current": 10 * GB}, statvfs=statvfs)
+    for now in (0, 60, 120):
+        thresholds.look(now)
+    there["/srv/current"] = 9 * GB
+    thresholds.look(180)
+
+    assert told.events == ["threshold-absent", "disk-low"]

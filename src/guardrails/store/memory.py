@@ -418,7 +418,7 @@ class MemoryStore:
                 visit.client[:48],
                 visit.method[:16],
                 visit.host[:64],
-                visit.path[:128],
+                visit.path[:128].replace("\0", "?"),
                 now,
                 visit.thread,
                 visit.key if visit.ban_key else b"",

@@ -19,6 +19,7 @@ SLICE = 8 * 2**20
 """Bytes that one look compresses at most, so that a huge log does not keep the monitor busy."""
 
 _PIECE = 2**18
+_MOST_IN_USE = 64  # numbers beyond a gap, where old logs in use may have got to
 _TELL_SECONDS = 600.0
 _RETRY_SECONDS = 60.0
 
@@ -51,6 +52,10 @@ class OldLogs:
                 else:
                     suffix = ".gz" if file.endswith(".gz") else ""
                     infolder.rename(file, f"{self._name}.{number + 1}{suffix}", folder)
+        for number in range(max(gap, self._keep) + 1, gap + _MOST_IN_USE):
+            for file in self._files(number, folder):
+                if not self._is_in_use(file, folder):  # any more
+                    os.unlink(file, dir_fd=folder)
 
     def is_written_to(self, folder: int) -> bool | None:
         """Whether somebody has path.1 open for writing; None where the system does not tell."""
