@@ -13,6 +13,8 @@ from asking import private_store
 
 import guardrails
 from guardrails import CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing
+from guardrails.errors import StoreBusyError
+from guardrails.store import workers
 from guardrails.store.contract import WorkerFacts
 from guardrails.store.layout import W_NAMESPACE, W_PID, W_REQUESTS, W_RETIRING, WORKER_WORDS
 from support import Browser
@@ -379,3 +381,24 @@ def test_a_path_does_not_end_where_it_says(store):
     with Browser(app).hold("/download%00%00/sleep"):
         (request,) = store.requests()
         assert request.path == "/download??/sleep"
+
+
+def test_who_could_not_be_shown_when_it_began_is_shown_a_second_later(clock, monkeypatch):
+    """The lock was held then: a worker that nobody sees is one that nobody watches."""
+    store = private_store(clock)
+    real, busy = store._call, [True]
+
+    def call(pid, work, *arguments):
+        if busy and work is workers.register:
+            raise StoreBusyError("its lock was not to be had")
+        return real(pid, work, *arguments)
+
+    monkeypatch.setattr(store, "_call", call)
+    browser = Browser(guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store))
+    assert browser.get("/").status_code == 200
+    assert store.workers() == []
+    busy.clear()
+    clock.advance(2)
+    assert browser.get("/").status_code == 200
+    assert [each.pid for each in store.workers()] == [os.getpid()]
+    store.close()

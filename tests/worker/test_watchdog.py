@@ -331,6 +331,18 @@ def test_those_beside_it_in_another_store_are_waited_for_as_well():
     assert host.told("step")[0].endswith("and 1 request beside it have 30 s to end")
 
 
+def test_while_their_store_fails_nobody_hurries_past_those_beside_it():
+    host = Host().worker(7).request(1, 7, age=60).request(2, 7, store="shm:other")
+    host.look()
+    host.boards["shm:other"].fails = "gone"
+    host.passes(5)
+    host.boards["shm:other"].fails = None
+    host.passes(20)
+    assert host.signals() == [(7, TERM)]
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
 def test_a_request_that_is_seen_in_two_stores_is_not_beside_itself():
     host = Host().worker(7).request(1, 7, age=60)
     host.request(2, 7, age=50, store="shm:other", thread=0x7F01)
@@ -501,6 +513,7 @@ def test_what_befell_an_earlier_request_is_not_told_of_a_later_one():
     host.look()
     host.ends(1)
     host.look()
+    host.takes_orders = False
     host.request(2, 7, age=60)
     host.look()
     host.ends(2)
@@ -508,6 +521,17 @@ def test_what_befell_an_earlier_request_is_not_told_of_a_later_one():
     first, second = host.told("ended")
     assert first.endswith("it has ended after an exception in its thread")
     assert second.endswith("it has ended")
+
+
+def test_requests_that_an_exception_ends_are_not_kept_apart_as_ends_of_workers_are():
+    host = Host(interrupt=True).worker(7, interruptible=True)
+    for generation in (1, 2, 3):
+        host.request(generation, 7, age=60)
+        host.look()
+        host.ends(generation)
+        host.look()
+    assert len(host.told("step")) == 3
+    assert host.signals() == []
 
 
 @pytest.mark.parametrize(("asked", "allowed"), [(False, True), (True, False)])

@@ -97,6 +97,7 @@ class SharedStore:
         self._standing: tuple[int, float] | None = None
         self._failure: tuple[float, str] | None = None
         self._facts: WorkerFacts | None = None
+        self._is_shown = False
         self._facts_pid = 0
 
     def __repr__(self) -> str:
@@ -160,11 +161,14 @@ class SharedStore:
 
     def register(self, facts: WorkerFacts) -> None:
         pid = os.getpid()
+        self._is_shown = False
         try:
             file = self._usable(pid)
         finally:
             self._facts, self._facts_pid = facts, pid
-        if not self._call(pid, workers.register, workers.entry(file, facts), None):
+        found_room = self._call(pid, workers.register, workers.entry(file, facts), None)
+        self._is_shown = True
+        if not found_room:
             log.warning(
                 "store %r: its table of workers is full, so this one is not shown: more than %d "
                 "processes share it",
@@ -315,6 +319,10 @@ class SharedStore:
         self._name_check_at = file.now + _NAME_CHECK_INTERVAL
         if not opening.is_current(file) and self._file is file:
             self._file = None
+        elif not self._is_shown and self._facts is not None and self._facts_pid == file.pid:
+            # The lock was not to be had when this process began.
+            with suppress(StoreError):
+                self.register(self._facts)
 
     def _reap(self, file: StoreFile, *, with_own: bool = False) -> None:
         """Give back what dead processes held. They are looked at outside the lock.

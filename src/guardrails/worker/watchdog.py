@@ -16,7 +16,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from guardrails import stacks
 from guardrails.store.contract import InFlight, Worker
@@ -40,6 +39,7 @@ _RETIRE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 """What a worker may name as the signal for it to retire."""
 
 INTERRUPT, RETIRE, WAIT, STANDS = "interrupt", "retire", "wait", "stands"
+_EXCEPTION = "an exception in its thread"
 
 
 class Watchdog:
@@ -75,6 +75,7 @@ class Watchdog:
         self._last_steps: dict[Owner, str] = {}
         self._failed: dict[str, str] = {}
         self._watched: list[Watched] = []
+        self._blind = False
 
     def pause(self) -> float:
         """Seconds until the next look is due."""
@@ -204,7 +205,8 @@ class Watchdog:
             self._last_steps.pop(case.request.owner, None)
         if case is self._climbing:
             self._climbing = None
-            self._kill_at = self._monotonic() + self._policy.between
+            if last_step != _EXCEPTION:
+                self._kill_at = self._monotonic() + self._policy.between
         if gone and last_step:
             self._announce("killed", f"{case}: its worker has ended after {last_step}", **case.facts())
         elif gone:
@@ -325,7 +327,7 @@ class Watchdog:
         if step == INTERRUPT:
             case.interrupted = True
             if self._system.interrupt(worker, case.request):
-                self._tell_step(case, "an exception in its thread", INTERRUPT)
+                self._tell_step(case, _EXCEPTION, INTERRUPT)
             wait: float | None = policy.step
         elif step == WAIT:
             if beside:
@@ -372,7 +374,8 @@ class Watchdog:
 
     def _may_hurry(self, case: Case) -> bool:
         """Whether those beside it, who were waited for, are done: twice in a row, as some may queue."""
-        case.looks_alone = 0 if self._beside(case) else case.looks_alone + 1
+        alone = not self._beside(case) and not self._blind
+        case.looks_alone = case.looks_alone + 1 if alone else 0
         return case.looks_alone > 1 and self._monotonic() >= case.hurry_at
 
     def _still(self, case: Case) -> InFlight | None:
@@ -387,14 +390,17 @@ class Watchdog:
     def _beside(self, case: Case) -> int:
         """How many requests are with it in its worker, in any store, that have done nothing wrong.
 
-        Who serves one in two stores is one thread.
+        Who serves one in two stores is one thread. Of a store that fails it is not known who they are.
         """
         too_old = {each.request.thread for each in self._cases_of(case)}
         found = [case.watched.store.requests()]
+        self._blind = False
         for watched in self._watched:
             if watched.name != case.watched.name:
-                with suppress(Exception):  # said where it is looked at
+                try:
                     found.append(watched.store.requests())
+                except Exception:  # said where it is looked at
+                    self._blind = True
         threads = {
             other.thread
             for requests in found
