@@ -14,6 +14,7 @@ import faulthandler
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -196,7 +197,10 @@ def ask_py_spy(pid: int) -> Dump | None:
     except (OSError, subprocess.SubprocessError) as error:
         log.info("stacks: py-spy does not show process %d: %s", pid, error)
         return None
-    return parse(ran.stdout[:LONGEST_DUMP].decode("utf-8", "replace"))
+    text = ran.stdout[:LONGEST_DUMP].decode("utf-8", "replace")
+    # Its threads have other numbers than Python's, so all are shown: first those that run.
+    threads = re.split(r"^(?=Thread \d)", text, flags=re.MULTILINE)
+    return parse("".join(sorted(threads, key=lambda thread: "(idle)" in thread.partition("\n")[0])))
 
 
 def parse(text: str) -> Dump:

@@ -687,7 +687,13 @@ def test_wrong_values_are_refused_when_it_is_built(told, options, message):
 
 def test_a_process_that_the_signal_would_end_is_not_signalled():
     """A server that is still starting, or one that knows nothing of reopening its logs."""
-    waiting = [sys.executable, "-c", "print(flush=True); input()"]
+    program = (
+        "import signal\n"
+        "for name in ('HUP', 'USR1', 'USR2'):\n"
+        "    signal.signal(signal.Signals['SIG' + name], signal.SIG_DFL)  # not ignored, as under nohup\n"
+        "print(flush=True); input()"
+    )
+    waiting = [sys.executable, "-c", program]
     with subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         for name in ("HUP", "USR1", "USR2"):

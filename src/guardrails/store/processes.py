@@ -102,7 +102,7 @@ def limits_of(pid: int) -> dict[str, tuple[int, int]]:
         return {name: resource.getrlimit(which) for name, which in numbers.items()}
     try:
         return {name: resource.prlimit(pid, which) for name, which in numbers.items()}
-    except (OSError, AttributeError):  # not ours, gone, or no Linux
+    except (OSError, AttributeError, OverflowError):  # not ours, gone, no Linux, or no pid at all
         return {}
 
 

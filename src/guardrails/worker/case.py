@@ -41,7 +41,8 @@ class Case:
     def __str__(self) -> str:
         request = self.request
         return (
-            f"{request.method} {plain_text(request.path)} from "
+            # With a space in its path somebody could write the rest of this line himself.
+            f"{request.method} {plain_text(request.path).replace(' ', '%20')} from "
             f"{request.client or 'an unknown client'}, {request.age_seconds:.0f} s old, in worker "
             f"{request.pid}"
         )
