@@ -690,7 +690,7 @@ def test_a_process_that_the_signal_would_end_is_not_signalled():
     program = (
         "import signal\n"
         "for name in ('HUP', 'USR1', 'USR2'):\n"
-        "    signal.signal(signal.Signals['SIG' + name], signal.SIG_DFL)  # not ignored, as under nohup\n"
+        "    signal.signal(signal.Signals['SIG' + name], signal.SIG_DFL)  # also under nohup\n"
         "print(flush=True); input()"
     )
     waiting = [sys.executable, "-c", program]
