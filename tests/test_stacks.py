@@ -73,28 +73,44 @@ def test_a_stuck_process_shows_where_its_request_is(stuck):
     assert len(Processes().dump(worker, request.thread).blocks) == len(dump.blocks)
 
 
-def test_who_takes_other_orders_too_is_asked_as_it_can_answer(monkeypatch):
+@pytest.fixture
+def in_python_alone(monkeypatch):
+    """Stacks as Python writes them: however long that takes, nobody else is asked."""
+    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: False)
+    monkeypatch.setattr(stacks, "ask_py_spy", lambda _pid: None)
+
+
+def dumped(worker, thread):
+    """The stacks of a process, which may be slow to answer."""
+    deadline = time.monotonic() + 60
+    while True:
+        dump = Processes().dump(worker, thread)
+        if dump is not None and dump.of(thread) is not None:
+            return dump
+        assert time.monotonic() < deadline
+
+
+def test_who_takes_other_orders_too_is_asked_as_it_can_answer(in_python_alone):
     """It has a pipe for interrupts, and shows its stacks at a signal."""
-    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: pytest.fail("it was not asked in Python"))
     with stuck_process("sleeping", interruptible=True) as (process, store):
         (request,) = store.requests()
         (worker,) = store.workers()
         assert worker.interruptible
 
-        dump = Processes().dump(worker, request.thread)
+        dump = dumped(worker, request.thread)
 
         assert any("in forgotten" in line for line in dump.of(request.thread))
         process.kill()
         assert process.communicate()[1] == b""
 
 
-def test_a_handler_of_the_apps_own_is_never_called_for_stacks(monkeypatch):
-    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: False)
+def test_a_handler_of_the_apps_own_is_never_called_for_stacks(in_python_alone):
     theirs = "signal.signal(stacks.ASK_SIGNAL, lambda *_: sys.exit('shutting down'))"
     with stuck_process("sleeping", theirs) as (process, store):
         (request,) = store.requests()
         (worker,) = store.workers()
-        dump = Processes().dump(worker, request.thread)
+
+        dump = dumped(worker, request.thread)
 
         assert any("in forgotten" in line for line in dump.of(request.thread))
         assert process.poll() is None
@@ -660,10 +676,8 @@ threading.Event().wait(600)
 """
 
 
-def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on(monkeypatch):
+def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on(in_python_alone):
     """faulthandler, asked as often while they run, ends such a process: who is slow is asked again."""
-    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: False)
-    monkeypatch.setattr(stacks, "ask_py_spy", lambda _pid: None)
     name = f"shm:test-stacks-{secrets.token_hex(6)}?private&clients=100"
     process = subprocess.Popen([sys.executable, "-c", BUSY, name], stdout=subprocess.PIPE)
     try:
@@ -676,8 +690,7 @@ def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on
         (worker,) = workers
         (stuck,) = (request for request in store.requests() if request.path == "/stuck")
         for _ in range(100):
-            while not (dump := Processes().dump(worker, stuck.thread)):
-                assert process.poll() is None
+            dump = dumped(worker, stuck.thread)
             assert any(" in busy" in line for line in dump.of(stuck.thread))
         assert process.poll() is None
     finally:

@@ -1221,7 +1221,7 @@ def test_root_follows_no_link_of_another_users_to_a_log(tmp_path, server, told):
     ours.mkdir()
     (ours / "app.log").write_text("x" * 1000)
     theirs.symlink_to(ours)
-    assert infolder.open_folder(theirs) > 0, "a link of root's own leads there"
+    os.close(infolder.open_folder(theirs))  # a link of root's own leads there
     os.chown(theirs, 65534, 65534, follow_symlinks=False)
     log = LogFile(theirs / "app.log", told, most=100, reopen_pid=server.pid)
 
