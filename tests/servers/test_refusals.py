@@ -70,7 +70,7 @@ def test_a_refusal_of_head_has_no_body(site, refused):
 
 
 def second_on_the_same_connection(site, refused, method, body):
-    with Wire(site.port, seconds=10) as wire:
+    with Wire(site.port, seconds=5) as wire:
         wire.send(method, "/once/plain", refused, body)
         first = wire.answer(method)
         assert first.status == 429
