@@ -401,7 +401,9 @@ def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch,
     inner_store.close()
 
 
-def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, monkeypatch):
+@pytest.fixture
+def ordered(interrupted, monkeypatch):
+    """Requests are ordered to end, each in its last instant; gives whom."""
     store = interrupted[1]
     real = interrupting._end
     ordered = []
@@ -415,6 +417,11 @@ def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, monkeypa
         real(generation, work)
 
     monkeypatch.setattr(interrupting, "_end", end)
+    return ordered
+
+
+def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, ordered):
+    store = interrupted[1]
     app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
 
     assert Browser(app).get("/").status_code == 200
@@ -424,19 +431,8 @@ def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, monkeypa
     assert interrupting._at_work == {}
 
 
-def test_an_order_in_the_last_instant_does_not_replace_the_apps_own_exception(interrupted, monkeypatch):
+def test_an_order_in_the_last_instant_does_not_replace_the_apps_own_exception(interrupted, ordered):
     store = interrupted[1]
-    real = interrupting._end
-    ordered = []
-
-    def end(generation, work):
-        if not ordered:
-            ordered.append(generation)
-            (request,) = store.requests()
-            order(request)
-        real(generation, work)
-
-    monkeypatch.setattr(interrupting, "_end", end)
     app = guardrails.throttle(raising, SpeedLimit("99/s"), store=store, interruptible=True)
     with pytest.raises(ValueError, match="the app's own"):
         Browser(app).get("/")
@@ -479,17 +475,25 @@ def test_an_order_between_two_parts_of_a_response_ends_it_at_the_next(interrupte
     assert store.requests() == []
 
 
-def test_only_who_allows_it_is_interrupted(interrupted):
-    """Two apps in one process, on one store."""
-    store = interrupted[1]
+def told_to_end(store):
+    """An app whose request is ordered to end while it runs."""
 
-    def told_to_end(environ, start_response):
+    def app(environ, start_response):
         (request,) = store.requests()
         order(request)
         return testing.hello(environ, start_response)
 
+    return app
+
+
+def test_only_who_allows_it_is_interrupted(interrupted):
+    """Two apps in one process, on one store."""
+    store = interrupted[1]
+
     willing, unwilling = (
-        guardrails.throttle(told_to_end, SpeedLimit("99/s"), store=store, interruptible=interruptible)
+        guardrails.throttle(
+            told_to_end(store), SpeedLimit("99/s"), store=store, interruptible=interruptible
+        )
         for interruptible in (True, False)
     )
     with pytest.raises(guardrails.RequestInterruptedError):
@@ -503,12 +507,7 @@ def test_only_who_allows_it_is_interrupted(interrupted):
 def test_an_inner_throttle_may_allow_it(interrupted):
     store = interrupted[1]
 
-    def told_to_end(environ, start_response):
-        (request,) = store.requests()
-        order(request)
-        return testing.hello(environ, start_response)
-
-    inner = guardrails.throttle(told_to_end, SpeedLimit("99/s"), interruptible=True)
+    inner = guardrails.throttle(told_to_end(store), SpeedLimit("99/s"), interruptible=True)
     outer = guardrails.throttle(inner, SpeedLimit("9/s", name="outer"), store=store)
     with pytest.raises(guardrails.RequestInterruptedError):
         Browser(outer).get("/")
