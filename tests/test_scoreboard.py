@@ -342,6 +342,26 @@ def test_the_client_is_charged_its_whole_time(store, clock):
     assert browser.get("/").status_code == 200
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_it_burns_after_it_was_blamed_is_not_charged_a_second_time(store, clock, cpu, streams):
+    """Two seconds blamed are ten owed of the fifteen; as many again would be too many."""
+    stuck = True
+
+    def app(environ, start_response):
+        nonlocal stuck
+        if stuck:
+            (request,) = store.requests()
+            assert store.blame(request, 2_000_000, 0)
+            cpu.burn(2)
+            stuck = False
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return (part for part in (b"a", b"b")) if streams else [b"ab"]
+
+    nested = guardrails.throttle(app, CPUThrottle("50%", name="inner"), store=store)
+    guarded = guardrails.throttle(nested, CPUThrottle("20%", window="15s"), store=store)
+    assert Browser(guarded).statuses(2) == [200, 200]
+
+
 def test_guards_that_do_not_cover_the_request_charge_nothing(store):
     stuck = Stuck(store, CPUThrottle("20%", window="15s", path="/search"))
     browser = stuck.blamed("/other", seconds=60, ban_for=0)

@@ -22,6 +22,8 @@ LONGEST_SECONDS = 20
 class Site:
     """A running server with the site."""
 
+    stop_seconds = STOP_SECONDS
+
     def __init__(self, setup, folder):
         self.setup = setup
         self.folder = folder
@@ -64,7 +66,7 @@ class Site:
             return
         process.terminate()
         try:
-            process.wait(STOP_SECONDS)
+            process.wait(self.stop_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_SECONDS)

@@ -161,13 +161,13 @@ def test_the_client_of_a_killed_request_is_refused_the_same_for_a_while(trouble)
 
 
 def test_what_it_cost_is_charged_to_its_client(trouble):
-    """Eight seconds of ten are three more than half a CPU: it waits for its share."""
+    """Three seconds are thirty of a tenth of a CPU, and ten are allowed: it waits for its share."""
     site = trouble(SYNC, workers=2)
-    with watching(site, timeout="8s"):
+    with watching(site, timeout="3s"):
         Asked(site, "/blamed/sleep?seconds=100").wait()
         refused = site.ask("/blamed/sleep?seconds=0")
     assert refused.status == 503
-    assert int(refused.headers["retry-after"]) >= 5
+    assert 5 <= int(refused.headers["retry-after"]) <= 30
     assert site.ask("/pid").status == 200
 
 
@@ -193,7 +193,7 @@ def test_the_watchdog_of_roots_server_watches_workers_of_another_user(trouble):
     site = trouble(NOBODY, workers=2, TROUBLE_WATCHDOG=json.dumps(OPTIONS))
     site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")
     Asked(site, "/sleep?seconds=100").wait()
-    site.until(lambda: "its worker has ended after" in site.whole_log(), "its end is told")
+    site.until(lambda: "has ended after" in site.whole_log(), "its end is told")
     assert re.search(STACKS["sleep"], site.whole_log())
     assert site.goes_on()
 

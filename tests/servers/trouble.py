@@ -118,7 +118,7 @@ def pages(environ, start_response):
 application = guardrails.throttle(
     pages,
     SpeedLimit("1000/second"),
-    CPUThrottle("50%", window="10s", path="/blamed"),
+    CPUThrottle("10%", window="10s", path="/blamed"),
     store=os.environ["TROUBLE_STORE"],
     trusted_proxies=(),
     interruptible=bool(os.environ.get("TROUBLE_INTERRUPTIBLE")),

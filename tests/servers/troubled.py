@@ -90,6 +90,8 @@ TROUBLES = {
 class Troubled(Site):
     """A running server of a kind."""
 
+    stop_seconds = 3  # a gunicorn whose worker is just being started again does not hear it is to end
+
     def __init__(self, kind, folder, workers, environ):
         super().__init__(kind.setup, folder)
         self.kind = kind

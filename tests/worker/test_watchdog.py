@@ -255,6 +255,32 @@ def test_the_ladder_ends_when_the_request_does():
     assert host.told("ended")[0].endswith("it has ended after retiring (SIGTERM)")
 
 
+def test_a_worker_that_ends_a_moment_after_its_request_is_told_of_as_killed():
+    """An app may unwind at SIGABRT, and its server end the worker right after."""
+    host = Host().worker(7).request(1, 7, age=60)
+    host.passes(8)
+    assert host.signals() == [(7, TERM), (7, ABRT)]
+    host.ends(1)
+    host.passes(1.5)
+    assert (host.told("killed"), host.told("ended")) == ([], [])
+    host.workers.clear()
+    host.passes(0.2)
+    assert host.told("killed")[0].endswith("its worker has ended after SIGABRT")
+    assert host.told("ended") == []
+
+
+def test_what_is_not_told_yet_is_told_when_the_watchdog_is_stopped():
+    host = Host().worker(7).request(1, 7, age=60)
+    host.passes(6)
+    host.ends(1)
+    host.look()
+    assert host.told("ended") == []
+    host.watchdog.close()
+    assert host.told("ended")[0].endswith("it has ended after retiring (SIGTERM)")
+    host.watchdog.close()
+    assert len(host.told("ended")) == 1
+
+
 def test_one_that_ends_just_before_the_first_signal_has_ended_by_itself():
     host = Host().worker(7).request(1, 7, age=60)
 
@@ -309,7 +335,7 @@ def test_those_beside_it_are_lost_when_the_grace_is_over_and_it_is_said():
     assert host.signals() == [(7, TERM)]
     host.passes(10)
     assert host.signals()[:2] == [(7, TERM), (7, ABRT)]
-    assert host.told("step")[1].endswith("SIGABRT, and 1 request beside it may be lost")
+    assert "SIGABRT, and 1 request beside it may be lost; " in host.told("step")[1]
 
 
 def test_one_look_without_anybody_beside_it_is_not_enough_to_hurry():
@@ -486,7 +512,7 @@ def test_where_the_worker_allows_it_one_request_is_ended_first():
     host.passes(60)
     assert host.sent == []
     assert host.told("ended")[0].endswith("it has ended after an exception in its thread")
-    assert host.blamed == []
+    assert [client for client, _, _ in host.blamed] == ["192.0.2.1"]
     host.request(2, 7, age=60)
     host.look()
     host.ends(2)
@@ -550,13 +576,24 @@ def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_wh
     assert "is refused the same for 600 s" in host.told("blamed")[0]
 
 
+def test_whoever_its_own_server_ends_after_the_first_step_has_paid_too():
+    host = Host(ban=600.0).worker(7).request(1, 7, age=60)
+    host.deadly = {TERM}
+    host.passes(20)
+    assert host.signals() == [(7, TERM)]
+    assert len(host.blamed) == len(host.told("blamed")) == 1
+    assert host.told("killed")[0].endswith("its worker has ended after retiring (SIGTERM)")
+
+
 def test_what_its_worker_has_burnt_since_it_was_noticed_is_told():
     host = Host().worker(7).request(1, 7, age=60)
     host.burnt = 100.0
     host.look()
     host.burnt = 107.0
     host.passes(20)
-    assert "of which its worker burnt 7.0 s of CPU since" in host.told("blamed")[0]
+    first, *later = host.told("step")
+    assert first.endswith("retiring (SIGTERM)")
+    assert "SIGABRT; its worker has burnt 7.0 s of CPU in the last 2 s" in later[0]
 
 
 def test_a_dry_run_touches_nobody():
@@ -794,7 +831,6 @@ def test_where_nobody_would_start_it_again_a_request_is_ended_by_an_exception_al
 
 def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():
     host = Host().worker(7).request(1, 7, age=60)
-    host.passes(5.1)
     board = host.boards["shm:test"]
     blame = board.blame
 
@@ -804,7 +840,7 @@ def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():
 
     board.blame = ends_just_now
     host.passes(30)
-    assert host.signals() == [(7, TERM)]
+    assert host.signals() == []
     assert host.told("blamed") == []
 
 

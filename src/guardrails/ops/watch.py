@@ -178,6 +178,7 @@ def _run_until(asked: list[int], watch: Watch, parent: int | None, announce: Ann
         except Exception:
             log.exception("watchdog: a look failed, and the next one is taken all the same")
         _wait(asked, watchdog.pause(), parent)
+    watchdog.close()
     stop.set()
 
 

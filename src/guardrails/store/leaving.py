@@ -9,6 +9,8 @@ from guardrails.store.layout import (
     L_MEAN,
     ONE_CELL,
     ONE_SLOT,
+    PAID,
+    R_CHARGED,
     R_FIRST_SLOT,
     R_GENERATION,
     R_SLOTS,
@@ -32,6 +34,7 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
     # A file that took the place of a removed one may have fewer rows than the visit's.
     fits = visit.generation and visit.row < file.row_words
     if fits and words[row + R_GENERATION] == visit.generation:
+        debits = _unpaid(file, row, visit, debits)
         slots = words[row + R_SLOTS]
         words[row + R_GENERATION] = 0
         at = (row + R_FIRST_SLOT) << 3
@@ -66,10 +69,12 @@ def update(
     debits, release = change
     words = file.words
     now = file.clock()
-    if debits:
-        debit(file, debits, now)
     row = visit.row + file.first_row
-    if release and visit.entered and words[row + R_GENERATION] == visit.generation:
+    fits = visit.entered and visit.row < file.row_words
+    stands = fits and words[row + R_GENERATION] == visit.generation
+    if debits:
+        debit(file, _unpaid(file, row, visit, debits) if stands else debits, now)
+    if release and stands:
         records = {file.record("slots", slot.name) for slot in release}
         for slot in file.held_slots(row):
             if words[slot + S_RECORD] in records:
@@ -79,6 +84,13 @@ def update(
                 record = words[slot + S_RECORD]
                 lasted = now - words[slot + S_SINCE]
                 words[record + L_MEAN] = _moving_mean(words[record + L_MEAN], lasted)
+
+
+def _unpaid(file: StoreFile, row: int, visit: Visit, debits: Sequence[Debit]) -> Sequence[Debit]:
+    """What is left to charge: a client that was blamed for a request has paid for all of it."""
+    if debits and file.words[row + R_CHARGED] == PAID:
+        return [each for each in debits if each.key != visit.key]
+    return debits
 
 
 def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:

@@ -64,6 +64,7 @@ class _Row(NamedTuple):
     usual_path: bool
     held: list[_Held]
     charged: dict[Meter, float]
+    has_paid: bool = False
 
 
 class _Look(NamedTuple):
@@ -76,6 +77,13 @@ class _Look(NamedTuple):
 
 def _key(ask: Ask, visit: Visit) -> bytes:
     return visit.key if ask.key is None else ask.key
+
+
+def _unpaid(row: _Row | None, visit: Visit, debits: Sequence[Debit]) -> Sequence[Debit]:
+    """What is left to charge: a client that was blamed for a request has paid for all of it."""
+    if row is not None and row.has_paid:
+        return [each for each in debits if each.key != visit.key]
+    return debits
 
 
 class MemoryStore:
@@ -142,8 +150,8 @@ class MemoryStore:
         with self._exclusive():
             self._begin()
             now = self._clock()
-            self._debit(debits, now)
             row = self._rows.get(visit.generation)
+            self._debit(_unpaid(row, visit, debits), now)
             if row is not None:
                 for held in [held for held in row.held if held.slot in release]:
                     self._give_back(row, held, now)
@@ -155,8 +163,8 @@ class MemoryStore:
         with self._exclusive():
             self._begin()
             now = self._clock()
-            self._debit(debits, now)
             row = self._rows.pop(visit.generation, None)
+            self._debit(_unpaid(row, visit, debits), now)
             if row is not None:
                 for held in list(row.held):
                     self._give_back(row, held, now)
@@ -253,6 +261,7 @@ class MemoryStore:
                 self._debit(
                     [Debit(meter, key, int(microseconds * rate) + 1) for meter, rate in charges], now
                 )
+                self._rows[request.generation] = row._replace(charged={}, has_paid=True)
                 if ban_for and row.resource:
                     self._blamed[key, row.resource] = now + ban_for
             self._under_way = False

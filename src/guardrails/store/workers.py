@@ -23,6 +23,8 @@ from guardrails.store.layout import (
     H_BLAMED_UNTIL,
     H_SWITCHED,
     INTERRUPTIBLE,
+    PAID,
+    R_CHARGED,
     R_CLIENT,
     R_GENERATION,
     R_NAMESPACE,
@@ -209,6 +211,7 @@ def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: 
         leaving.debit_cell(
             file, client ^ words[record + G_METER], amount, words[record + G_HORIZON], now
         )
+    words[row + R_CHARGED] = PAID
     if ban_for and words[row + R_RESOURCE]:
         cell = file.blame_cell(client, words[row + R_RESOURCE])
         file.write_cell(file.cells.find(cell), cell, (now + ban_for) << SMALL_BITS, now)

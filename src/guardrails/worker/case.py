@@ -27,9 +27,10 @@ class Case:
         self.worker = worker
         self.limit = limit
         self.steps: list[str | int] = []
-        self.next_at = self.hurry_at = 0.0
+        self.next_at = self.hurry_at = self.tell_at = 0.0
+        self.last_step = ""
         self.looks_alone = 0
-        self.cpu_before = 0.0
+        self.cpu_before = self.age_before = self.burnt = 0.0
         self.shown = self.blamed = self.interrupted = self.given_up = False
         self.said: set[str] = set()
 

@@ -71,6 +71,7 @@ class Watchdog:
         self._is_watched = is_watched
         self._cases: dict[tuple[str, Owner, int], Case] = {}
         self._climbing: Case | None = None
+        self._over: list[Case] = []
         self._kill_at = 0.0
         self._last_steps: dict[Owner, str] = {}
         self._failed: dict[str, str] = {}
@@ -79,7 +80,8 @@ class Watchdog:
 
     def pause(self) -> float:
         """Seconds until the next look is due."""
-        return min(_FAST_POLL, self._policy.poll) if self._climbing is not None else self._policy.poll
+        busy = self._climbing is not None or self._over
+        return min(_FAST_POLL, self._policy.poll) if busy else self._policy.poll
 
     def look(self) -> None:
         """One look. A store that fails is said once, and looked at again."""
@@ -100,6 +102,11 @@ class Watchdog:
                 self._failed.pop(watched.name, None)
             looked_at.add(watched.name)
         self._let_go(looked_at)
+        self._tell_ends()
+
+    def close(self) -> None:
+        """Tell what is known by now of requests that are over. No look is taken after it."""
+        self._tell_ends(at_once=True)
 
     def _look_at(self, watched: Watched) -> None:
         requests = watched.store.requests()
@@ -149,6 +156,7 @@ class Watchdog:
         request = case.request
         if self._is_here(request):
             case.cpu_before = self._system.cpu_seconds(request.pid)
+            case.age_before = request.age_seconds
         beside = sum(each.owner == request.owner for each in requests) - 1
         self._announce(
             "overdue",
@@ -198,18 +206,34 @@ class Watchdog:
             log.warning("overdue: worker %d: %s", request.pid, printable(line))
 
     def _is_over(self, case: Case) -> None:
-        """A request is in flight no more, or cannot be seen any more."""
-        gone = self._is_here(case.request) and not self._system.is_there(case.request.owner)
-        last_step = self._last_steps.get(case.request.owner, "")
+        """A request is in flight no more, or cannot be seen any more. How it ended is told later."""
+        owner = case.request.owner
+        last_step = self._last_steps.get(owner, "")
         if not self._cases_of(case):
-            self._last_steps.pop(case.request.owner, None)
+            self._last_steps.pop(owner, None)
+        now = self._monotonic()
         if case is self._climbing:
             self._climbing = None
             if last_step != _EXCEPTION:
-                self._kill_at = self._monotonic() + self._policy.between
-        if gone and last_step:
+                self._kill_at = now + self._policy.between
+        case.last_step = last_step
+        # A worker that is told to end ends a moment after its last request.
+        case.tell_at = now + (self._policy.step if last_step not in ("", _EXCEPTION) else 0.0)
+        self._over.append(case)
+
+    def _tell_ends(self, *, at_once: bool = False) -> None:
+        """Tell of the requests that are over, each when it is known what became of its worker."""
+        for case in list(self._over):
+            is_gone = self._is_here(case.request) and not self._system.is_there(case.request.owner)
+            if is_gone or at_once or self._monotonic() >= case.tell_at:
+                self._over.remove(case)
+                self._tell_end(case, is_gone=is_gone)
+
+    def _tell_end(self, case: Case, *, is_gone: bool) -> None:
+        last_step = case.last_step
+        if is_gone and last_step:
             self._announce("killed", f"{case}: its worker has ended after {last_step}", **case.facts())
-        elif gone:
+        elif is_gone:
             self._announce(
                 "gone", f"{case}: its worker has ended by itself", logging.INFO, **case.facts()
             )
@@ -312,6 +336,7 @@ class Watchdog:
             self._climbing, case.steps = None, []
             self._leave(case, reason)
             return
+        case.burnt = max(0.0, self._system.cpu_seconds(case.request.pid) - case.cpu_before)
         wait = self._take(case, step)
         if wait is None:
             return  # it has ended just now, or it is given up
@@ -324,15 +349,18 @@ class Watchdog:
         worker = case.worker
         assert worker is not None  # noqa: S101 - else it has no ladder
         policy, beside = self._policy, self._beside(case)
+        wait: float | None
         if step == INTERRUPT:
             case.interrupted = True
-            if self._system.interrupt(worker, case.request):
+            if self._blame(case) and self._system.interrupt(worker, case.request):
                 self._tell_step(case, _EXCEPTION, INTERRUPT)
-            wait: float | None = policy.step
+            wait = policy.step
         elif step == WAIT:
             if beside:
                 self._tell_step(case, f"waiting for {_requests(beside)} beside it", WAIT)
             wait = policy.grace if beside else 0.0
+        elif not self._blame_all(case):
+            wait = None
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if beside:
@@ -342,8 +370,7 @@ class Watchdog:
             what = signal.Signals(int(step)).name
             if beside:
                 what += f", and {_requests(beside)} beside it may be lost"
-            over = not self._blame_all(case)
-            wait = None if over else self._send(case, int(step), what, policy.step)
+            wait = self._send(case, int(step), what, policy.step)
         return wait
 
     def _send(self, case: Case, number: int, what: str, wait: float) -> float | None:
@@ -410,8 +437,12 @@ class Watchdog:
         return len(threads - too_old)
 
     def _tell_step(self, case: Case, what: str, step: str) -> None:
-        self._last_steps[case.request.owner] = what
-        self._announce("step", f"{case}: {what}", **case.facts(), step=step)
+        request = case.request
+        self._last_steps[request.owner] = what
+        seconds = request.age_seconds - case.age_before
+        if seconds >= 1:
+            what += f"; its worker has burnt {case.burnt:.1f} s of CPU in the last {seconds:.0f} s"
+        self._announce("step", f"{case}: {what}", **case.facts(), step=step, cpu=f"{case.burnt:.1f}")
 
     def _blame_all(self, case: Case) -> bool:
         """Let the clients of all that are too old in a worker pay. False when this one has ended."""
@@ -422,14 +453,13 @@ class Watchdog:
         return stands
 
     def _blame(self, case: Case) -> bool:
-        """The client pays for the time that it kept its worker, as if that were CPU.
+        """The client pays, once, for the time that it kept its worker, as if that were CPU.
 
-        False when the request is over.
+        Before anything is done to it: afterwards the request may be over. False when it is.
         """
         if case.blamed:
             return True
         request = case.request
-        burnt = max(0.0, self._system.cpu_seconds(request.pid) - case.cpu_before)
         try:
             if not case.watched.store.blame(
                 request,
@@ -444,11 +474,9 @@ class Watchdog:
         refused = f", and is refused the same for {self._policy.ban:g} s" if self._policy.ban else ""
         self._announce(
             "blamed",
-            f"{request.client or 'an unknown client'} is charged {request.age_seconds:.0f} s, of which "
-            f"its worker burnt {burnt:.1f} s of CPU since it was noticed{refused}",
+            f"{request.client or 'an unknown client'} is charged {request.age_seconds:.0f} s{refused}",
             logging.INFO,
             **case.facts(),
-            cpu=f"{burnt:.1f}",
         )
         return True
 
