@@ -36,7 +36,7 @@ def all_at_once(site, page):
     """Let two clients burn a little CPU, and two burn much."""
     lights = [site.new_client() for _ in range(2)]
     heavies = [site.new_client() for _ in range(2)]
-    burn = dict.fromkeys(heavies, 500) | dict.fromkeys(lights, 50)
+    burn = dict.fromkeys(heavies, 200) | dict.fromkeys(lights, 20)
     with ThreadPoolExecutor(len(burn)) as crowd:
         asked = [
             crowd.submit(site.ask, f"/charged/{page}?ms={least}", client=client)

@@ -25,6 +25,7 @@ class Board:
         self.in_flight = {}
         self.fails = None
         self.busy = False
+        self.shows = None
 
     def requests(self):
         if self.fails:
@@ -36,7 +37,11 @@ class Board:
         )
 
     def workers(self):
-        return Records(self.host.workers.values() if self.host.on_board else [])
+        return Records(
+            worker
+            for worker in (self.host.workers.values() if self.host.on_board else [])
+            if self.shows is None or worker.pid in self.shows
+        )
 
     def mark_retiring(self, worker):
         if self.busy:
@@ -70,6 +75,7 @@ class Host:
         self.deadly = {KILL}
         self.immortal = set()
         self.untouchable = set()
+        self.broken = set()
         self.burnt = 0.0
         self.on_board = True
         self.dumps = {}
@@ -85,6 +91,8 @@ class Host:
 
     # What happens to processes.
     def send(self, owner, number):
+        if owner.pid in self.broken:
+            raise RuntimeError("out of luck")
         if owner.pid in self.untouchable:
             raise PermissionError(1, "Operation not permitted")
         self.sent.append((self.now, owner.pid, number))
@@ -731,6 +739,43 @@ def test_a_store_that_fails_holds_up_no_ladder_in_another_one(caplog):
     host.passes(20)
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
     assert caplog.text.count("it is tried again") == 1
+
+
+def test_victims_of_one_store_are_not_all_before_those_of_another():
+    host = Host(between=1.0)
+    for number in range(1, 6):
+        host.worker(number)
+    host.deadly = {TERM}
+    host.request(1, 1, age=90).request(2, 2, age=60, store="shm:other")
+    host.request(3, 3, age=70).request(4, 4, age=65).request(5, 5, age=50)
+    host.passes(60)
+    assert host.signals() == [(1, TERM), (3, TERM), (4, TERM), (2, TERM), (5, TERM)]
+
+
+def test_workers_that_serve_in_another_store_are_alive_too():
+    host = Host(least_workers=1).worker(7).worker(8).request(1, 7, age=60)
+    host.boards["shm:test"].shows = {7}
+    host.boards["shm:other"] = Board(host)
+    host.boards["shm:other"].shows = {8}
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
+@pytest.mark.parametrize("fails", ["as it is looked at", "as it is climbed"])
+def test_after_a_look_that_failed_the_next_worker_waits_for_its_turn(fails):
+    """The one before may be about to end: two would be ended at once."""
+    host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60, store="shm:other")
+    board = host.boards["shm:test"]
+    host.look()
+    assert host.signals() == [(7, TERM)]
+    if fails == "as it is looked at":
+        board.fails = "gone"
+    else:
+        host.broken = {7}
+    host.passes(9)
+    assert (8, TERM) not in host.signals()
+    host.passes(10)
+    assert (8, TERM) in host.signals()
 
 
 def test_who_ends_with_its_store_in_mid_ladder_is_told_of_once():

@@ -29,9 +29,9 @@ class Case:
         self.steps: list[str | int] = []
         self.next_at = self.hurry_at = self.tell_at = 0.0
         self.last_step = ""
-        self.looks_alone = 0
+        self.looks_alone = self.failures = 0
         self.cpu_before = self.age_before = self.burnt = 0.0
-        self.shown = self.blamed = self.interrupted = self.given_up = False
+        self.shown = self.blamed = self.interrupted = self.begun = self.given_up = False
         self.said: set[str] = set()
 
     @property

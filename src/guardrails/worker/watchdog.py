@@ -76,6 +76,7 @@ class Watchdog:
         self._last_steps: dict[Owner, str] = {}
         self._failed: dict[str, str] = {}
         self._watched: list[Watched] = []
+        self._workers: dict[Owner, Worker] = {}
         self._blind = False
 
     def pause(self) -> float:
@@ -87,8 +88,8 @@ class Watchdog:
         """One look. A store that fails is said once, and looked at again."""
         if not self._policy.timeout and not any(self._policy.path_timeouts.values()):
             return
-        looked_at = set()
         self._watched = list(self._stores())
+        self._workers = {}
         for watched in self._watched:
             try:
                 self._look_at(watched)
@@ -96,13 +97,30 @@ class Watchdog:
                 if self._failed.get(watched.name) != str(error):
                     self._failed[watched.name] = str(error)
                     log.warning("watchdog: store %s: %s; it is tried again", watched.name, error)
-                if self._climbing is not None and self._climbing.watched.name == watched.name:
-                    self._climbing = None  # it goes on with the steps that are left
             else:
                 self._failed.pop(watched.name, None)
-            looked_at.add(watched.name)
-        self._let_go(looked_at)
+        self._let_go({watched.name for watched in self._watched})
+        if self._climbing is None:
+            self._climbing = self._next_victim()
+        if self._climbing is not None:
+            self._try_to_climb(self._climbing)
+        for watched in self._watched:
+            self._show_some(watched)
         self._tell_ends()
+
+    def _try_to_climb(self, case: Case) -> None:
+        """Where that fails, now or as its store was looked at, others must not wait for it."""
+        name = case.watched.name
+        try:
+            if name not in self._failed:
+                self._climb(case)
+                return
+        except Exception as error:
+            case.failures += 1
+            if str(error) not in case.said:
+                case.said.add(str(error))
+                log.warning("watchdog: store %s: %s; it is tried again", name, error)
+        self._let_others()
 
     def close(self) -> None:
         """Tell what is known by now of requests that are over. No look is taken after it."""
@@ -111,6 +129,9 @@ class Watchdog:
     def _look_at(self, watched: Watched) -> None:
         requests = watched.store.requests()
         workers = {each.owner: each for each in watched.store.workers()}
+        for owner, worker in workers.items():
+            if owner not in self._workers or worker.state == "retiring":
+                self._workers[owner] = worker
         mine: dict[tuple[int, int], bool] = {}
         present = set()
         for request in requests:
@@ -131,25 +152,20 @@ class Watchdog:
                 known.request, known.worker = request, case.worker
         for key in [key for key in self._cases if key[0] == watched.name and key not in present]:
             self._is_over(self._cases.pop(key))
-        if self._climbing is None:
-            self._climbing = self._next_victim(watched, list(workers.values()))
-        if self._climbing is not None and self._climbing.watched.name == watched.name:
-            self._climb(self._climbing, list(workers.values()))
-        self._show_some(watched)
 
     def _is_mine(self, namespace: int, parent: int) -> bool:
         if self._parent is not None:
             return (namespace, parent) == (self._system.namespace(), self._parent)
         return not self._is_watched(namespace, parent)
 
-    def _let_go(self, looked_at: set[str]) -> None:
-        """What lies in a store that cannot be seen any more must not hold up the others."""
-        for key in [key for key in self._cases if key[0] not in looked_at]:
+    def _let_go(self, names: set[str]) -> None:
+        """What lies in a store that is there no more must not hold up the others."""
+        for key in [key for key in self._cases if key[0] not in names]:
             case = self._cases[key]
             if not self._system.is_there(case.request.owner):
                 self._is_over(self._cases.pop(key))
             elif case is self._climbing:
-                self._climbing = None
+                self._let_others()
 
     def _notice(self, case: Case, requests: list[InFlight]) -> None:
         """Tell of a request that is too old."""
@@ -184,7 +200,7 @@ class Watchdog:
         if worker is not None and self._is_here(case.request):
             try:
                 dump = self._system.dump(worker, case.request.thread)
-            except OSError as error:
+            except Exception as error:
                 log.info("watchdog: worker %d cannot be asked for its stacks: %s", worker.pid, error)
         for each in cases:
             each.shown = True
@@ -245,13 +261,17 @@ class Watchdog:
         """All requests that are too old in the same worker."""
         return [each for each in self._cases.values() if each.request.owner == case.request.owner]
 
-    def _next_victim(self, watched: Watched, workers: list[Worker]) -> Case | None:
-        """The oldest request that may be acted upon now."""
-        if self._monotonic() < self._kill_at:
-            return None
-        cases = [case for case in self._cases.values() if case.watched.name == watched.name]
-        for case in sorted(cases, key=lambda case: -case.request.age_seconds):
-            reason = self._reason_to_leave(case, workers)
+    def _next_victim(self) -> Case | None:
+        """The oldest request that may be acted upon now; one that was begun with need not wait."""
+        waits = self._monotonic() < self._kill_at
+        stores = {watched.name for watched in self._watched} - self._failed.keys()
+        cases = [
+            case
+            for case in self._cases.values()
+            if case.watched.name in stores and (case.begun or not waits)
+        ]
+        for case in sorted(cases, key=lambda case: (case.failures, -case.request.age_seconds)):
+            reason = self._reason_to_leave(case)
             steps = self._steps(case, reason)
             if steps:
                 case.steps = [step for step in case.steps if step in steps] or steps
@@ -264,7 +284,7 @@ class Watchdog:
             case.said.add(reason)
             self._announce("left-alone", f"{case}: {reason}", **case.facts())
 
-    def _reason_to_leave(self, case: Case, workers: list[Worker]) -> str | None:
+    def _reason_to_leave(self, case: Case) -> str | None:
         """Why a worker must not be ended; None when it may be."""
         if self._policy.dry_run:
             return "only told of, since this is a dry run"
@@ -280,15 +300,15 @@ class Watchdog:
             who = f"nobody would start {worker.server} again"
         elif not worker.parent or self._system.parent(worker.pid) != worker.parent:
             who = "the process that would start it again is gone"
-        elif self._left_without(worker, workers) < self._policy.least_workers:
+        elif self._left_without(worker) < self._policy.least_workers:
             who = f"fewer than {self._policy.least_workers} would be left"
         return None if who is None else f"its worker is not ended, since {who}"
 
-    def _left_without(self, worker: Worker, workers: list[Worker]) -> int:
-        """How many others of its server serve."""
+    def _left_without(self, worker: Worker) -> int:
+        """How many others of its server serve, whichever store they are in."""
         return sum(
             other.pid != worker.pid and _server(other) == _server(worker) and other.state != "retiring"
-            for other in workers
+            for other in self._workers.values()
         )
 
     def _steps(self, case: Case, reason: str | None) -> list[str | int]:
@@ -308,7 +328,7 @@ class Watchdog:
         steps.append(RETIRE if retires else WAIT)
         return [*steps, *(each for each in deadly if each != worker.retire_signal), STANDS]
 
-    def _climb(self, case: Case, workers: list[Worker]) -> None:
+    def _climb(self, case: Case) -> None:
         """Take the next step, if it is time for it and all is as it was."""
         if not case.shown:
             self._show(case)
@@ -317,12 +337,12 @@ class Watchdog:
         still = self._still(case)
         if still is not None:
             case.request = still
-            self._go_on(case, workers)
+            self._go_on(case)
         elif not self._system.is_there(case.request.owner):
             self._cases.pop(case.key, None)
             self._is_over(case)
 
-    def _go_on(self, case: Case, workers: list[Worker]) -> None:
+    def _go_on(self, case: Case) -> None:
         """The next step, unless there is none, or a reason against it by now."""
         step = case.steps[0] if case.steps else None
         if step == STANDS:
@@ -331,12 +351,13 @@ class Watchdog:
             )
             self._give_up(case)
             return
-        reason = self._reason_to_leave(case, workers) if step != INTERRUPT else None
+        reason = self._reason_to_leave(case) if step != INTERRUPT else None
         if step is None or reason is not None:
-            self._climbing, case.steps = None, []
+            self._climbing, case.steps, case.begun = None, [], False
             self._leave(case, reason)
             return
         case.burnt = max(0.0, self._system.cpu_seconds(case.request.pid) - case.cpu_before)
+        case.begun = True
         wait = self._take(case, step)
         if wait is None:
             return  # it has ended just now, or it is given up
@@ -397,7 +418,13 @@ class Watchdog:
         """Nothing more can be done about a worker, and the others have their turn."""
         for each in self._cases_of(case):
             each.given_up = True
-        self._climbing, self._kill_at = None, self._monotonic() + self._policy.between
+        self._let_others()
+
+    def _let_others(self) -> None:
+        """Whoever comes next waits as after the end of a worker, for this one may be about to end."""
+        self._climbing = None
+        if self._monotonic() >= self._kill_at:
+            self._kill_at = self._monotonic() + self._policy.between
 
     def _may_hurry(self, case: Case) -> bool:
         """Whether those beside it, who were waited for, are done: twice in a row, as some may queue."""
