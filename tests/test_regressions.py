@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from asking import private_store
 
 from guardrails import (
     BlockAgents,
@@ -21,9 +22,7 @@ from support import Browser, Exchange, environ_of
 
 @pytest.fixture
 def shared(clock):
-    store = SharedStore(
-        f"test-regressions-{os.getpid()}", clients=64, rows=32, private=True, clock=clock
-    )
+    store = private_store(clock, clients=64, rows=32)
     yield store
     store.close()
 
@@ -65,7 +64,7 @@ def test_a_quick_tier_does_not_wipe_out_a_slow_one(serve):
 
 def test_a_total_that_was_displaced_counts_nobody_twice(clock):
     """Two slots whose hashes meet: with 16 rows that happens often."""
-    store = SharedStore(f"test-totals-{os.getpid()}", clients=16, rows=16, private=True, clock=clock)
+    store = private_store(clock, clients=16, rows=16)
     app = throttle(testing.hello, MaxConcurrentReqs(5, by="client"), MaxConcurrentReqs(1), store=store)
     for number in range(1500):
         address = f"10.0.{number >> 8}.{number & 255}"

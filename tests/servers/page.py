@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 FRESH = Path(os.environ.get("SERVERS_OBSERVED", ROOT / ".servers"))
 KEPT = HERE / "observed.json"
 PAGE = ROOT / "docs" / "servers.md"
-VARIES = ("refused with 5 MB", "spellings")
+VARIES = ("refused with 5 MB", "spellings", "timed out")
 """What depends on how fast both sides are, or on the versions of many frameworks."""
 
 INTRODUCTION = """\
@@ -36,7 +36,7 @@ is behind the recommended proxy.
 """
 
 WATCHDOG = """\
-Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with `--timeout 1s --poll 100ms --step 1s`. Seconds
+Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with `--timeout 1500ms --poll 100ms --step 1s`. Seconds
 count from the time-out: until the request was noticed and its stack in the log, until its worker had ended, and until
 another worker answered; they vary from run to run, and with them which signal was the last. The printer prints its pid
 and then a NUL byte each second.
@@ -76,7 +76,7 @@ TABLES = [
         "Caps, rates and CPU",
         (
             "Eight clients at once, counted at the app: 24 requests for a page with a cap of 2, and 40 with a rate of 20. Of "
-            "two clients at once, one burns 50 ms of CPU and one 500, in the app's call and in a stream."
+            "two clients at once, one burns 20 ms of CPU and one 200, in the app's call and in a stream."
         ),
         {
             "cap of 2": lambda setup, seen: seen["cap"],

@@ -23,7 +23,7 @@ def test_each_client_is_charged_its_own(site, observe, page):
     for _ in range(MOST_TRIES):
         lights, heavies = all_at_once(site, page)
         # Never less than was burnt; a little more is the interpreter's own.
-        assert all(0 <= overcharged(site, light) < 20 for light in lights)
+        assert all(0 <= overcharged(site, light) < 60 for light in lights)
         assert all(0 <= overcharged(site, heavy) < 100 for heavy in heavies)
         if site.setup.threads == 1 or workers_of(site, lights) & workers_of(site, heavies):
             break

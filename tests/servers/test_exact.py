@@ -37,11 +37,14 @@ def test_a_rate_admits_exactly_what_it_says_over_all_workers(site, observe):
 
 
 def test_a_cap_is_never_exceeded_over_all_workers_and_used_to_the_full(site, observe):
-    statuses = all_at_once(site, 24, "/cap/slow?seconds=0.1")
-
-    most = most_at_once(site, "/cap/slow")
-    assert set(statuses) <= {200, 503}
-    assert most == min(CAP, site.setup.at_once)
+    full = min(CAP, site.setup.at_once)
+    for _ in range(5):  # one may be held up between its admission and its page
+        statuses = all_at_once(site, 24, "/cap/slow?seconds=0.1")
+        most = most_at_once(site, "/cap/slow")
+        assert set(statuses) <= {200, 503}
+        if most >= full:
+            break
+    assert most == full
     observe("cap", f"{most} at once")
 
 

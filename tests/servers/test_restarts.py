@@ -3,17 +3,19 @@
 import os
 import signal
 
+from support import is_there
+
 
 def test_what_was_counted_is_known_after_a_reload(site, observe):
     client = site.new_client()
-    before = site.facts()["pid"]
-    while site.ask("/rate/plain", client=client).status == 200:
-        pass
+    use_up(site, client)
+    before = workers(site) | {site.facts()["pid"]}
     if site.setup.reload is None:
         site.stop()
         site.start()
     else:
         os.kill(site.process.pid, getattr(signal, f"SIG{site.setup.reload}"))
+    site.until(lambda: not any(map(is_there, before)), "the old workers have ended")
     site.until(lambda: answers_from_another(site, before), "a new worker answers")
 
     statuses = []
@@ -27,17 +29,26 @@ def test_what_was_counted_is_known_after_a_reload(site, observe):
     observe("reload", f"SIG{site.setup.reload}" if site.setup.reload else "a new start")
 
 
-def answers_from_another(site, pid):
+def use_up(site, client):
+    """Ask until the client is refused; what is not answered meanwhile is asked for again."""
+    site.until(lambda: site.ask("/rate/plain", client=client).status == 429, "it is refused")
+
+
+def workers(site):
+    with site.store() as store:
+        return {worker.pid for worker in store.workers()}
+
+
+def answers_from_another(site, before):
     try:
-        return site.facts()["pid"] != pid
+        return site.facts()["pid"] not in before
     except (OSError, ValueError):
         return False
 
 
 def test_what_was_counted_is_known_after_a_new_start(site):
     client = site.new_client()
-    while site.ask("/rate/plain", client=client).status == 200:
-        pass
+    use_up(site, client)
     site.stop()
     site.start()
 

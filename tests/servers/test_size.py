@@ -18,7 +18,7 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_is_lost(trouble, kind):
     answers = []
 
     def leaks_until_replaced():
-        answers.append(site.ask("/leak?seconds=16"))
+        answers.append(site.ask("/leak?seconds=4"))
         return answers[-1].status != 200 or int(answers[-1].text) not in before
 
     site.until(leaks_until_replaced, "another worker answers")
@@ -32,7 +32,8 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_is_lost(trouble, kind):
     )
     assert said
     assert {int(pid) for pid, _, _ in said} <= before
-    assert all(float(unshared) > 150 and 15 <= int(grown) <= 40 for _, unshared, grown in said)
+    # What others leaked before it was looked is seen with it.
+    assert all(float(unshared) > 150 and int(grown) >= 3 for _, unshared, grown in said)
 
 
 def test_where_a_worker_could_not_finish_what_it_is_about_it_goes_on(trouble):

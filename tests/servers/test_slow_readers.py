@@ -33,4 +33,4 @@ def test_after_max_hold_its_slot_is_free_again(site, not_reading):
     not_reading("/held/endless")
 
     # Sooner than any server's own time-out would end it.
-    site.until(lambda: site.ask("/held/plain").status == 200, "the slot is free", seconds=3)
+    site.until(lambda: site.ask("/held/plain").status == 200, "the slot is free", seconds=3.9)

@@ -16,8 +16,9 @@ from troubled import GTHREAD, KINDS, MOD_WSGI, NOBODY, SYNC, TROUBLES, UWSGI_THR
 
 from support import is_there
 
-TIMEOUT = 1.0
-OPTIONS = {"timeout": "1s", "poll": "100ms", "step": "1s", "grace": "2s", "between": 0}
+TIMEOUT = 1.5
+"""Not a whole second, since the printer is back in Python for a moment at each of those alone."""
+OPTIONS = {"timeout": "1500ms", "poll": "100ms", "step": "1s", "grace": "2s", "between": 0}
 STACKS = {
     "sleep": r"testing\.py\", line \d+ in app",
     "spin": r"testing\.py\", line \d+ in app",
@@ -97,26 +98,28 @@ def watch_and_see(site, kind, page, log, observe_trouble):
     )
     lasted()
     shown = log()
-    pid = int(re.search(r"overdue: GET /\w+ from 127\.0\.0\.1, \d+ s old, in worker (\d+)", shown)[1])
+    pid = int(
+        re.search(rf"overdue: GET /{page} from 127\.0\.0\.1, \d+ s old, in worker (\d+)", shown)[1]
+    )
     stack = re.search(STACKS[page], shown)
     site.until(lambda: not is_there(pid), "its worker ends")
     lasted()
     answer = asked.wait()
     site.until(lambda: site.pid() not in (0, pid), "another worker answers")
-    site.until(lambda: "has ended after" in log(), "its end is told")
+    end = rf"GET /{page} from .* has ended after (?:retiring \()?(\w+)"
+    site.until(lambda: re.search(end, log()), "its end is told")
     lasted()
 
     assert stack
     assert site.goes_on()
     assert asked.answer.status in (0, 200, 500, 502)
-    ended = re.search(r"has ended after (retiring \()?(\w+)", log())[2]
     observe_trouble(
         kind,
         page,
         {
             "stack": "shown" if stack else "not shown",
             "client": str(answer.status) if answer.status else "the end of its connection",
-            "by": ended,
+            "by": re.search(end, log())[1],
             "seconds": seconds,
         },
     )
@@ -127,7 +130,7 @@ def test_those_beside_it_end_in_peace(trouble):
     site = trouble(GTHREAD, workers=1)
     with watching(site, timeout="2s", grace="60s", exempt_path="/download") as log:
         stuck = Asked(site, "/sleep?seconds=100")
-        beside = Asked(site, "/download/sleep?seconds=6")
+        beside = Asked(site, "/download/sleep?seconds=10")
         assert beside.wait().status == 200
         assert stuck.wait().status == 0
     told = log()
@@ -161,13 +164,13 @@ def test_the_client_of_a_killed_request_is_refused_the_same_for_a_while(trouble)
 
 
 def test_what_it_cost_is_charged_to_its_client(trouble):
-    """Three seconds are thirty of a tenth of a CPU, and ten are allowed: it waits for its share."""
+    """Three seconds and more are thirty of a tenth of a CPU, and ten are allowed: it waits."""
     site = trouble(SYNC, workers=2)
     with watching(site, timeout="3s"):
         Asked(site, "/blamed/sleep?seconds=100").wait()
         refused = site.ask("/blamed/sleep?seconds=0")
     assert refused.status == 503
-    assert 5 <= int(refused.headers["retry-after"]) <= 30
+    assert 5 <= int(refused.headers["retry-after"]) <= 45
     assert site.ask("/pid").status == 200
 
 
@@ -183,9 +186,9 @@ def test_root_never_acts_on_what_another_user_wrote(trouble):
 def test_an_exempt_path_is_never_too_old(trouble):
     site = trouble(SYNC, workers=2)
     with watching(site, exempt_path="/download", dry_run=True) as log:
-        exempt, other = Asked(site, "/download/sleep?seconds=4"), Asked(site, "/sleep?seconds=4")
-        assert (exempt.wait().status, other.wait().status) == (200, 200)
+        exempt, other = Asked(site, "/download/sleep?seconds=6"), Asked(site, "/sleep?seconds=6")
         site.until(lambda: "overdue: GET /sleep" in log(), "the other is told of")
+        assert (exempt.wait().status, other.wait().status) == (200, 200)
     assert "GET /download" not in log()
 
 
@@ -193,7 +196,7 @@ def test_the_watchdog_of_roots_server_watches_workers_of_another_user(trouble):
     site = trouble(NOBODY, workers=2, TROUBLE_WATCHDOG=json.dumps(OPTIONS))
     site.until(lambda: "watchdog: begins" in site.whole_log(), "the watchdog begins")
     Asked(site, "/sleep?seconds=100").wait()
-    site.until(lambda: "has ended after" in site.whole_log(), "its end is told")
+    site.until(lambda: re.search(r"GET /sleep .* has ended after", site.whole_log()), "its end is told")
     assert re.search(STACKS["sleep"], site.whole_log())
     assert site.goes_on()
 
@@ -215,7 +218,7 @@ def test_root_watches_workers_of_another_user(trouble):
     site = trouble(MOD_WSGI, workers=2)
     with watching(site) as log:
         Asked(site, "/sleep?seconds=100").wait()
-        site.until(lambda: "has ended after" in log(), "its worker ends")
+        site.until(lambda: re.search(r"GET /sleep .* has ended after", log()), "its worker ends")
     with site.store() as store:
         assert store.requests() == []
 

@@ -271,6 +271,27 @@ def test_a_private_file_goes_with_its_last_process(folder):
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
+def test_who_looks_at_a_private_file_keeps_it_from_nobody(folder):
+    store = small(private=True)
+    store.requests()
+    looking = SharedStore("site", private=True, create=False)
+    looking.requests()
+    store.close()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_who_looks_has_no_say_in_how_long_a_slot_is_held(folder):
+    """Its clock may be another: that of a test's store stands still, and a watchdog's goes on."""
+    store = small(clock=Clock(1000))
+    held = visit(demand(slot("cap", limit=1, max_hold=SECOND), guard="cap"))
+    assert store.enter(held).admitted
+    looking = SharedStore("site", create=False, clock=Clock(2000))
+    assert looking.workers() == []
+    assert looking.slots_held() == {"cap": 1}
+    store.leave(held)
+    assert store.alarms() == {}
+
+
 def test_a_private_file_of_killed_processes_is_swept_by_the_next(folder):
     small("killed", private=True).requests()
     left = the_file(folder)

@@ -151,7 +151,8 @@ def stores_in(folder: Path) -> dict[str, bool]:
 
 def _open_in(folder: Path, spec: FileSpec, *, create: bool) -> StoreFile | None:
     path = spec.path(folder)
-    file = _existing(path, spec)
+    # Who only looks on does not keep a private file from going with its last process.
+    file = _existing(path, spec if create else spec._replace(private=False))
     if file is not None and _is_wanted(file, spec):
         return file
     if not create:

@@ -325,12 +325,15 @@ class SharedStore:
                 self.register(self._facts)
 
     def _reap(self, file: StoreFile, *, with_own: bool = False) -> None:
-        """Give back what dead processes held. They are looked at outside the lock.
+        """Give back what dead processes held, and what was held too long.
 
-        with_own: and what this one held before it executed itself anew.
+        The processes are looked at outside the lock. Who only looks on does not judge how long: that
+        is up to those who serve, and their clock.   with_own: and what this one held before it executed
+        itself anew.
         """
         now = file.clock()
         file.reap_at = now + REAP_INTERVAL
+        now = now if self.create else 0
         with suppress(StoreBusyError):
             self._call(file.pid, StoreFile.drop_rows, _rows_of_dead(file, with_own=with_own), now)
 
