@@ -18,7 +18,7 @@ test:
 	$(MAKE) servers other-pythons
 
 unit: $(VENV)/.test
-	$(BIN)/python -X dev -m pytest -n auto --ignore tests/servers --ignore tests/test_demo.py
+	$(BIN)/python -X dev -m pytest -n auto --dist worksteal --ignore tests/servers --ignore tests/test_demo.py
 	$(BIN)/python -X dev -m pytest tests/test_demo.py
 
 # Guardrails under every real server; what is seen must be what docs/servers.md says.

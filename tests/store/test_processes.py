@@ -96,6 +96,7 @@ def store(request):
     store.close()
 
 
+@pytest.mark.one_python
 def test_processes_that_hammer_one_meter_admit_exactly_its_burst(store, start):
     store.requests()
     processes = [start("hammer-meter", store.name, 400) for _ in range(4)]
@@ -104,6 +105,7 @@ def test_processes_that_hammer_one_meter_admit_exactly_its_burst(store, start):
     assert store.counters()["meter"].admitted == 400
 
 
+@pytest.mark.one_python
 def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp_path, start):
     store.requests()
     tally = tmp_path / "holders"
@@ -119,6 +121,7 @@ def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp
     assert store.slots_held() == {}
 
 
+@pytest.mark.one_python
 def test_sigkill_at_any_instant_loses_no_slot_and_never_exceeds_the_limit(store):
     """Three children enter and leave as fast as they can; 300 times one of them is killed."""
     cap = demand(slot("cap", limit=2), meter("rate", count=10**6, burst=10**6), guard="cap")
@@ -214,6 +217,7 @@ def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypa
     store.close()
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("lock", ["mutex", "flock"])
 @pytest.mark.parametrize("call", range(1, 4))
 def test_a_stopped_holder_of_the_lock_stops_nobody_for_long(call, lock, start):
