@@ -11,6 +11,7 @@ from werkzeug.test import EnvironBuilder
 
 from guardrails import testing
 from guardrails.store.contract import (
+    Blamed,
     Debit,
     GuardCounters,
     InFlight,
@@ -170,7 +171,7 @@ class PassingStore:
     def mark_retiring(self, worker: Worker) -> None:
         self.inner.mark_retiring(worker)
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
         return self.inner.blame(request, microseconds, ban_for)
 
     def slots_held(self) -> Mapping[str, int]:

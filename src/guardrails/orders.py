@@ -10,12 +10,12 @@ import logging
 import os
 import stat
 import struct
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 
 from guardrails.errors import StoreError
+from guardrails.server import threads_are_greenlets
 from guardrails.store.processes import Owner, this_process
 
 log = logging.getLogger("guardrails")
@@ -81,8 +81,7 @@ def give(owner: Owner, kind: int, generation: int, thread: int) -> bool:
 def _start() -> None:
     from guardrails.store import place  # noqa: PLC0415 - as above
 
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
+    if threads_are_greenlets():
         raise RuntimeError("threads are greenlets here, and one that waits at a pipe holds up all")
     path = place.own_folder() / pipe_name(this_process())
     with suppress(FileNotFoundError):

@@ -41,8 +41,7 @@ class Server:
     @property
     def greenlets(self) -> bool:
         """Whether requests are served by greenlets or their like, of which many share a thread."""
-        monkey = sys.modules.get("gevent.monkey")
-        return self.coroutines or (monkey is not None and monkey.is_module_patched("threading"))
+        return self.coroutines or threads_are_greenlets()
 
     @property
     def at_once(self) -> int | None:
@@ -55,6 +54,12 @@ class Server:
         return f"{self.name} with {_several(self.processes, 'process', 'processes')} of " + _several(
             self.threads, "thread", "threads"
         )
+
+
+def threads_are_greenlets() -> bool:
+    """Whether gevent has put its own in place of Python's threads."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def running_server(environ: dict[str, Any]) -> Server:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from guardrails import orders
 from guardrails.errors import StoreError
 from guardrails.server import Server
-from guardrails.store.processes import Owner, is_dead, this_process
+from guardrails.store.processes import Owner, is_dead, process_status, this_process
 
 log = logging.getLogger("guardrails")
 
@@ -217,12 +217,7 @@ def parse(text: str) -> Dump:
 
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal: else it may end of it."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    caught = status.partition("SigCgt:")[2].split()
-    return bool(caught) and bool(int(caught[0], 16) >> (number - 1) & 1)
+    return bool(int(process_status(f"/proc/{pid}").get("SigCgt", "0"), 16) >> (number - 1) & 1)
 
 
 def _number(text: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 import guardrails
 from guardrails import stacks
 from guardrails.errors import StoreError
-from guardrails.store.contract import InFlight, Records, Worker
+from guardrails.store.contract import Blamed, InFlight, Records, Worker
 from guardrails.worker.policy import Policy
 from guardrails.worker.watchdog import Watchdog, Watched
 
@@ -52,7 +52,9 @@ class Board:
         if self.busy:
             raise StoreError("busy")
         self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6))
-        return request.generation in self.in_flight
+        if request.generation not in self.in_flight:
+            return None
+        return Blamed(self.host.meters, bool(ban_for))
 
 
 class Host:
@@ -76,6 +78,7 @@ class Host:
         self.immortal = set()
         self.untouchable = set()
         self.broken = set()
+        self.meters = 1
         self.burnt = 0.0
         self.on_board = True
         self.dumps = {}
@@ -582,6 +585,23 @@ def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_wh
     assert (client, ban) == ("192.0.2.1", 600)
     assert 60 <= seconds <= 70
     assert "is refused the same for 600 s" in host.told("blamed")[0]
+
+
+@pytest.mark.parametrize(
+    ("ban", "meters", "told"),
+    [
+        (0.0, 0, []),
+        (0.0, 2, ["192.0.2.1 is charged 60 s"]),
+        (600.0, 0, ["192.0.2.1 is refused the same for 600 s"]),
+        (600.0, 2, ["192.0.2.1 is charged 60 s, and is refused the same for 600 s"]),
+    ],
+)
+def test_only_what_was_done_to_the_client_is_told(ban, meters, told):
+    """Where no guard counts CPU, nobody is charged."""
+    host = Host(ban=ban).worker(7).request(1, 7, age=60)
+    host.meters = meters
+    host.look()
+    assert host.told("blamed") == told
 
 
 def test_whoever_its_own_server_ends_after_the_first_step_has_paid_too():

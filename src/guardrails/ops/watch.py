@@ -216,6 +216,8 @@ def become(user: str) -> None:
 
 def _name(watch: Watch, parent: int | None) -> str:
     """One name for each thing that is watched, however it is written."""
+    if parent is not None and watch.policy.ends_nothing:
+        return f"monitor {pid_namespace()} {parent}"  # its server's workers are anybody's to watch
     if parent is not None:
         return server_name(pid_namespace(), parent)
     return watch.store_name or "the only store"

@@ -322,6 +322,13 @@ class GuardCounters(NamedTuple):
     dry_run_refused: int = 0
 
 
+class Blamed(NamedTuple):
+    """What a client has to bear.   meters: how many were charged.   banned: whether it is refused."""
+
+    meters: int = 0
+    banned: bool = False
+
+
 BLAMED_GUARD = "watchdog"
 """Whose name a refusal carries for a request that was killed, and who counts it."""
 
@@ -392,11 +399,11 @@ class Store(Protocol):
     def mark_retiring(self, worker: Worker) -> None:
         """Show a worker as retiring that somebody else asked to end."""
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
         """Charge the client of a request that is to be killed with its whole time.
 
-        Its meters of CPU are charged `microseconds`, and for `ban_for` microseconds it is refused
-        what it asked for. False when that request is over.
+        Its meters of CPU are charged `microseconds`, once, and for `ban_for` microseconds it is refused
+        what it asked for. What was done of that; None when that request is over.
         """
 
     def slots_held(self) -> Mapping[str, int]:

@@ -23,6 +23,7 @@ from guardrails.store.contract import (
     REAP_INTERVAL,
     SHORTEST_RETRY,
     Ask,
+    Blamed,
     Debit,
     GuardCounters,
     InFlight,
@@ -59,7 +60,7 @@ class _Row(NamedTuple):
     path: str
     started: int
     thread: int
-    blamed_key: bytes
+    blamed_key: bytes | None
     resource: str
     usual_path: bool
     held: list[_Held]
@@ -250,22 +251,25 @@ class MemoryStore:
         if worker.pid == os.getpid():
             self.begin_retiring()
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
         with self._exclusive():
             self._begin()
             now = self._clock()
             row = self._rows.get(request.generation)
-            if row is not None and row.blamed_key:
+            done = None if row is None else Blamed()
+            if row is not None and row.blamed_key is not None:
                 key = row.blamed_key
-                charges = row.charged.items()
-                self._debit(
-                    [Debit(meter, key, int(microseconds * rate) + 1) for meter, rate in charges], now
-                )
+                debits = [
+                    Debit(meter, key, int(microseconds * rate) + 1)
+                    for meter, rate in row.charged.items()
+                ]
+                self._debit(debits, now)
+                done = Blamed(len(debits), bool(ban_for and row.resource))
                 self._rows[request.generation] = row._replace(charged={}, has_paid=True)
-                if ban_for and row.resource:
+                if done.banned:
                     self._blamed[key, row.resource] = now + ban_for
             self._under_way = False
-            return row is not None
+            return done
 
     def slots_held(self) -> Mapping[str, int]:
         with self._exclusive():
@@ -430,7 +434,7 @@ class MemoryStore:
                 visit.path[:128].replace("\0", "?"),
                 now,
                 visit.thread,
-                visit.key if visit.ban_key else b"",
+                visit.key if visit.ban_key else None,
                 visit.resource,
                 visit.resource == (visit.path.rstrip("/") or "/"),
                 [],
@@ -446,8 +450,9 @@ class MemoryStore:
             look = self._look(ask, visit, now, dry_run=position == DRY_RUN)
             if look.refusal is None:
                 self._charge(ask, visit, now)
-                if ask.demand.cpu and ask.key is None and position == ON:
-                    self._rows[visit.generation].charged[ask.demand.meters[0]] = ask.demand.cpu
+                row = self._rows[visit.generation]
+                if ask.demand.cpu and ask.key is None and position == ON and not row.has_paid:
+                    row.charged[ask.demand.meters[0]] = ask.demand.cpu
                 if ask.demand.ban_only:
                     continue
                 self._count(ask, "admitted")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+_MOST_STATUS = 1 << 16
 _DEAD_STATES = (b"Z", b"X", b"x")
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -40,6 +41,16 @@ def pid_namespace() -> int:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return 0
+
+
+def process_status(folder: str | Path) -> dict[str, str]:
+    """What the system tells of a process or task, by its folder in /proc; nothing where it does not."""
+    try:
+        with Path(folder, "status").open(encoding="ascii", errors="replace") as file:
+            lines = file.read(_MOST_STATUS).splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def is_dead(owner: Owner, namespace: int) -> bool:

@@ -28,6 +28,7 @@ from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
     SWITCH_WORDS,
+    Blamed,
     Debit,
     GuardCounters,
     InFlight,
@@ -184,10 +185,11 @@ class SharedStore:
     def mark_retiring(self, worker: Worker) -> None:
         self._call(os.getpid(), workers.mark_retiring, worker.owner, None)
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> bool:
+    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
         self._looked_after()
-        stands: bool = self._call(os.getpid(), workers.blame, request, (microseconds, ban_for))
-        return stands
+        charge = microseconds, ban_for
+        done: Blamed | None = self._call(os.getpid(), workers.blame, request, charge)
+        return done
 
     def slots_held(self) -> Mapping[str, int]:
         found: dict[str, int] = _slots_held(self._usable(os.getpid()))

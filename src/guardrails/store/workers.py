@@ -9,7 +9,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from guardrails.store import leaving
-from guardrails.store.contract import LONGEST_RETIREMENT, InFlight, Records, Worker, WorkerFacts
+from guardrails.store.contract import LONGEST_RETIREMENT, Blamed, InFlight, Records, Worker, WorkerFacts
 from guardrails.store.file import StoreFile
 from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
@@ -194,30 +194,32 @@ def mark_retiring(file: StoreFile, owner: Owner, _second: None, _number: int) ->
             file.words[at + W_RETIRING] = file.clock()
 
 
-def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: int) -> bool:
+def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: int) -> Blamed | None:
     """Charge a request's client with `charge`: microseconds, and for how long it is banned."""
     words = file.words
     row = file.first_row + request.row
     in_file = 0 <= request.row < file.row_words
     if not in_file or words[row + R_GENERATION] != request.generation:
-        return False
+        return None
     client = words[row + R_CLIENT]
     if not client:
-        return True
+        return Blamed()
     microseconds, ban_for = charge
     now = file.clock()
-    for record in file.charged_records(row):
+    charged = file.charged_records(row)
+    for record in charged:
         amount = (microseconds * words[record + G_CPU] >> CPU_BITS) + 1
         leaving.debit_cell(
             file, client ^ words[record + G_METER], amount, words[record + G_HORIZON], now
         )
     words[row + R_CHARGED] = PAID
-    if ban_for and words[row + R_RESOURCE]:
+    banned = bool(ban_for and words[row + R_RESOURCE])
+    if banned:
         cell = file.blame_cell(client, words[row + R_RESOURCE])
         file.write_cell(file.cells.find(cell), cell, (now + ban_for) << SMALL_BITS, now)
         words[H_BLAMED_UNTIL] = max(words[H_BLAMED_UNTIL], now + ban_for)
         words[H_SWITCHED] |= BLAMED
-    return True
+    return Blamed(len(charged), banned)
 
 
 def _places(file: StoreFile) -> range:

@@ -26,8 +26,9 @@ from guardrails import interrupting
 from guardrails.errors import ConfigurationError, CPULimitError
 from guardrails.middleware import Throttle
 from guardrails.occasions import here as occasions
-from guardrails.server import Server
+from guardrails.server import Server, threads_are_greenlets
 from guardrails.store.contract import Store, Visit
+from guardrails.store.processes import process_status
 from guardrails.stream import Flight, StreamedResponse
 from guardrails.worker import retiring
 
@@ -163,8 +164,7 @@ class _Watcher:
 
     def _retire_elsewhere(self) -> None:
         """Not in the handler: whom it interrupted may hold what a log, or the store, would wait for."""
-        monkey = sys.modules.get("gevent.monkey")
-        if monkey is not None and monkey.is_module_patched("threading"):
+        if threads_are_greenlets():
             import_module("gevent").spawn(self._retire)
             return
         try:
@@ -250,19 +250,14 @@ def _server_catches() -> bool:
     """Whether somebody has a handler for SIGXCPU that Python does not know of, as mod_wsgi has."""
     if signal.getsignal(signal.SIGXCPU) not in (signal.SIG_DFL, signal.SIG_IGN, None):
         return False
-    caught = _mask("/proc/self/status", "SigCgt:")
-    return bool(caught >> (signal.SIGXCPU - 1) & 1)
+    return _is_in(process_status("/proc/self").get("SigCgt", "0"))
 
 
 def _all_block() -> bool:
     """Whether every thread of this process blocks SIGXCPU."""
-    masks = [_mask(f"{task}/status", "SigBlk:") for task in Path("/proc/self/task").glob("*")]
-    return bool(masks) and all(mask >> (signal.SIGXCPU - 1) & 1 for mask in masks)
+    tasks = [process_status(task).get("SigBlk", "0") for task in Path("/proc/self/task").glob("*")]
+    return bool(tasks) and all(map(_is_in, tasks))
 
 
-def _mask(path: str, name: str) -> int:
-    with suppress(OSError):
-        for line in Path(path).read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(name):
-                return int(line.split()[1], 16)
-    return 0
+def _is_in(mask: str) -> bool:
+    return bool(int(mask, 16) >> (signal.SIGXCPU - 1) & 1)

@@ -36,6 +36,11 @@ class Policy:
     ban: float = 0.0
     dry_run: bool = False
 
+    @property
+    def ends_nothing(self) -> bool:
+        """Whether no request is ever too old: only the monitor has something to do."""
+        return not self.timeout and not any(self.path_timeouts.values())
+
     def timeout_of(self, request: InFlight) -> float:
         """The age at which that request is too old; 0 is never.
 

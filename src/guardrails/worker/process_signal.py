@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.processes import pid_namespace, process_facts
+from guardrails.store.processes import pid_namespace, process_facts, process_status
 from guardrails.worker.handle import held
 
 _MOST_PID_FILE = 64
 _CLOCKS_APART = 5.0  # seconds: clocks are coarse, and the file may lie on another host
-_MOST_STATUS = 4096
 _FIRST_NAMESPACE = 0xEFFFFFFC
 """The pid namespace of the host, as Linux numbers it."""
 
@@ -155,7 +154,7 @@ def _least() -> int:
 
 def _has_a_use_for(number: int, signal_number: int) -> bool:
     """Whether a process handles a signal, waits for it or ignores it. True where nobody tells."""
-    status = _status_of(number)
+    status = process_status(f"/proc/{number}")
     masks = [int(status[name], 16) for name in ("SigCgt", "SigBlk", "SigIgn") if name in status]
     if not masks or any(mask >> (signal_number - 1) & 1 for mask in masks):
         return True
@@ -163,16 +162,6 @@ def _has_a_use_for(number: int, signal_number: int) -> bool:
     with suppress(OSError):
         return "sigtimedwait" in Path(f"/proc/{number}/wchan").read_text()
     return False
-
-
-def _status_of(number: int) -> dict[str, str]:
-    """What /proc tells of a process; nothing where it does not."""
-    try:
-        with Path(f"/proc/{number}/status").open() as file:
-            lines = file.read(_MOST_STATUS).splitlines()
-    except (OSError, ValueError):
-        return {}
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _start_of(number: int) -> int | None:
@@ -193,4 +182,4 @@ def _began(number: int) -> float:
 
 def _trusted_owners(number: int) -> set[int]:
     """Who may have written the pid file: root, we, and the process's own users."""
-    return {0, os.geteuid(), *map(int, _status_of(number).get("Uid", "").split())}
+    return {0, os.geteuid(), *map(int, process_status(f"/proc/{number}").get("Uid", "").split())}

@@ -86,7 +86,7 @@ class Watchdog:
 
     def look(self) -> None:
         """One look. A store that fails is said once, and looked at again."""
-        if not self._policy.timeout and not any(self._policy.path_timeouts.values()):
+        if self._policy.ends_nothing:
             return
         self._watched = list(self._stores())
         self._workers = {}
@@ -488,23 +488,22 @@ class Watchdog:
             return True
         request = case.request
         try:
-            if not case.watched.store.blame(
+            done = case.watched.store.blame(
                 request,
                 round(request.age_seconds * MICROSECONDS),
                 round(self._policy.ban * MICROSECONDS),
-            ):
-                return False
+            )
         except Exception as error:
             log.warning("watchdog: the client of a killed request was not charged: %s", error)
             return True
+        if done is None:
+            return False
         case.blamed = True
-        refused = f", and is refused the same for {self._policy.ban:g} s" if self._policy.ban else ""
-        self._announce(
-            "blamed",
-            f"{request.client or 'an unknown client'} is charged {request.age_seconds:.0f} s{refused}",
-            logging.INFO,
-            **case.facts(),
-        )
+        what = [f"is charged {request.age_seconds:.0f} s"] if done.meters else []
+        what += [f"is refused the same for {self._policy.ban:g} s"] if done.banned else []
+        if what:
+            who = request.client or "an unknown client"
+            self._announce("blamed", f"{who} {', and '.join(what)}", logging.INFO, **case.facts())
         return True
 
 
