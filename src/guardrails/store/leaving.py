@@ -34,7 +34,8 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
     # A file that took the place of a removed one may have fewer rows than the visit's.
     fits = visit.generation and visit.row < file.row_words
     if fits and words[row + R_GENERATION] == visit.generation:
-        debits = _unpaid(file, row, visit, debits)
+        if debits and words[row + R_CHARGED] == PAID:
+            debits = _unpaid(visit, debits)
         slots = words[row + R_SLOTS]
         words[row + R_GENERATION] = 0
         at = (row + R_FIRST_SLOT) << 3
@@ -72,8 +73,10 @@ def update(
     row = visit.row + file.first_row
     fits = visit.entered and visit.row < file.row_words
     stands = fits and words[row + R_GENERATION] == visit.generation
+    if debits and stands and words[row + R_CHARGED] == PAID:
+        debits = _unpaid(visit, debits)
     if debits:
-        debit(file, _unpaid(file, row, visit, debits) if stands else debits, now)
+        debit(file, debits, now)
     if release and stands:
         records = {file.record("slots", slot.name) for slot in release}
         for slot in file.held_slots(row):
@@ -86,11 +89,9 @@ def update(
                 words[record + L_MEAN] = _moving_mean(words[record + L_MEAN], lasted)
 
 
-def _unpaid(file: StoreFile, row: int, visit: Visit, debits: Sequence[Debit]) -> Sequence[Debit]:
+def _unpaid(visit: Visit, debits: Sequence[Debit]) -> Sequence[Debit]:
     """What is left to charge: a client that was blamed for a request has paid for all of it."""
-    if debits and file.words[row + R_CHARGED] == PAID:
-        return [each for each in debits if each.key != visit.key]
-    return debits
+    return [each for each in debits if each.key != visit.key]
 
 
 def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
