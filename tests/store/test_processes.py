@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from asking import MINUTE, demand, meter, private_store, slot, visit
+from asking import MINUTE, SECOND, demand, meter, private_store, slot, visit
 
 from guardrails.errors import StoreBusyError
 from guardrails.store import opening, place
@@ -213,6 +213,33 @@ def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypa
 
     assert poll(lambda: enters() is not None)
     assert not store.enter(visit(spent)).admitted
+    process.kill()
+    store.close()
+
+
+def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve(start):
+    """Nobody who serves has come to it yet, when another process sweeps and the looking one ends."""
+    store = private_store(clients=256, rows=64, lock="mutex")
+    cap = demand(slot("cap", limit=9), guard="cap")
+    spent = demand(meter("spent", period=60 * MINUTE), guard="spent")
+    assert store.enter(visit(cap, spent)).admitted
+    looking = SharedStore(store.name, private=True, create=False)
+    (request,) = looking.requests()
+    process = start("stop-inside", store.name, 1)
+    assert poll(lambda: _state(process.pid) == "T")
+
+    def blames():
+        with contextlib.suppress(StoreBusyError):
+            return looking.blame(request, SECOND, 0)
+        return None
+
+    assert poll(lambda: blames() is not None)
+    for folder in filter(Path.exists, place.folders()):
+        with place.directory_lock(folder):
+            opening._sweep(folder)
+    looking.close()
+    assert not store.enter(visit(spent)).admitted
+    assert store.slots_held() == {"cap": 1}
     process.kill()
     store.close()
 

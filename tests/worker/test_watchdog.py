@@ -186,6 +186,7 @@ class Host:
 
     def look(self):
         self.watchdog.look()
+        return self
 
     def told(self, event):
         return [message for name, message, _ in self.events if name == event]
@@ -796,6 +797,145 @@ def test_after_a_look_that_failed_the_next_worker_waits_for_its_turn(fails):
     assert (8, TERM) not in host.signals()
     host.passes(10)
     assert (8, TERM) in host.signals()
+
+
+def between(host, one, next_one):
+    """Seconds from the last signal to one worker until the first to the next."""
+    last = max(when for when, pid, _ in host.sent if pid == one)
+    return min(when for when, pid, _ in host.sent if pid == next_one and when >= last) - last
+
+
+def two_stores(**options):
+    """Two workers, each stuck in a store of its own, and the store of the older request."""
+    host = Host(**options).worker(7, interruptible=True).worker(8)
+    host.request(1, 7, age=61).request(2, 8, age=60, store="shm:other")
+    host.look()
+    return host, host.boards["shm:test"]
+
+
+def test_whoever_was_only_interrupted_before_its_store_failed_waits_like_others():
+    host, board = two_stores(interrupt=True)
+    assert (host.orders, host.sent) == ([(7, 1)], [])
+    board.fails = "gone"
+    host.passes(15)
+    board.fails = None
+    host.passes(30)
+    assert between(host, 8, 7) >= 10
+
+
+def test_a_store_that_fails_now_and_again_shortens_no_time_between_two_ends():
+    host, board = two_stores()
+    board.fails = "gone"
+    host.passes(0.1)
+    board.fails = None
+    host.passes(5)
+    board.fails = "gone"
+    host.passes(20)
+    assert between(host, 7, 8) >= 10
+
+
+def test_a_worker_that_ends_while_its_store_fails_keeps_the_next_one_waiting():
+    host, board = two_stores()
+    board.fails = "gone"
+    host.passes(9)
+    host.workers.pop(7)
+    ended, board.fails = host.now, None
+    host.passes(30)
+    assert min(when for when, pid, _ in host.sent if pid == 8) >= ended + 10
+
+
+def test_a_reason_in_mid_ladder_shortens_no_time_between_two_ends():
+    host = Host(least_workers=1).worker(7).worker(9).worker(8, parent=2).worker(10, parent=2)
+    host.parents = {8: 2, 10: 2}
+    host.request(1, 7, age=61).request(2, 8, age=60).look()
+    del host.workers[9]
+    host.passes(30)
+    assert host.signals()[:2] == [(7, TERM), (8, TERM)]
+    assert between(host, 7, 8) >= 10
+
+
+def test_one_failure_puts_nobody_behind_all_others_for_ever():
+    host = Host().worker(7).request(1, 7, age=300)
+    host.deadly = {TERM}
+    board = host.boards["shm:test"]
+    answers = iter([board.requests(), None])  # to the look, and to the last one before the step
+    board.requests = lambda: list(next(answers))
+    host.look()
+    del board.requests
+    assert host.sent == []
+    for number in range(2, 20):
+        host.worker(100 + number).request(number, 100 + number, age=55).passes(10)
+    assert (7, TERM) in host.signals()[:5]
+
+
+def test_a_process_that_cannot_be_looked_at_holds_up_nobody_else(caplog):
+    host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60)
+    parent = host.parent
+
+    def fails_for_one(pid):
+        if pid == 7:
+            raise RuntimeError("odd")
+        return parent(pid)
+
+    host.parent = fails_for_one
+    host.passes(20)
+    assert host.signals() == [(8, TERM), (8, ABRT), (8, KILL)]
+    assert caplog.text.count("odd; it is tried again") == 1
+
+
+def test_a_worker_that_ends_is_no_living_one_though_its_store_does_not_say_so():
+    host = Host(least_workers=1).worker(7).worker(8)
+    host.request(1, 7, age=61).request(2, 8, age=60).request(3, 7)
+    del host.retiring  # so that it cannot be marked
+    host.look()
+    assert host.signals() == [(7, TERM)]
+    host.ends(1)  # it goes on with the third until that ends
+    host.passes(30)
+    assert host.signals() == [(7, TERM)]
+    assert "fewer than 1 would be left" in host.told("left-alone")[0]
+
+
+@pytest.mark.parametrize("options", [{"interrupt": True}, {}], ids=["interrupted", "retiring"])
+def test_a_store_that_is_busy_for_a_moment_lets_nobody_off(options):
+    host = Host(ban=600.0, **options).worker(7, interruptible=True).request(1, 7, age=60)
+    host.boards["shm:test"].busy = True
+    host.passes(5.3)
+    assert (host.orders, host.sent) == ([], [])
+    host.boards["shm:test"].busy = False
+    host.passes(0.2)
+    assert host.orders or host.sent
+    assert len(host.blamed) == 1
+
+
+def test_who_is_waited_for_has_paid_before():
+    host = Host(ban=600.0).worker(7, retire_signal=0).request(1, 7, age=60).request(2, 7)
+    host.passes(8)
+    host.ends(1)
+    host.passes(5)
+    assert len(host.told("blamed")) == 1
+    assert host.sent == []
+
+
+def test_what_befell_one_request_is_not_told_of_another_in_its_worker():
+    host = Host(interrupt=True).worker(7, interruptible=True)
+    host.request(1, 7, age=61).request(2, 7, age=60).look()
+    assert host.orders == [(7, 1)]
+    host.ends(1)
+    host.ends(2)
+    host.look()
+    assert [told.partition("it has ended")[2] for told in host.told("ended")] == [
+        " after an exception in its thread",
+        "",
+    ]
+
+
+def test_a_worker_that_was_only_waited_for_is_not_told_of_as_killed():
+    host = Host().worker(7, retire_signal=0).request(1, 7, age=60).request(2, 7)
+    host.passes(8)
+    host.workers.clear()
+    host.passes(6)
+    assert host.told("killed") == []
+    assert host.told("gone")[0].endswith("its worker has ended by itself")
 
 
 def test_who_ends_with_its_store_in_mid_ladder_is_told_of_once():

@@ -402,8 +402,8 @@ class Store(Protocol):
     def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
         """Charge the client of a request that is to be killed with its whole time.
 
-        Its meters of CPU are charged `microseconds`, once, and for `ban_for` microseconds it is refused
-        what it asked for. What was done of that; None when that request is over.
+        Its meters of CPU are charged `microseconds`, and for `ban_for` microseconds it is refused what
+        it asked for. What was done of that; None when that request is over.
         """
 
     def slots_held(self) -> Mapping[str, int]:

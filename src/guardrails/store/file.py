@@ -157,8 +157,6 @@ class Program:
 
 def merged(charged: int, more: Iterable[int]) -> int:
     """A row's word that names the guard records charged with CPU; what does not fit is left out."""
-    if charged == layout.PAID:
-        return charged
     numbers = [charged >> shift & _CHARGED_MASK for shift in _CHARGED_SHIFTS]
     numbers = [*dict.fromkeys(number for number in (*numbers, *more) if number)]
     return sum(number << shift for number, shift in zip(numbers, _CHARGED_SHIFTS, strict=False))

@@ -92,8 +92,6 @@ R_FIRST_SLOT = 42
 MOST_CHARGED = 4
 """How many guards a row can name that are charged with CPU, by the number of their record plus one."""
 CHARGED_BITS = 16
-PAID = (1 << 64) - 1
-"""R_CHARGED of a request whose client has been charged for all of it: it names no record."""
 SLOT_WORDS = 4
 S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
 ROW_WORDS = 80

@@ -9,8 +9,6 @@ from guardrails.store.layout import (
     L_MEAN,
     ONE_CELL,
     ONE_SLOT,
-    PAID,
-    R_CHARGED,
     R_FIRST_SLOT,
     R_GENERATION,
     R_SLOTS,
@@ -34,8 +32,6 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
     # A file that took the place of a removed one may have fewer rows than the visit's.
     fits = visit.generation and visit.row < file.row_words
     if fits and words[row + R_GENERATION] == visit.generation:
-        if debits and words[row + R_CHARGED] == PAID:
-            debits = _unpaid(visit, debits)
         slots = words[row + R_SLOTS]
         words[row + R_GENERATION] = 0
         at = (row + R_FIRST_SLOT) << 3
@@ -70,14 +66,11 @@ def update(
     debits, release = change
     words = file.words
     now = file.clock()
-    row = visit.row + file.first_row
-    fits = visit.entered and visit.row < file.row_words
-    stands = fits and words[row + R_GENERATION] == visit.generation
-    if debits and stands and words[row + R_CHARGED] == PAID:
-        debits = _unpaid(visit, debits)
     if debits:
         debit(file, debits, now)
-    if release and stands:
+    row = visit.row + file.first_row
+    fits = visit.entered and visit.row < file.row_words
+    if release and fits and words[row + R_GENERATION] == visit.generation:
         records = {file.record("slots", slot.name) for slot in release}
         for slot in file.held_slots(row):
             if words[slot + S_RECORD] in records:
@@ -87,11 +80,6 @@ def update(
                 record = words[slot + S_RECORD]
                 lasted = now - words[slot + S_SINCE]
                 words[record + L_MEAN] = _moving_mean(words[record + L_MEAN], lasted)
-
-
-def _unpaid(visit: Visit, debits: Sequence[Debit]) -> Sequence[Debit]:
-    """What is left to charge: a client that was blamed for a request has paid for all of it."""
-    return [each for each in debits if each.key != visit.key]
 
 
 def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:

@@ -65,7 +65,6 @@ class _Row(NamedTuple):
     usual_path: bool
     held: list[_Held]
     charged: dict[Meter, float]
-    has_paid: bool = False
 
 
 class _Look(NamedTuple):
@@ -78,13 +77,6 @@ class _Look(NamedTuple):
 
 def _key(ask: Ask, visit: Visit) -> bytes:
     return visit.key if ask.key is None else ask.key
-
-
-def _unpaid(row: _Row | None, visit: Visit, debits: Sequence[Debit]) -> Sequence[Debit]:
-    """What is left to charge: a client that was blamed for a request has paid for all of it."""
-    if row is not None and row.has_paid:
-        return [each for each in debits if each.key != visit.key]
-    return debits
 
 
 class MemoryStore:
@@ -151,8 +143,8 @@ class MemoryStore:
         with self._exclusive():
             self._begin()
             now = self._clock()
+            self._debit(debits, now)
             row = self._rows.get(visit.generation)
-            self._debit(_unpaid(row, visit, debits), now)
             if row is not None:
                 for held in [held for held in row.held if held.slot in release]:
                     self._give_back(row, held, now)
@@ -164,8 +156,8 @@ class MemoryStore:
         with self._exclusive():
             self._begin()
             now = self._clock()
+            self._debit(debits, now)
             row = self._rows.pop(visit.generation, None)
-            self._debit(_unpaid(row, visit, debits), now)
             if row is not None:
                 for held in list(row.held):
                     self._give_back(row, held, now)
@@ -265,7 +257,6 @@ class MemoryStore:
                 ]
                 self._debit(debits, now)
                 done = Blamed(len(debits), bool(ban_for and row.resource))
-                self._rows[request.generation] = row._replace(charged={}, has_paid=True)
                 if done.banned:
                     self._blamed[key, row.resource] = now + ban_for
             self._under_way = False
@@ -450,9 +441,8 @@ class MemoryStore:
             look = self._look(ask, visit, now, dry_run=position == DRY_RUN)
             if look.refusal is None:
                 self._charge(ask, visit, now)
-                row = self._rows[visit.generation]
-                if ask.demand.cpu and ask.key is None and position == ON and not row.has_paid:
-                    row.charged[ask.demand.meters[0]] = ask.demand.cpu
+                if ask.demand.cpu and ask.key is None and position == ON:
+                    self._rows[visit.generation].charged[ask.demand.meters[0]] = ask.demand.cpu
                 if ask.demand.ban_only:
                     continue
                 self._count(ask, "admitted")

@@ -96,6 +96,7 @@ class SharedStore:
         self._file: StoreFile | None = None
         self._name_check_at = 0
         self._standing: tuple[int, float] | None = None
+        self._successor: StoreFile | None = None
         self._failure: tuple[float, str] | None = None
         self._facts: WorkerFacts | None = None
         self._is_shown = False
@@ -218,9 +219,9 @@ class SharedStore:
         self._call(os.getpid(), _reset, None, None)
 
     def close(self) -> None:
-        file, self._file = self._file, None
+        file, self._file, self._successor = self._file, None, None
         if file is not None and file.owner.pid == os.getpid():
-            opening.release(file)
+            opening.release(file) if self.create else file.close()
 
     def _call(self, pid: int, work: Callable[..., Any], first: Any, second: Any) -> Any:
         """Run one verb's work in the file that is current, waiting a bounded time for its lock."""
@@ -314,7 +315,8 @@ class SharedStore:
         successor = opening.condemn(file)
         self._file = None
         self._open()
-        del successor
+        # Who only looks on does not hold it open, and those who serve may come to it later.
+        self._successor = None if self.create else successor
 
     def _check_name(self, file: StoreFile) -> None:
         """Once a second: an operator, or a cleaner of /dev/shm, may have removed the file."""

@@ -23,8 +23,6 @@ from guardrails.store.layout import (
     H_BLAMED_UNTIL,
     H_SWITCHED,
     INTERRUPTIBLE,
-    PAID,
-    R_CHARGED,
     R_CLIENT,
     R_GENERATION,
     R_NAMESPACE,
@@ -212,7 +210,6 @@ def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: 
         leaving.debit_cell(
             file, client ^ words[record + G_METER], amount, words[record + G_HORIZON], now
         )
-    words[row + R_CHARGED] = PAID
     banned = bool(ban_for and words[row + R_RESOURCE])
     if banned:
         cell = file.blame_cell(client, words[row + R_RESOURCE])

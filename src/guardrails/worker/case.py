@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from guardrails.request import plain_text
@@ -29,9 +30,13 @@ class Case:
         self.steps: list[str | int] = []
         self.next_at = self.hurry_at = self.tell_at = 0.0
         self.last_step = ""
-        self.looks_alone = self.failures = 0
+        self.looks_alone = self.blame_failures = 0
+        self.failed_at = -math.inf
+        self.failure = ""
         self.cpu_before = self.age_before = self.burnt = 0.0
-        self.shown = self.blamed = self.interrupted = self.begun = self.given_up = False
+        self.shown = self.blamed = self.interrupted = self.given_up = False
+        # It may go on at once after a failure; whether its worker was ever sent a signal because of it.
+        self.begun = self.signalled = False
         self.said: set[str] = set()
 
     @property

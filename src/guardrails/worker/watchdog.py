@@ -32,6 +32,9 @@ MOST_STACK_LINES = 60
 MOST_SHOWN = 3
 """Workers whose stacks are asked for in one look: each takes a moment, and there may be many."""
 
+_BLAME_TRIES = 10
+"""Looks for which a step waits for a store that is busy, so that its client pays."""
+
 _FAST_POLL = 0.1
 """Seconds between two looks while a worker is on the ladder."""
 
@@ -72,6 +75,7 @@ class Watchdog:
         self._cases: dict[tuple[str, Owner, int], Case] = {}
         self._climbing: Case | None = None
         self._over: list[Case] = []
+        self._ending: set[Owner] = set()
         self._kill_at = 0.0
         self._last_steps: dict[Owner, str] = {}
         self._failed: dict[str, str] = {}
@@ -100,27 +104,32 @@ class Watchdog:
             else:
                 self._failed.pop(watched.name, None)
         self._let_go({watched.name for watched in self._watched})
-        if self._climbing is None:
-            self._climbing = self._next_victim()
-        if self._climbing is not None:
-            self._try_to_climb(self._climbing)
-        for watched in self._watched:
-            self._show_some(watched)
-        self._tell_ends()
+        self._ending = {owner for owner in self._ending if self._system.is_there(owner)}
+        try:
+            if self._climbing is None:
+                self._climbing = self._next_victim()
+            if self._climbing is not None:
+                self._try_to_climb(self._climbing)
+            for watched in self._watched:
+                self._show_some(watched)
+        finally:
+            self._tell_ends()
 
     def _try_to_climb(self, case: Case) -> None:
         """Where that fails, now or as its store was looked at, others must not wait for it."""
-        name = case.watched.name
         try:
-            if name not in self._failed:
+            if case.watched.name not in self._failed:
                 self._climb(case)
                 return
         except Exception as error:
-            case.failures += 1
-            if str(error) not in case.said:
-                case.said.add(str(error))
-                log.warning("watchdog: store %s: %s; it is tried again", name, error)
-        self._let_others()
+            self._put_off(case, error)
+        self._climbing = None
+
+    def _put_off(self, case: Case, error: Exception) -> None:
+        case.failed_at = self._monotonic()
+        if case.failure != str(error):
+            case.failure = str(error)
+            log.warning("watchdog: store %s: %s; it is tried again", case.watched.name, error)
 
     def close(self) -> None:
         """Tell what is known by now of requests that are over. No look is taken after it."""
@@ -165,7 +174,7 @@ class Watchdog:
             if not self._system.is_there(case.request.owner):
                 self._is_over(self._cases.pop(key))
             elif case is self._climbing:
-                self._let_others()
+                self._climbing = None
 
     def _notice(self, case: Case, requests: list[InFlight]) -> None:
         """Tell of a request that is too old."""
@@ -224,17 +233,18 @@ class Watchdog:
     def _is_over(self, case: Case) -> None:
         """A request is in flight no more, or cannot be seen any more. How it ended is told later."""
         owner = case.request.owner
-        last_step = self._last_steps.get(owner, "")
+        signalled = self._last_steps.get(owner)
         if not self._cases_of(case):
             self._last_steps.pop(owner, None)
-        now = self._monotonic()
+        now = case.tell_at = self._monotonic()
         if case is self._climbing:
             self._climbing = None
-            if last_step != _EXCEPTION:
-                self._kill_at = now + self._policy.between
-        case.last_step = last_step
-        # A worker that is told to end ends a moment after its last request.
-        case.tell_at = now + (self._policy.step if last_step not in ("", _EXCEPTION) else 0.0)
+        if signalled is not None:
+            case.last_step = signalled
+            # A worker that is told to end ends a moment after its last request.
+            case.tell_at = now + self._policy.step
+        if case.signalled:
+            self._kill_at = now + self._policy.between
         self._over.append(case)
 
     def _tell_ends(self, *, at_once: bool = False) -> None:
@@ -263,15 +273,25 @@ class Watchdog:
 
     def _next_victim(self) -> Case | None:
         """The oldest request that may be acted upon now; one that was begun with need not wait."""
-        waits = self._monotonic() < self._kill_at
+        now = self._monotonic()
+        waits = now < self._kill_at
         stores = {watched.name for watched in self._watched} - self._failed.keys()
         cases = [
             case
             for case in self._cases.values()
             if case.watched.name in stores and (case.begun or not waits)
         ]
-        for case in sorted(cases, key=lambda case: (case.failures, -case.request.age_seconds)):
-            reason = self._reason_to_leave(case)
+
+        def turn(case: Case) -> tuple[bool, float]:
+            failed = now - case.failed_at < self._policy.between  # the others first, for a while
+            return failed, -case.request.age_seconds
+
+        for case in sorted(cases, key=turn):
+            try:
+                reason = self._reason_to_leave(case)
+            except Exception as error:
+                self._put_off(case, error)
+                continue
             steps = self._steps(case, reason)
             if steps:
                 case.steps = [step for step in case.steps if step in steps] or steps
@@ -307,7 +327,10 @@ class Watchdog:
     def _left_without(self, worker: Worker) -> int:
         """How many others of its server serve, whichever store they are in."""
         return sum(
-            other.pid != worker.pid and _server(other) == _server(worker) and other.state != "retiring"
+            other.pid != worker.pid
+            and _server(other) == _server(worker)
+            and other.state != "retiring"
+            and other.owner not in self._ending
             for other in self._workers.values()
         )
 
@@ -357,31 +380,31 @@ class Watchdog:
             self._leave(case, reason)
             return
         case.burnt = max(0.0, self._system.cpu_seconds(case.request.pid) - case.cpu_before)
-        case.begun = True
         wait = self._take(case, step)
         if wait is None:
-            return  # it has ended just now, or it is given up
+            return  # it has ended just now, or is given up, or its store is busy
         case.steps.pop(0)
         now = self._monotonic()
         case.looks_alone, case.hurry_at, case.next_at = 0, now + self._policy.step, now + wait
 
     def _take(self, case: Case, step: str | int) -> float | None:
-        """Take one step: seconds to wait after it, or None where there is nothing to do it to."""
+        """Take one step: seconds to wait after it, or None where it is not taken, at least not yet."""
         worker = case.worker
         assert worker is not None  # noqa: S101 - else it has no ladder
         policy, beside = self._policy, self._beside(case)
         wait: float | None
-        if step == INTERRUPT:
+        if not (self._blame(case) if step == INTERRUPT else self._blame_all(case)):
+            wait = None
+        elif step == INTERRUPT:
             case.interrupted = True
-            if self._blame(case) and self._system.interrupt(worker, case.request):
+            if self._system.interrupt(worker, case.request):
+                case.last_step = _EXCEPTION
                 self._tell_step(case, _EXCEPTION, INTERRUPT)
             wait = policy.step
         elif step == WAIT:
             if beside:
                 self._tell_step(case, f"waiting for {_requests(beside)} beside it", WAIT)
             wait = policy.grace if beside else 0.0
-        elif not self._blame_all(case):
-            wait = None
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if beside:
@@ -407,6 +430,10 @@ class Watchdog:
             self._announce("not-permitted", f"worker {worker.pid}: {error}", **case.facts())
             self._give_up(case)
             return None
+        self._last_steps[worker.owner] = what
+        self._ending.add(worker.owner)
+        case.begun = case.signalled = True
+        self._kill_at = max(self._kill_at, self._monotonic() + self._policy.between)
         self._tell_step(case, what, signal.Signals(number).name)
         try:
             case.watched.store.mark_retiring(worker)
@@ -418,13 +445,7 @@ class Watchdog:
         """Nothing more can be done about a worker, and the others have their turn."""
         for each in self._cases_of(case):
             each.given_up = True
-        self._let_others()
-
-    def _let_others(self) -> None:
-        """Whoever comes next waits as after the end of a worker, for this one may be about to end."""
-        self._climbing = None
-        if self._monotonic() >= self._kill_at:
-            self._kill_at = self._monotonic() + self._policy.between
+        self._climbing, self._kill_at = None, self._monotonic() + self._policy.between
 
     def _may_hurry(self, case: Case) -> bool:
         """Whether those beside it, who were waited for, are done: twice in a row, as some may queue."""
@@ -465,7 +486,6 @@ class Watchdog:
 
     def _tell_step(self, case: Case, what: str, step: str) -> None:
         request = case.request
-        self._last_steps[request.owner] = what
         seconds = request.age_seconds - case.age_before
         if seconds >= 1:
             what += f"; its worker has burnt {case.burnt:.1f} s of CPU in the last {seconds:.0f} s"
@@ -482,7 +502,8 @@ class Watchdog:
     def _blame(self, case: Case) -> bool:
         """The client pays, once, for the time that it kept its worker, as if that were CPU.
 
-        Before anything is done to it: afterwards the request may be over. False when it is.
+        Before anything is done to it: afterwards the request may be over. False when it is, or when its
+        store is busy just now.
         """
         if case.blamed:
             return True
@@ -494,6 +515,9 @@ class Watchdog:
                 round(self._policy.ban * MICROSECONDS),
             )
         except Exception as error:
+            case.blame_failures += 1
+            if case.blame_failures < _BLAME_TRIES:
+                return False
             log.warning("watchdog: the client of a killed request was not charged: %s", error)
             return True
         if done is None:
