@@ -17,18 +17,17 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from guardrails import stacks
 from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner
 from guardrails.units import MICROSECONDS
 from guardrails.worker.case import Case, Watched
-from guardrails.worker.events import Announce, printable
+from guardrails.worker.events import Announce
 from guardrails.worker.policy import Policy
 from guardrails.worker.system import Processes, System
+from guardrails.worker.telling import Telling, in_words
 
 log = logging.getLogger("guardrails.watch")
 
-MOST_STACK_LINES = 60
 MOST_SHOWN = 3
 """Workers whose stacks are asked for in one look: each takes a moment, and there may be many."""
 
@@ -67,14 +66,13 @@ class Watchdog:
     ) -> None:
         self._policy = policy
         self._stores = stores
-        self._announce = announce
         self._system = system or Processes()
         self._monotonic = monotonic
+        self._tell = Telling(announce, self._system, monotonic)
         self._parent = parent
         self._is_watched = is_watched
         self._cases: dict[tuple[str, Owner, int], Case] = {}
         self._climbing: Case | None = None
-        self._over: list[Case] = []
         self._ending: set[Owner] = set()
         self._kill_at = 0.0
         self._last_steps: dict[Owner, str] = {}
@@ -85,7 +83,7 @@ class Watchdog:
 
     def pause(self) -> float:
         """Seconds until the next look is due."""
-        busy = self._climbing is not None or self._over
+        busy = self._climbing is not None or self._tell.waits
         return min(_FAST_POLL, self._policy.poll) if busy else self._policy.poll
 
     def look(self) -> None:
@@ -113,7 +111,7 @@ class Watchdog:
             for watched in self._watched:
                 self._show_some(watched)
         finally:
-            self._tell_ends()
+            self._tell.ends()
 
     def _try_to_climb(self, case: Case) -> None:
         """Where that fails, now or as its store was looked at, others must not wait for it."""
@@ -133,7 +131,7 @@ class Watchdog:
 
     def close(self) -> None:
         """Tell what is known by now of requests that are over. No look is taken after it."""
-        self._tell_ends(at_once=True)
+        self._tell.ends(at_once=True)
 
     def _look_at(self, watched: Watched) -> None:
         requests = watched.store.requests()
@@ -182,14 +180,7 @@ class Watchdog:
         if self._is_here(request):
             case.cpu_before = self._system.cpu_seconds(request.pid)
             case.age_before = request.age_seconds
-        beside = sum(each.owner == request.owner for each in requests) - 1
-        self._announce(
-            "overdue",
-            f"{case}, thread {request.thread:#x}: more than {case.limit:g} s"
-            + (f"; {_requests(beside)} more with it" if beside else ""),
-            **case.facts(),
-            beside=beside,
-        )
+        self._tell.overdue(case, sum(each.owner == request.owner for each in requests) - 1)
 
     def _is_here(self, request: InFlight) -> bool:
         return request.namespace == self._system.namespace()
@@ -213,22 +204,7 @@ class Watchdog:
                 log.info("watchdog: worker %d cannot be asked for its stacks: %s", worker.pid, error)
         for each in cases:
             each.shown = True
-            self._log_stack(each, dump)
-
-    def _log_stack(self, case: Case, dump: stacks.Dump | None) -> None:
-        request = case.request
-        block = dump.of(request.thread) if dump is not None else None
-        if block is None:
-            self._announce(
-                "no-stack",
-                f"worker {request.pid} does not show where its thread {request.thread:#x} is"
-                + ("" if dump is None else f"; it shows {len(dump.blocks)} others"),
-                logging.INFO,
-                pid=request.pid,
-            )
-            return
-        for line in block[:MOST_STACK_LINES]:
-            log.warning("overdue: worker %d: %s", request.pid, printable(line))
+            self._tell.stack(each, dump)
 
     def _is_over(self, case: Case) -> None:
         """A request is in flight no more, or cannot be seen any more. How it ended is told later."""
@@ -236,36 +212,13 @@ class Watchdog:
         signalled = self._last_steps.get(owner)
         if not self._cases_of(case):
             self._last_steps.pop(owner, None)
-        now = case.tell_at = self._monotonic()
         if case is self._climbing:
             self._climbing = None
-        if signalled is not None:
-            case.last_step = signalled
-            # A worker that is told to end ends a moment after its last request.
-            case.tell_at = now + self._policy.step
         if case.signalled:
-            self._kill_at = now + self._policy.between
-        self._over.append(case)
-
-    def _tell_ends(self, *, at_once: bool = False) -> None:
-        """Tell of the requests that are over, each when it is known what became of its worker."""
-        for case in list(self._over):
-            is_gone = self._is_here(case.request) and not self._system.is_there(case.request.owner)
-            if is_gone or at_once or self._monotonic() >= case.tell_at:
-                self._over.remove(case)
-                self._tell_end(case, is_gone=is_gone)
-
-    def _tell_end(self, case: Case, *, is_gone: bool) -> None:
-        last_step = case.last_step
-        if is_gone and last_step:
-            self._announce("killed", f"{case}: its worker has ended after {last_step}", **case.facts())
-        elif is_gone:
-            self._announce(
-                "gone", f"{case}: its worker has ended by itself", logging.INFO, **case.facts()
-            )
-        else:
-            after = f" after {last_step}" if last_step else ""
-            self._announce("ended", f"{case}: it has ended{after}", logging.INFO, **case.facts())
+            self._kill_at = self._monotonic() + self._policy.between
+        case.last_step = signalled or case.last_step
+        # A worker that is told to end ends a moment after its last request.
+        self._tell.over(case, self._policy.step if signalled else 0.0)
 
     def _cases_of(self, case: Case) -> list[Case]:
         """All requests that are too old in the same worker."""
@@ -296,13 +249,9 @@ class Watchdog:
             if steps:
                 case.steps = [step for step in case.steps if step in steps] or steps
                 return case
-            self._leave(case, reason)
+            if reason is not None:
+                self._tell.left_alone(case, reason)
         return None
-
-    def _leave(self, case: Case, reason: str | None) -> None:
-        if reason is not None and reason not in case.said:
-            case.said.add(reason)
-            self._announce("left-alone", f"{case}: {reason}", **case.facts())
 
     def _reason_to_leave(self, case: Case) -> str | None:
         """Why a worker must not be ended; None when it may be."""
@@ -369,15 +318,14 @@ class Watchdog:
         """The next step, unless there is none, or a reason against it by now."""
         step = case.steps[0] if case.steps else None
         if step == STANDS:
-            self._announce(
-                "stands", f"worker {case.request.pid} does not end after SIGKILL", **case.facts()
-            )
+            self._tell.stands(case)
             self._give_up(case)
             return
         reason = self._reason_to_leave(case) if step != INTERRUPT else None
         if step is None or reason is not None:
             self._climbing, case.steps, case.begun = None, [], False
-            self._leave(case, reason)
+            if reason is not None:
+                self._tell.left_alone(case, reason)
             return
         case.burnt = max(0.0, self._system.cpu_seconds(case.request.pid) - case.cpu_before)
         wait = self._take(case, step)
@@ -399,21 +347,21 @@ class Watchdog:
             case.interrupted = True
             if self._system.interrupt(worker, case.request):
                 case.last_step = _EXCEPTION
-                self._tell_step(case, _EXCEPTION, INTERRUPT)
+                self._tell.step(case, _EXCEPTION, INTERRUPT)
             wait = policy.step
         elif step == WAIT:
             if beside:
-                self._tell_step(case, f"waiting for {_requests(beside)} beside it", WAIT)
+                self._tell.step(case, f"waiting for {in_words(beside)} beside it", WAIT)
             wait = policy.grace if beside else 0.0
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if beside:
-                what += f", and {_requests(beside)} beside it have {policy.grace:g} s to end"
+                what += f", and {in_words(beside)} beside it have {policy.grace:g} s to end"
             wait = self._send(case, worker.retire_signal, what, policy.grace if beside else policy.step)
         else:
             what = signal.Signals(int(step)).name
             if beside:
-                what += f", and {_requests(beside)} beside it may be lost"
+                what += f", and {in_words(beside)} beside it may be lost"
             wait = self._send(case, int(step), what, policy.step)
         return wait
 
@@ -427,14 +375,14 @@ class Watchdog:
             if not self._system.send(worker.owner, number):
                 return None
         except OSError as error:
-            self._announce("not-permitted", f"worker {worker.pid}: {error}", **case.facts())
+            self._tell.not_permitted(case, error)
             self._give_up(case)
             return None
         self._last_steps[worker.owner] = what
         self._ending.add(worker.owner)
         case.begun = case.signalled = True
         self._kill_at = max(self._kill_at, self._monotonic() + self._policy.between)
-        self._tell_step(case, what, signal.Signals(number).name)
+        self._tell.step(case, what, signal.Signals(number).name)
         try:
             case.watched.store.mark_retiring(worker)
         except Exception as error:
@@ -484,13 +432,6 @@ class Watchdog:
         }
         return len(threads - too_old)
 
-    def _tell_step(self, case: Case, what: str, step: str) -> None:
-        request = case.request
-        seconds = request.age_seconds - case.age_before
-        if seconds >= 1:
-            what += f"; its worker has burnt {case.burnt:.1f} s of CPU in the last {seconds:.0f} s"
-        self._announce("step", f"{case}: {what}", **case.facts(), step=step, cpu=f"{case.burnt:.1f}")
-
     def _blame_all(self, case: Case) -> bool:
         """Let the clients of all that are too old in a worker pay. False when this one has ended."""
         stands = True
@@ -523,16 +464,8 @@ class Watchdog:
         if done is None:
             return False
         case.blamed = True
-        what = [f"is charged {request.age_seconds:.0f} s"] if done.meters else []
-        what += [f"is refused the same for {self._policy.ban:g} s"] if done.banned else []
-        if what:
-            who = request.client or "an unknown client"
-            self._announce("blamed", f"{who} {', and '.join(what)}", logging.INFO, **case.facts())
+        self._tell.blamed(case, done, self._policy.ban)
         return True
-
-
-def _requests(count: int) -> str:
-    return f"{count} request{'' if count == 1 else 's'}"
 
 
 def _server(worker: Worker | None) -> tuple[int, int]:
