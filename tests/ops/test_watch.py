@@ -180,16 +180,20 @@ def test_in_the_foreground_it_ends_on_sigterm_and_says_when_another_runs(store):
 
 LOOKS = """
 import sys
-from guardrails.ops import cli
-from guardrails.worker.watchdog import Watchdog
+from guardrails.ops import cli, watch
 
 looks = []
 
-def look(self):
-    looks.append(self)
-    {look}
+class Looking(watch.Watchdog):
+    def __init__(self, policy, stores, announce, **options):
+        super().__init__(policy, stores, announce, **options)
+        self.announce = announce
 
-Watchdog.look = look
+    def look(self):
+        looks.append(self)
+        {look}
+
+watch.Watchdog = Looking
 sys.exit(cli.main(["watch", *sys.argv[1:], "--poll=50ms", "run"]))
 """
 
@@ -226,7 +230,7 @@ def test_a_look_that_raises_does_not_end_it(looking):
 
 def test_how_a_command_ended_is_said_though_no_other_event_comes(looking):
     command = f"--on-event={sys.executable} -c 'raise SystemExit(7)'"
-    _process, said = looking("len(looks) > 1 or self._announce('overdue', 'x')", command)
+    _process, said = looking("len(looks) > 1 or self.announce('overdue', 'x')", command)
     until(lambda: "ended with status 7" in said(), "it is said")
 
 
