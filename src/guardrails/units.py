@@ -131,8 +131,9 @@ def parse_seconds(value: object, argument: str) -> float:
 
 def number_of_text(value: object) -> object:
     """A whole number for a text of digits, as it comes from a command line; all else as it is."""
-    is_number = isinstance(value, str) and value.strip().isdecimal() and len(value) <= _MOST_DIGITS
-    return int(value) if isinstance(value, str) and is_number else value
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _MOST_DIGITS:
+        return int(value)
+    return value
 
 
 def parse_size(value: object, argument: str) -> int:

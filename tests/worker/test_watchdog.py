@@ -813,24 +813,25 @@ def two_stores(**options):
     return host, host.boards["shm:test"]
 
 
+def fails_for(host, board, seconds):
+    board.fails = "gone"
+    host.passes(seconds)
+    board.fails = None
+
+
 def test_whoever_was_only_interrupted_before_its_store_failed_waits_like_others():
     host, board = two_stores(interrupt=True)
     assert (host.orders, host.sent) == ([(7, 1)], [])
-    board.fails = "gone"
-    host.passes(15)
-    board.fails = None
+    fails_for(host, board, 15)
     host.passes(30)
     assert between(host, 8, 7) >= 10
 
 
 def test_a_store_that_fails_now_and_again_shortens_no_time_between_two_ends():
     host, board = two_stores()
-    board.fails = "gone"
-    host.passes(0.1)
-    board.fails = None
+    fails_for(host, board, 0.1)
     host.passes(5)
-    board.fails = "gone"
-    host.passes(20)
+    fails_for(host, board, 20)
     assert between(host, 7, 8) >= 10
 
 

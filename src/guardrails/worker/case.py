@@ -34,15 +34,18 @@ class Case:
         self.failed_at = -math.inf
         self.failure = ""
         self.cpu_before = self.age_before = self.burnt = 0.0
-        self.shown = self.blamed = self.interrupted = self.given_up = False
-        # It may go on at once after a failure; whether its worker was ever sent a signal because of it.
-        self.begun = self.signalled = False
+        self.shown = self.blamed = self.interrupted = self.signalled = self.given_up = False
         self.said: set[str] = set()
 
     @property
     def key(self) -> tuple[str, Owner, int]:
         """What tells it from every other request."""
         return self.watched.name, self.request.owner, self.request.generation
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether its worker was sent a signal, and more may follow."""
+        return self.signalled and bool(self.steps)
 
     def __str__(self) -> str:
         request = self.request

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable
 
 from guardrails import stacks
 from guardrails.store.contract import Blamed
 from guardrails.worker.case import Case
 from guardrails.worker.events import Announce, printable
-from guardrails.worker.system import System
 
 log = logging.getLogger("guardrails.watch")
 
@@ -20,12 +18,18 @@ MOST_STACK_LINES = 60
 class Telling:
     """Tells of requests that are too old: what was seen, what was done, and how they ended.
 
-    announce: is told of every event.   monotonic: the time in seconds.
+    announce: is told of every event.   is_gone: whether the worker of a request is known to have
+    ended.   monotonic: the time in seconds.
     """
 
-    def __init__(self, announce: Announce, system: System, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        announce: Announce,
+        is_gone: Callable[[Case], bool],
+        monotonic: Callable[[], float],
+    ) -> None:
         self._announce = announce
-        self._system = system
+        self._is_gone = is_gone
         self._monotonic = monotonic
         self._over: list[Case] = []
 
@@ -78,8 +82,8 @@ class Telling:
 
     def stands(self, case: Case) -> None:
         """Its worker has survived everything."""
-        name = signal.SIGKILL.name
-        self._announce("stands", f"worker {case.request.pid} does not end after {name}", **case.facts())
+        message = f"worker {case.request.pid} does not end after SIGKILL"
+        self._announce("stands", message, **case.facts())
 
     def over(self, case: Case, wait: float) -> None:
         """It is in flight no more. wait: seconds within which its worker is expected to end."""
@@ -94,9 +98,7 @@ class Telling:
     def ends(self, *, at_once: bool = False) -> None:
         """Tell of the requests that are over, each when it is known what became of its worker."""
         for case in list(self._over):
-            owner = case.request.owner
-            is_here = owner.namespace == self._system.namespace()
-            is_gone = is_here and not self._system.is_there(owner)
+            is_gone = self._is_gone(case)
             if is_gone or at_once or self._monotonic() >= case.tell_at:
                 self._over.remove(case)
                 self._end(case, is_gone=is_gone)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from guardrails.store.processes import limits_of
+from guardrails.store.processes import limits_of, process_status
 
 _PROC = Path("/proc/self")
 
@@ -38,7 +38,7 @@ def usage() -> dict[str, Usage]:
 
     CPU is in seconds, of all threads. Empty where the system has no limits (Windows).
     """
-    status = _status()
+    status = process_status(_PROC)
     found = {}
     for name, (soft, hard) in limits_of(os.getpid()).items():
         used = None
@@ -46,14 +46,6 @@ def usage() -> dict[str, Usage]:
             used = _USED.get(name, _unknown)(status)
         found[name] = Usage(used, soft, hard)
     return found
-
-
-def _status() -> dict[str, str]:
-    try:
-        text = (_PROC / "status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return {}
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
 
 def _bytes(field: str) -> Callable[[dict[str, str]], float | None]:

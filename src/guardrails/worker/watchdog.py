@@ -68,7 +68,7 @@ class Watchdog:
         self._stores = stores
         self._system = system or Processes()
         self._monotonic = monotonic
-        self._tell = Telling(announce, self._system, monotonic)
+        self._tell = Telling(announce, self._is_gone, monotonic)
         self._parent = parent
         self._is_watched = is_watched
         self._cases: dict[tuple[str, Owner, int], Case] = {}
@@ -124,6 +124,7 @@ class Watchdog:
         self._climbing = None
 
     def _put_off(self, case: Case, error: Exception) -> None:
+        """Something about it failed: it is tried again, after the others."""
         case.failed_at = self._monotonic()
         if case.failure != str(error):
             case.failure = str(error)
@@ -185,6 +186,9 @@ class Watchdog:
     def _is_here(self, request: InFlight) -> bool:
         return request.namespace == self._system.namespace()
 
+    def _is_gone(self, case: Case) -> bool:
+        return self._is_here(case.request) and not self._system.is_there(case.request.owner)
+
     def _show_some(self, watched: Watched) -> None:
         """Show the stacks of requests that are too old, of a few workers at a time."""
         for _ in range(MOST_SHOWN):
@@ -232,7 +236,7 @@ class Watchdog:
         cases = [
             case
             for case in self._cases.values()
-            if case.watched.name in stores and (case.begun or not waits)
+            if case.watched.name in stores and (case.is_begun or not waits)
         ]
 
         def turn(case: Case) -> tuple[bool, float]:
@@ -323,7 +327,7 @@ class Watchdog:
             return
         reason = self._reason_to_leave(case) if step != INTERRUPT else None
         if step is None or reason is not None:
-            self._climbing, case.steps, case.begun = None, [], False
+            self._climbing, case.steps = None, []
             if reason is not None:
                 self._tell.left_alone(case, reason)
             return
@@ -380,7 +384,7 @@ class Watchdog:
             return None
         self._last_steps[worker.owner] = what
         self._ending.add(worker.owner)
-        case.begun = case.signalled = True
+        case.signalled = True
         self._kill_at = max(self._kill_at, self._monotonic() + self._policy.between)
         self._tell.step(case, what, signal.Signals(number).name)
         try:
