@@ -16,11 +16,11 @@ import peers
 from subjects import ENVIRON, Counting, guarded, own_store, serve
 from timing import interleave
 
-from guardrails.address import Client
-from guardrails.networks import parse_address
+from guardrails.client.networks import parse_address
+from guardrails.client.reader import Client
 from guardrails.store import layout
 from guardrails.store.contract import Debit
-from guardrails.store.opening import DEFAULT_ROWS
+from guardrails.store.lifecycle import DEFAULT_ROWS
 from guardrails.testing import hello
 
 MOST = 1_000_000

@@ -2,10 +2,12 @@ import os
 import socket
 
 import pytest
+from asking import private_store
 from hypothesis import HealthCheck, settings
 
 import guardrails
-from guardrails import cputime, testing
+from guardrails import testing
+from guardrails.worker import cpu_clock
 from support import Browser, HandCPU
 
 # A deadline by the wall clock would be a timing assertion.
@@ -40,6 +42,14 @@ def store(clock):
 
 
 @pytest.fixture
+def shared(clock):
+    """A small shared store on that clock; its file goes with it."""
+    store = private_store(clock, clients=64, rows=32)
+    yield store
+    store.close()
+
+
+@pytest.fixture
 def serve(store):
     """Put guards before an app, and return a browser before them."""
 
@@ -54,7 +64,7 @@ def serve(store):
 def cpu(monkeypatch):
     """The thread's CPU clock, by hand."""
     hand = HandCPU()
-    monkeypatch.setattr(cputime, "now", hand)
+    monkeypatch.setattr(cpu_clock, "now", hand)
     return hand
 
 

@@ -14,11 +14,11 @@ import page as servers_page
 import pytest
 
 import guardrails
-from guardrails.checks import CODES
-from guardrails.store import place
+from guardrails.request.checks import CODES
+from guardrails.store import directory
 from guardrails.store.layout import plan
-from guardrails.store.opening import DEFAULT_ROWS
-from guardrails.worker.watching import OPTIONS
+from guardrails.store.lifecycle import DEFAULT_ROWS
+from guardrails.watchdog.options import OPTIONS
 
 pytestmark = pytest.mark.one_python
 
@@ -50,7 +50,7 @@ def python_blocks(page):
 def store_name():
     name = f"test-docs-{secrets.token_hex(8)}"
     yield name
-    for folder in place.folders():
+    for folder in directory.folders():
         for path in folder.glob(f"{name}*"):
             path.unlink()
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from guardrails import testing
-from guardrails.store import place
+from guardrails.store import directory
 
 pytestmark = pytest.mark.one_python
 
@@ -251,7 +251,7 @@ def server(program, tmp_path_factory):
     finally:
         running.stop()
         # A server that had to be killed leaves its private store.
-        for folder in place.folders():
+        for folder in directory.folders():
             for path in folder.glob(f"{name}*"):
                 path.unlink()
 

@@ -14,13 +14,13 @@ from guardrails.errors import (
 from guardrails.guards.agents import BlockAgents
 from guardrails.guards.concurrency import MaxConcurrentReqs
 from guardrails.guards.cpu import CPUThrottle
-from guardrails.guards.speed import SpeedLimit
-from guardrails.middleware import Throttle, throttle
+from guardrails.guards.rate import SpeedLimit
+from guardrails.request.middleware import Throttle, throttle
 from guardrails.store.urls import open_store
+from guardrails.watchdog.options import watchdog
 from guardrails.worker.rlimits import rlimits
 from guardrails.worker.size import size_limit
 from guardrails.worker.usage import usage
-from guardrails.worker.watching import watchdog
 
 __version__ = "0.1.0"
 

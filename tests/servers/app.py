@@ -19,8 +19,8 @@ from figures import CAP, DATA, NOFILE, RATE
 
 import guardrails
 from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
-from guardrails.server import running_server
 from guardrails.store.urls import store_from_url
+from guardrails.worker.server import running_server
 
 STORE = os.environ["SITE_STORE"]
 FOLDER = Path(os.environ["SITE_FOLDER"])

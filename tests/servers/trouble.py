@@ -14,7 +14,8 @@ from urllib.parse import parse_qs
 sys.path.insert(0, str(Path(__file__).parent))
 
 import guardrails
-from guardrails import CPUThrottle, SpeedLimit, stacks, testing
+from guardrails import CPUThrottle, SpeedLimit, testing
+from guardrails.worker import stacks
 
 LIMITS = json.loads(os.environ.get("TROUBLE_LIMITS", "null"))
 SIZE = json.loads(os.environ.get("TROUBLE_SIZE", "null"))

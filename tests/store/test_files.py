@@ -10,14 +10,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from asking import MINUTE, SECOND, demand, meter, slot, visit
+from asking import MINUTE, SECOND, demand, meter, private_store, slot, visit
 
+from guardrails import MaxConcurrentReqs, SpeedLimit, testing, throttle
 from guardrails.errors import ConfigurationError, StoreError
-from guardrails.store import file, layout, place
+from guardrails.store import directory, layout
 from guardrails.store.contract import WorkerFacts
+from guardrails.store.engine import file
 from guardrails.store.shared import SharedStore
 from guardrails.store.urls import open_store, store_from_url
 from guardrails.testing import Clock
+from support import Exchange
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     shm, temporary = tmp_path / "shm", tmp_path / "tmp"
     shm.mkdir()
     temporary.mkdir()
-    monkeypatch.setattr(place, "PREFERRED", str(shm))
+    monkeypatch.setattr(directory, "PREFERRED", str(shm))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.delenv("GUARDRAILS_STORE", raising=False)
     return shm / f"guardrails-{os.geteuid()}"
@@ -302,7 +305,7 @@ def test_a_private_file_of_killed_processes_is_swept_by_the_next(folder):
 
 
 def test_other_users_of_a_name_have_other_files(folder):
-    assert f"guardrails-{os.geteuid()}" in str(next(iter(place.folders())))
+    assert f"guardrails-{os.geteuid()}" in str(next(iter(directory.folders())))
 
 
 def test_looking_makes_no_store(folder):
@@ -335,7 +338,9 @@ def test_cells_are_sixteen_bytes_and_four_to_a_client():
 
 
 def test_a_mutex_that_does_not_prove_itself_makes_way_for_flock(folder, monkeypatch, caplog):
-    monkeypatch.setattr("guardrails.store.mutex.RobustMutex._proves_itself", lambda _mutex: False)
+    monkeypatch.setattr(
+        "guardrails.store.engine.mutex.RobustMutex._proves_itself", lambda _mutex: False
+    )
     store = small()
     assert not spent(store)
     assert store._file.words[layout.H_LOCK_KIND] == layout.LOCK_FLOCK
@@ -373,3 +378,32 @@ def test_a_process_that_began_before_the_clock_is_on_the_scoreboard(folder):
     store.register(WorkerFacts("old"))
     (worker,) = store.workers()
     assert worker.age_seconds == pytest.approx(1.0)
+
+
+def test_a_total_that_was_displaced_counts_nobody_twice(clock):
+    """Two slots whose hashes meet: with 16 rows that happens often."""
+    store = private_store(clock, clients=16, rows=16)
+    app = throttle(testing.hello, MaxConcurrentReqs(5, by="client"), MaxConcurrentReqs(1), store=store)
+    for number in range(1500):
+        address = f"10.0.{number >> 8}.{number & 255}"
+        first = Exchange(app, REMOTE_ADDR=address).call()
+        second = Exchange(app, REMOTE_ADDR=address).call()
+        assert (first.status[:3], second.status[:3]) == ("200", "503")
+        first.close()
+        second.close()
+    assert store.slots_held() == {}
+    store.close()
+
+
+def test_a_plan_that_is_not_used_again_keeps_no_old_file_mapped(clock):
+    store = SharedStore(f"test-mapped-{os.getpid()}", clients=16, rows=16, private=True, clock=clock)
+    app = throttle(testing.hello, SpeedLimit("99/second"), store=store)
+    for number in range(10):
+        Exchange(app, path=f"/{number}").finish()
+        store._file.path.unlink()
+        clock.advance(2)
+        Exchange(app).finish()
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count("test-mapped") <= 2
+    store.close()

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from asking import MINUTE, SECOND, demand, meter, private_store, slot, visit
 
+from guardrails import MaxConcurrentReqs, testing, throttle
 from guardrails.errors import StoreBusyError
-from guardrails.store import opening, place
+from guardrails.store import directory, lifecycle
 from guardrails.store.shared import SharedStore
+from support import Exchange
 
 PROGRAM = Path(__file__).with_name("program.py")
 
@@ -196,15 +198,15 @@ def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypa
     assert store.enter(visit(cap, spent)).admitted
     process = start("stop-inside", store.name, 1)
     assert poll(lambda: _state(process.pid) == "T")
-    open_file = opening.open_file
+    open_file = lifecycle.open_file
 
     def opened_while_another_sweeps(spec, *, create=True):
-        for folder in filter(Path.exists, place.folders()):
-            with place.directory_lock(folder):
-                opening._sweep(folder)
+        for folder in filter(Path.exists, directory.folders()):
+            with directory.directory_lock(folder):
+                lifecycle._sweep(folder)
         return open_file(spec, create=create)
 
-    monkeypatch.setattr(opening, "open_file", opened_while_another_sweeps)
+    monkeypatch.setattr(lifecycle, "open_file", opened_while_another_sweeps)
 
     def enters():
         with contextlib.suppress(StoreBusyError):
@@ -234,9 +236,9 @@ def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve
         return None
 
     assert poll(lambda: blames() is not None)
-    for folder in filter(Path.exists, place.folders()):
-        with place.directory_lock(folder):
-            opening._sweep(folder)
+    for folder in filter(Path.exists, directory.folders()):
+        with directory.directory_lock(folder):
+            lifecycle._sweep(folder)
     looking.close()
     assert not store.enter(visit(spent)).admitted
     assert store.slots_held() == {"cap": 1}
@@ -346,8 +348,49 @@ def test_what_a_process_held_before_it_executed_itself_anew_is_given_back(tmp_pa
     ran = subprocess.run(
         [sys.executable, str(program), name], capture_output=True, text=True, timeout=60, check=False
     )
-    for folder in place.folders():
+    for folder in directory.folders():
         for path in folder.glob(f"test-{os.getpid()}-exec*"):
             path.unlink()
 
     assert ran.stdout == "200 OK\n", ran.stderr
+
+
+def test_a_mutex_that_is_lost_for_good_crashes_nobody():
+    """A holder died, and who was told of it was cut off before it could mend the mutex."""
+    name = f"test-lost-{os.getpid()}"
+    store = SharedStore(name, clients=64, rows=32, private=True)
+    store.requests()
+    store.switch("on")
+    file = store._file
+    pid = os.fork()
+    if pid == 0:
+        file._try_lock()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert file._try_lock() == 130
+    file._unlock()  # without having made it consistent
+
+    assert store.switch() == "on"
+    pid = os.fork()
+    if pid == 0:
+        own = SharedStore(name, private=True)
+        os._exit(0 if own.switch() == "on" else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    store.close()
+
+
+def test_a_child_that_drops_a_response_does_not_wait_for_the_parents_lock():
+    """The memory store's lock may be held by another thread at the moment of the fork."""
+    store = testing.memory_store()
+    app = throttle(testing.hello, MaxConcurrentReqs(9), store=store)
+    exchange = Exchange(app).call()
+    with store._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)
+            exchange.close()
+            Exchange(app).finish()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    exchange.close()
+    assert store.slots_held() == {}

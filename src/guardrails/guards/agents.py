@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from guardrails.client.keys import LONGEST_AGENT
 from guardrails.errors import ConfigurationError
-from guardrails.guard import Guard, Post
-from guardrails.guards.alone import StandsAlone
-from guardrails.keys import LONGEST_AGENT
+from guardrails.guards.base import Guard, Post
 from guardrails.store.contract import Demand
 
 log = logging.getLogger("guardrails")
@@ -109,7 +108,7 @@ class _AgentList:
 
 
 @dataclass(frozen=True, repr=False, init=False)
-class BlockAgents(StandsAlone, Guard):
+class BlockAgents(Guard):
     """Refuses with 403 every user agent in which one of the patterns is found, in any case.
 
     patterns: regular expressions, unanchored.

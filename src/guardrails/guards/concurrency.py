@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
+from guardrails.client.keys import By
 from guardrails.errors import ConfigurationError
-from guardrails.guard import Post, StatefulGuard
-from guardrails.guards.alone import StandsAlone
-from guardrails.keys import By
+from guardrails.guards.base import Post, StatefulGuard
 from guardrails.store.contract import Demand, Slot
 from guardrails.units import parse_count, parse_duration
 
 
 @dataclass(frozen=True, repr=False)
-class MaxConcurrentReqs(StandsAlone, StatefulGuard):
+class MaxConcurrentReqs(StatefulGuard):
     """Refuses with 503 while `limit` requests that it covers are open, over all workers.
 
     limit: how many at once, or a callable environ -> int or None (does not apply).

@@ -7,8 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guard import Post, StatefulGuard
-from guardrails.guards.alone import StandsAlone
+from guardrails.guards.base import Post, StatefulGuard
 from guardrails.store.contract import Demand, Meter, Slot
 from guardrails.units import parse_count, parse_duration, parse_percent
 
@@ -17,7 +16,7 @@ _MAX_HOLD = 600_000_000
 
 
 @dataclass(frozen=True, repr=False)
-class CPUThrottle(StandsAlone, StatefulGuard):
+class CPUThrottle(StatefulGuard):
     """Refuses with 503 who has burnt more than its share of CPU, until that has been made up.
 
     percent: the share of one CPU that each client may use in the long run: "20%" or 20; or a

@@ -3,7 +3,7 @@
 Nothing that is inherited through fork is shared under every server, so nothing here is: the file
 is found by name, opened at the first request of each process under the uid of that moment, and
 opened anew after a fork. layout.py has the bytes, file.py the lock and the repair, decisions.py and
-leaving.py what the verbs do, opening.py how a file comes and goes.
+leaving.py what the verbs do, lifecycle.py how a file comes and goes.
 
 Moving over: a file is given up when it was retired (made larger, or taken from a holder of its
 lock that stands still), or when its name has come to mean another file. The next call then opens
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
-from guardrails.store import decisions, layout, leaving, opening, workers
+from guardrails.store import layout, lifecycle, scoreboard
 from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
@@ -42,7 +42,8 @@ from guardrails.store.contract import (
     monotonic_microseconds,
     warn_of_unknown_guard,
 )
-from guardrails.store.file import LostError, StoreFile
+from guardrails.store.engine import decisions, leaving
+from guardrails.store.engine.file import LostError, StoreFile
 from guardrails.store.layout import (
     G_ADMITTED,
     G_SWITCH,
@@ -90,7 +91,7 @@ class SharedStore:
         create: bool = True,
     ) -> None:
         self.name = name
-        self._spec = opening.FileSpec(name, clients, rows, private, lock, clock)
+        self._spec = lifecycle.FileSpec(name, clients, rows, private, lock, clock)
         self.create = create
         self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
         self._file: StoreFile | None = None
@@ -159,7 +160,7 @@ class SharedStore:
         return _in_flight(self._looked_after())
 
     def workers(self) -> Records[Worker]:
-        return workers.workers(self._looked_after())
+        return scoreboard.workers(self._looked_after())
 
     def register(self, facts: WorkerFacts) -> None:
         pid = os.getpid()
@@ -168,7 +169,7 @@ class SharedStore:
             file = self._usable(pid)
         finally:
             self._facts, self._facts_pid = facts, pid
-        found_room = self._call(pid, workers.register, workers.entry(file, facts), None)
+        found_room = self._call(pid, scoreboard.register, scoreboard.entry(file, facts), None)
         self._is_shown = True
         if not found_room:
             log.warning(
@@ -180,16 +181,16 @@ class SharedStore:
 
     def begin_retiring(self) -> bool:
         pid = os.getpid()
-        may: bool = self._call(pid, workers.begin_retiring, None, None)
+        may: bool = self._call(pid, scoreboard.begin_retiring, None, None)
         return may
 
     def mark_retiring(self, worker: Worker) -> None:
-        self._call(os.getpid(), workers.mark_retiring, worker.owner, None)
+        self._call(os.getpid(), scoreboard.mark_retiring, worker.owner, None)
 
     def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
         self._looked_after()
         charge = microseconds, ban_for
-        done: Blamed | None = self._call(os.getpid(), workers.blame, request, charge)
+        done: Blamed | None = self._call(os.getpid(), scoreboard.blame, request, charge)
         return done
 
     def slots_held(self) -> Mapping[str, int]:
@@ -221,7 +222,7 @@ class SharedStore:
     def close(self) -> None:
         file, self._file, self._successor = self._file, None, None
         if file is not None and file.owner.pid == os.getpid():
-            opening.release(file) if self.create else file.close()
+            lifecycle.release(file) if self.create else file.close()
 
     def _call(self, pid: int, work: Callable[..., Any], first: Any, second: Any) -> Any:
         """Run one verb's work in the file that is current, waiting a bounded time for its lock."""
@@ -263,7 +264,7 @@ class SharedStore:
         if self._failure is not None and now < self._failure[0]:
             raise StoreError(self._failure[1])
         try:
-            file = opening.open_file(self._spec, create=self.create)
+            file = lifecycle.open_file(self._spec, create=self.create)
         except StoreBusyError:
             raise
         except StoreError as error:
@@ -287,7 +288,7 @@ class SharedStore:
     def _looked_after(self) -> StoreFile:
         """The current file, for who only looks: what dead processes left there is given back first."""
         file = self._usable(os.getpid())
-        if not opening.is_current(file):
+        if not lifecycle.is_current(file):
             # Removed, and made anew: what is in the old one is nobody's any more.
             self._file = None
             file = self._usable(os.getpid())
@@ -312,7 +313,7 @@ class SharedStore:
 
     def _replace(self, file: StoreFile) -> None:
         """Go on in a new file, held open until it is in use: whoever sweeps removes private others."""
-        successor = opening.condemn(file)
+        successor = lifecycle.condemn(file)
         self._file = None
         self._open()
         # Who only looks on does not hold it open, and those who serve may come to it later.
@@ -321,7 +322,7 @@ class SharedStore:
     def _check_name(self, file: StoreFile) -> None:
         """Once a second: an operator, or a cleaner of /dev/shm, may have removed the file."""
         self._name_check_at = file.now + _NAME_CHECK_INTERVAL
-        if not opening.is_current(file) and self._file is file:
+        if not lifecycle.is_current(file) and self._file is file:
             self._file = None
         elif not self._is_shown and self._facts is not None and self._facts_pid == file.pid:
             # The lock was not to be had when this process began.

@@ -64,10 +64,10 @@ def open_store(url: str | None = None) -> Store:
     url = url or os.environ.get("GUARDRAILS_STORE")
     if url is not None and url != "shm:":
         return _only_existing(store_from_url(url))
-    from guardrails.store import opening, place  # noqa: PLC0415 - needs POSIX
+    from guardrails.store import directory, lifecycle  # noqa: PLC0415 - needs POSIX
     from guardrails.store.shared import SharedStore  # noqa: PLC0415 - as above
 
-    names = sorted({name for folder in place.folders() for name in opening.stores_in(folder)})
+    names = sorted({name for folder in directory.folders() for name in lifecycle.stores_in(folder)})
     if len(names) != 1:
         found = "there is none" if not names else "there are " + ", ".join(names)
         raise ConfigurationError(

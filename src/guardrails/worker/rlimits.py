@@ -15,18 +15,11 @@ from importlib import import_module
 from typing import Any, Self
 
 from guardrails.errors import ConfigurationError
-from guardrails.occasions import here as occasions
-from guardrails.server import (
-    Server,
-    gunicorn_server,
-    in_the_master,
-    running_server,
-    worker_of_this_fork,
-)
 from guardrails.store.contract import Store
 from guardrails.store.processes import limit_numbers
 from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
-from guardrails.worker import cpu, memory
+from guardrails.worker import cpu_limit, memory
+from guardrails.worker.hooks import here as occasions
 from guardrails.worker.limit import (
     UNLIMITED,
     Limit,
@@ -39,7 +32,14 @@ from guardrails.worker.limit import (
     restore,
     set_all,
 )
-from guardrails.worker.retiring import know_server
+from guardrails.worker.retire import know_server
+from guardrails.worker.server import (
+    Server,
+    gunicorn_server,
+    in_the_master,
+    running_server,
+    worker_of_this_fork,
+)
 from guardrails.worker.usage import usage
 
 log = logging.getLogger("guardrails")
@@ -132,7 +132,7 @@ class ResourceLimits:
             return _applied[self][1]
         resource = resource_module()
         if self.cpu_per_request is not None:
-            cpu.check_one_at_a_time(server)
+            cpu_limit.check_one_at_a_time(server)
         know_server(server)
         named = {name for name, pid in _named.items() if pid == os.getpid()}
         fill_in = _defaults(self.limits, server) if self.defaults else ()
@@ -146,7 +146,7 @@ class ResourceLimits:
         life = next((limit for limit in asked if limit.name == "CPU"), None)
         soft = None if life is None or life.soft in (None, UNLIMITED) else life.soft
         if soft is not None or self.cpu_per_request is not None:
-            cpu.watch(server, soft, self.cpu_per_request)
+            cpu_limit.watch(server, soft, self.cpu_per_request)
         was = priority()
         reports = set_all(resource, asked, self.nice)
         for report in reports:
@@ -166,7 +166,7 @@ class ResourceLimits:
         """Refuse in the process that forks the workers what they would be refused; set nothing."""
         resource = resource_module()
         if self.cpu_per_request is not None and server.threads is not None:
-            cpu.check_one_at_a_time(server)
+            cpu_limit.check_one_at_a_time(server)
         for limit in self.limits:
             check(resource, limit)
         if self.nice is not None:

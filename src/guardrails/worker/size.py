@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrails.errors import ConfigurationError
-from guardrails.occasions import here as occasions
-from guardrails.server import Server, gunicorn_server, running_server
 from guardrails.store.contract import Store, Visit
 from guardrails.store.processes import process_facts
 from guardrails.units import parse_count, parse_percent, parse_seconds, parse_size
-from guardrails.worker import memory, retiring
+from guardrails.worker import memory, retire
+from guardrails.worker.hooks import here as occasions
+from guardrails.worker.server import Server, gunicorn_server, running_server
 
 log = logging.getLogger("guardrails")
 
@@ -63,7 +63,7 @@ class SizeLimit:
         self._apply(next((each for each in found if each is not None), None) or running_server({}))
 
     def _apply(self, server: Server) -> None:
-        retiring.know_server(server)
+        retire.know_server(server)
         guard = _guards.get(self)
         if guard is None:
             guard = _guards[self] = SizeGuard(self)
@@ -178,9 +178,9 @@ class SizeGuard:
 
     def _retire(self, size: int, unshared: int, age: float, now: float) -> None:
         """Retire, unless it is about it, somebody else is, or nobody would start it again."""
-        if retiring.is_retiring():
+        if retire.is_retiring():
             return
-        possible = retiring.may_retire()
+        possible = retire.may_retire()
         if not possible and now < self._say_at:
             return
         self._say_at = now + _SAY_AGAIN
@@ -199,9 +199,9 @@ class SizeGuard:
             )
 
         if possible:
-            retiring.retire(say, one_at_a_time=True)
+            retire.retire(say, one_at_a_time=True)
         else:
-            say(f"it goes on, since {retiring.why_not()}")
+            say(f"it goes on, since {retire.why_not()}")
 
     def _of_the_cgroup(self, share: float, factor: float) -> int | None:
         room = memory.cgroup_limit()

@@ -1,0 +1,132 @@
+"""SpeedLimit: at most so many requests in so long, per client. Successor of Apache::SpeedLimit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar
+
+from guardrails.errors import ConfigurationError
+from guardrails.guards.base import Post, StatefulGuard
+from guardrails.store.contract import Demand, Meter
+from guardrails.units import Rate, check_figure, format_duration, parse_count, parse_rates
+
+
+@dataclass(frozen=True, repr=False)
+class SpeedLimit(StatefulGuard):
+    """Refuses with 429 who asks faster than a rate. Counted by client unless `by` says otherwise.
+
+    rate: one or several rates, such as "120/minute", "100 per 2 hours" or "5/second; 500/hour"; or
+    a callable environ -> such a text, for tiers, None meaning that the guard does not apply.
+    burst: how many may come at once; defaults to the rate's count. "120/minute" is 120 at once,
+    then 2 a second, and at most 239 in the first minute; with burst=1 it is one each half second.
+    strict: picks burst and interval so that no window of the period ever sees more than the count:
+    half of it may come at once, and the rest evenly.
+    cost: how many units a request costs, or a callable environ -> int.
+
+    The algorithm is GCRA, a leaky bucket: `guardrails.store.gcra`.
+    """
+
+    rate: str | Callable[[dict[str, Any]], str | None]
+    _: KW_ONLY
+    burst: int | None = None
+    strict: bool = False
+    cost: int | Callable[[dict[str, Any]], int] = 1
+    _rates: tuple[Rate, ...] = field(default=(), init=False, repr=False, compare=False)
+    kind: ClassVar[str] = "speed-limit"
+    default_status: ClassVar[int] = 429
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.burst is not None:
+            parse_count(self.burst, "burst", most=2**40)
+        if not callable(self.rate):
+            self._set("_rates", self._effective(parse_rates(self.rate)))
+        if not callable(self.cost):
+            parse_count(self.cost, "cost")
+            for rate in self._rates:
+                if self.cost > rate.burst:
+                    raise ConfigurationError(
+                        f"cost: {self.cost} can never be admitted by {self.rate!r}, where at most "
+                        f"{rate.burst} may come at once: raise burst to {self.cost} or more"
+                    )
+
+    def usual_demand(self, post: Post) -> Demand | None:
+        if callable(self.rate) or callable(self.cost):
+            return None
+        return self._demand(post, self._rates, self.cost)
+
+    def varies(self) -> bool:
+        return callable(self.rate) or callable(self.cost)
+
+    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+        rate = self.rate(environ) if callable(self.rate) else self.rate
+        if rate is None:
+            return None
+        cost = self.cost(environ) if callable(self.cost) else self.cost
+        return post.tier((rate, cost), lambda: self._tier(post, rate, cost))
+
+    def _tier(self, post: Post, rate: str, cost: object) -> Demand:
+        rates = self._effective(parse_rates(rate)) if callable(self.rate) else self._rates
+        return self._demand(post, rates, parse_count(cost, "cost", least=0))
+
+    def _effective(self, rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
+        if self.burst is not None:
+            if len(rates) > 1:
+                raise ConfigurationError(
+                    f"burst: {self.burst} with {len(rates)} rates in {self.rate!r} is ambiguous: "
+                    'write it at the rate it is for, as in "5/second burst 20; 500/hour"'
+                )
+            rates = (Rate(rates[0].count, rates[0].period, self.burst),)
+        if self.strict:
+            rates = tuple(_strict(rate, chosen=self.burst is not None) for rate in rates)
+        for rate in rates:
+            check_figure(rate.interval * rate.burst, "rate", self.rate)
+        return rates
+
+    def _demand(self, post: Post, rates: tuple[Rate, ...], cost: int) -> Demand:
+        meters = []
+        for index, rate in enumerate(rates):
+            charge = cost * rate.interval
+            limit = rate.interval * rate.burst
+            name = post.name if index == 0 else f"{post.name} #{index + 1}"
+            if callable(self.rate):
+                # Each tier has a meter of its own: two rates on one would wipe out each other.
+                name = f"{name} {rate}"
+            meters.append(
+                Meter(
+                    name,
+                    need=check_figure(charge, "cost", cost),
+                    cost=charge,
+                    limit=limit,
+                    resume=limit,
+                    slack=post.wait,
+                    horizon=limit + post.wait,
+                )
+            )
+        return post.make_demand(meters=tuple(meters))
+
+    def __repr__(self) -> str:
+        if callable(self.rate):
+            return super().__repr__()
+        words = "; ".join(_in_words(rate) for rate in self._rates)
+        return f"{super().__repr__()}: {words}"
+
+
+def _strict(rate: Rate, *, chosen: bool) -> Rate:
+    """Burst b and interval T / (c - b + 1): a window [t, t + T) sees b, and c - b more after it."""
+    burst = rate.burst if chosen or rate.burst != rate.count else -(-rate.count // 2)
+    if burst > rate.count:
+        raise ConfigurationError(
+            f"burst: {burst} is more than the {rate.count} that strict=True allows in any "
+            f"{format_duration(rate.period)}: use a burst of at most {rate.count}"
+        )
+    return Rate(rate.count - burst + 1, rate.period, burst)
+
+
+def _in_words(rate: Rate) -> str:
+    first = rate.burst + (rate.period - 1) // rate.interval
+    return (
+        f"{rate.burst} at once, then one every {rate.interval / 1_000_000:g} s, at most {first} in "
+        f"the first {format_duration(rate.period)}"
+    )

@@ -1,0 +1,142 @@
+"""What a guard may know of a request, and the readings of its path.
+
+The same resource can be spelled in many ways, and servers and frameworks disagree about which of
+them mean the same. So a path has several readings, and a guard covers a request if *any* of them
+falls under it, while an exemption holds only if *every* one does:
+
+    as delivered     SCRIPT_NAME + PATH_INFO
+    as UTF-8         without the bytes that are none, which Bottle drops
+    cleaned          scheme and host dropped, repeated slashes collapsed; cut at ? and # or not,
+                     ;params removed or not; what stands before the first slash dropped or not
+    resolved         each of these with . and .. resolved, or only . dropped
+    without marks    a last newline dropped, which a router's `$` does not see, and the @@ by which
+                     Pyramid marks a view
+
+Two more count for guards alone, since an exemption has no use for them: a path decoded twice, and
+PATH_INFO by itself where a header sent SCRIPT_NAME, as gunicorn lets proxies do.
+
+A path in normal form, which is nearly every one, has just one reading.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+_ABNORMAL = re.compile(r"//|;|\?|#|/\.{1,2}(?:/|\Z)|\A(?!/)|\0|\n\Z|/@@|[^\x00-\x7f]")
+_SCHEME_AND_HOST = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+_PARAMETERS = re.compile(r";[^/]*")
+_SLASHES = re.compile(r"//+")
+_END = re.compile("[?#\0]")
+
+
+class Readings(NamedTuple):
+    """How a path may be read. `more` counts for guards alone.
+
+    sent_script: the SCRIPT_NAME that a header set; an exemption must reach beyond it, or whoever
+    sends it could have any page mounted under what is exempt.
+    """
+
+    paths: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    sent_script: str = ""
+
+    def any(self, covers: Callable[[str], object]) -> bool:
+        """Whether a guard covers one of them."""
+        return any(map(covers, self.paths)) or any(map(covers, self.more))
+
+    def all_under(self, prefixes: tuple[str, ...], besides: str = "") -> bool:
+        """Whether all of them are exempt: under one of the prefixes, or just `besides`."""
+        script = self.sent_script
+        if script and (
+            falls_under(script, (*prefixes, besides)) or self.paths[0][len(script) :][:1] != "/"
+        ):
+            return False
+        return all(path == besides or falls_under(path, prefixes) for path in self.paths)
+
+
+def path_readings(path: str, sent_script: str = "") -> Readings:
+    """Every way to read a path, the delivered one first, without repetition."""
+    if _ABNORMAL.search(path) is None and not sent_script:
+        return Readings((path,))
+    texts = {path: None, _decoded(path): None}
+    paths = {path: None} | dict.fromkeys(_readings(texts))
+    twice = {_decoded(_characters(text)) for text in texts}
+    more = dict.fromkeys(_readings(twice - texts.keys()))
+    if sent_script:
+        inner = path_readings(path[len(sent_script) :])
+        more.update(dict.fromkeys(inner.paths + inner.more))
+    return Readings(tuple(paths), tuple(more), sent_script)
+
+
+def canonical_path(path: str) -> str:
+    """The one path that stands for all spellings: cleaned, cut, resolved, without a last slash."""
+    if _ABNORMAL.search(path) is not None:
+        cut = _END.split(_SCHEME_AND_HOST.sub("", _decoded(path), count=1), maxsplit=1)[0]
+        path = _resolve_dots(_SLASHES.sub("/", "/" + _PARAMETERS.sub("", cut)))
+        path = path.removesuffix("\n").replace("/@@", "/")
+    return path.rstrip("/") or "/"
+
+
+def _readings(texts: Iterable[str]) -> Iterator[str]:
+    """The readings of some texts. Each step is done once for all that are alike: paths may be long."""
+    started = dict.fromkeys(texts)
+    started.update((f"/{text.partition('/')[2]}", None) for text in texts if text[:1] != "/")
+    whole = dict.fromkeys(_SCHEME_AND_HOST.sub("", text, count=1) for text in started)
+    cut = dict.fromkeys(_END.split(text, maxsplit=1)[0] for text in whole)
+    kept = cut | whole | started
+    kept |= dict.fromkeys(_PARAMETERS.sub("", text) for text in kept)
+    cleaned = dict.fromkeys(_SLASHES.sub("/", f"/{text}") for text in kept)
+    undotted = dict.fromkeys(map(_without_dots, kept))
+    resolved = dict.fromkeys(map(_resolve_dots, kept | cleaned))
+    for reading in cleaned | undotted | resolved:
+        yield reading
+        yield reading.removesuffix("\n").replace("/@@", "/")
+
+
+def _decoded(path: str) -> str:
+    """A path as WSGI delivers it, without the bytes that are no UTF-8."""
+    return path if path.isascii() else wsgi_text(_characters(path))
+
+
+def _characters(path: str) -> str:
+    return path.encode("latin-1", "ignore").decode("utf-8", "ignore")
+
+
+def wsgi_text(text: str) -> str:
+    """A path of the user's as WSGI delivers it: its UTF-8 bytes, each as a character."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def plain_text(text: str) -> str:
+    """A path from the environ as people write it, for patterns."""
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def falls_under(path: str, prefixes: Iterable[str]) -> bool:
+    """Whether one of the prefixes covers the path, on segment borders: /foo, /foo/ and /foo/x."""
+    return any(prefix == "/" or path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def normal_host(host: str) -> str:
+    """A host without port and last dot, in lower case."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].rstrip(".").lower()
+
+
+def _without_dots(path: str) -> str:
+    return "/" + "/".join(segment for segment in path.split("/") if segment not in ("", "."))
+
+
+def _resolve_dots(path: str) -> str:
+    resolved: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            if resolved:
+                resolved.pop()
+        elif segment != ".":
+            resolved.append(segment)
+    if path.endswith(("/.", "/..")):
+        resolved.append("")
+    text = "/".join(resolved)
+    return text if text.startswith("/") else "/" + text

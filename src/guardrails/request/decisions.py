@@ -1,0 +1,139 @@
+"""The store's answer in words: a decision, and for a refusal one log line and the user's callback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from guardrails.client.keys import shown_key
+from guardrails.decision import (
+    DELAYED,
+    DELAYED_DRY_RUN,
+    PASSED,
+    REJECTED,
+    REJECTED_DRY_RUN,
+    Decision,
+)
+from guardrails.errors import ConfigurationError
+from guardrails.guards.base import Guard, Post
+from guardrails.request.failures import Reporter
+from guardrails.request.response import Flight
+from guardrails.store.contract import BLAME, BLAMED_GUARD, Verdict, Visit
+
+log = logging.getLogger("guardrails")
+
+_new: Callable[..., Decision] = tuple.__new__  # several times faster than the named constructor
+
+OnDecision = Callable[[Decision, dict[str, Any]], object]
+
+
+class Conclusion:
+    """Concludes from a verdict.
+
+    posts: the guards on duty, by name; more of them may come.   on_decision: called for refusals and
+    dry-run refusals.
+    """
+
+    def __init__(
+        self, posts: Mapping[str, Post], reporter: Reporter, on_decision: OnDecision | None
+    ) -> None:
+        if on_decision is not None and not callable(on_decision):
+            raise ConfigurationError(
+                f"on_decision: {on_decision!r} is not callable: give a function of (decision, environ)"
+            )
+        self._posts = posts
+        self._reporter = reporter
+        self._on_decision = on_decision
+
+    def conclude(self, verdict: Verdict | None, visit: Flight, environ: dict[str, Any]) -> Decision:
+        """Put a verdict into words, and tell those who want to know. No verdict: all may pass."""
+        if verdict is None:
+            return Decision()
+        admitted, delay, _, dry_run_refusals, dry_run_delay, remaining, number = verdict
+        if admitted and not dry_run_refusals:
+            outcome = PASSED
+            if delay:
+                outcome = DELAYED
+            elif dry_run_delay:
+                outcome = DELAYED_DRY_RUN
+            return _new(Decision, (True, outcome, None, None, None, remaining, None, number))
+        decision = self._refusal(verdict, visit)
+        self._log(decision, visit)
+        if self._on_decision is not None:
+            try:
+                self._on_decision(decision, environ)
+            except Exception as error:
+                self._reporter.report(error, "on_decision raised")
+        return decision
+
+    def _refusal(self, verdict: Verdict, visit: Flight) -> Decision:
+        """The decision of a refusal, or of what would have been one."""
+        refusals = verdict.refusals or verdict.dry_run_refusals
+        if not refusals:
+            return Decision(False, REJECTED, retry_after=1, status=503)
+        visit.banned = refusals[0].banned
+        visit.may_drain = not any(refusal.banned or refusal.ask.demand.refused for refusal in refusals)
+        first = refusals[0]
+        if first.ask is BLAME:
+            return self._blame(verdict, visit)
+        post = self._posts[first.ask.demand.guard]
+        if any(refusal.never for refusal in refusals):
+            self._reporter.say_once(
+                f"never {post.name}",
+                f"{post.name}: a request costs more than could ever be admitted, so it is refused "
+                "for good: lower its cost, or raise the burst",
+            )
+        retries = [refusal.retry for refusal in refusals]
+        retry_after = None
+        if None not in retries:
+            # The latest of all, rounded up: nobody is told to come back too early.
+            retry_after = _seconds(max(retry for retry in retries if retry is not None))
+        return Decision(
+            admitted=verdict.admitted,
+            outcome=REJECTED_DRY_RUN if verdict.admitted else REJECTED,
+            guard=post.name,
+            key=visit.client if first.banned else self._shown_key(post.guard, first.ask.key, visit),
+            retry_after=retry_after,
+            remaining=verdict.remaining,
+            status=None if verdict.admitted else post.guard.status,
+            id=verdict.number,
+        )
+
+    def _blame(self, verdict: Verdict, visit: Visit) -> Decision:
+        """The decision about a client whose request for the same was killed by a watchdog."""
+        return Decision(
+            admitted=False,
+            outcome=REJECTED,
+            guard=BLAMED_GUARD,
+            key=visit.client,
+            retry_after=_seconds(verdict.refusals[0].retry or 0),
+            remaining=0,
+            status=503,
+            id=verdict.number,
+        )
+
+    def _shown_key(self, guard: Guard, key: bytes | None, flight: Flight) -> str:
+        """A client as its address, a header's or cookie's value as a keyed hash."""
+        plain = shown_key(getattr(guard, "by", "client"), key, flight)
+        return flight.store.pseudonym(key or b"") if plain is None else plain
+
+    def _log(self, decision: Decision, flight: Flight) -> None:
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "%s by %.200s%s: %s from %s, %.20a %.200a, %s, reference %x",
+                decision.outcome,
+                decision.guard,
+                " (banned)" if flight.banned else "",
+                decision.key,
+                flight.client or "an unknown client",
+                flight.method,
+                flight.path,
+                "no retry" if decision.retry_after is None else f"retry after {decision.retry_after} s",
+                decision.id,
+            )
+
+
+def _seconds(microseconds: int) -> int:
+    """Whole seconds for Retry-After, at least one."""
+    return max(1, -(-microseconds // 1_000_000))

@@ -1,0 +1,420 @@
+"""How a request enters the shared store, inside the critical section of one file.
+
+It answers exactly as the memory store does, which is easier to read; here everything is looked at
+through numbers computed beforehand (`Program`, `Bound`), and charged in one go at the end.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from guardrails.store.contract import (
+    BLAME,
+    MOST_SLOTS,
+    SHORTEST_RETRY,
+    Ask,
+    Asks,
+    Refusal,
+    Slot,
+    Verdict,
+    Visit,
+)
+from guardrails.store.engine.file import Program, StoreFile, merged
+from guardrails.store.gcra import MARK, SMALL_BITS, SMALL_MASK
+from guardrails.store.layout import (
+    A_GARBAGE,
+    BLAMED,
+    G_ADMITTED,
+    G_DELAYED,
+    G_DRY_RUN_REFUSED,
+    G_REFUSED,
+    G_SWITCH,
+    H_SWITCH,
+    H_SWITCHED,
+    L_MEAN,
+    ONE_CELL,
+    ONE_SLOT,
+    R_CHARGED,
+    R_FIRST_SLOT,
+    R_GENERATION,
+    R_SLOTS,
+    REQUEST_TEXT,
+    ROW_CONTENT,
+    S_DEADLINE,
+    S_KEY,
+    S_RECORD,
+    S_SINCE,
+    SLOT_WORDS,
+)
+
+SWITCHED_DRY, SWITCHED_OFF = 1, 2
+
+REAP_FIRST = "reap first"
+"""A slot refuses, and it is time to look whether its holders are still there."""
+
+_UNBOUNDED = 2**62
+read_cell = ONE_CELL.unpack_from
+write_slot = ONE_SLOT.pack_into
+_new: Callable[..., Any] = tuple.__new__  # several times faster than the named constructor
+
+
+class Charges:
+    """What an admission will write: nothing of it is written before all have been looked at."""
+
+    __slots__ = ("cells", "charged", "counters", "delay", "dry_delay", "remaining", "slots")
+
+    def __init__(self) -> None:
+        self.cells: list[tuple[int, int, int]] = []
+        self.slots: list[tuple[int, Slot, int]] = []
+        self.counters: list[int] = []
+        self.charged: list[int] = []
+        self.delay = self.dry_delay = 0
+        self.remaining = _UNBOUNDED
+
+
+def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
+    """Decide about a request: the verdict (None: switched off), or in words why there is none.
+
+    The quick way in admits what is plainly admitted, and changes nothing until that is certain;
+    whatever else comes up is decided by `enter_with_care`.
+    """
+    words = file.words
+    asks = visit.asks
+    switched = words[H_SWITCHED]
+    if (switched and switched != BLAMED) or visit.entered or type(asks) is not Asks:
+        return enter_with_care(file, visit, final, number)
+    program = asks.prepared
+    if program is None or program.token is not file.token:
+        program = file.prepare(asks)
+    if not program.simple:
+        return enter_with_care(file, visit, final, number)
+    now = file.now = file.clock()
+    if switched and file.blame_left(visit, now):
+        return enter_with_care(file, visit, final, number)
+    hashed = file.hashes.get(visit.key) or file.key_hash(visit.key)
+    buffer = file.map
+    cells, totals = file.cells, file.totals
+    first, mask = cells.first, cells.mask
+    if program.bans and visit.ban_key:
+        banned = file.key_hash(visit.ban_key)
+        for const in program.bans:
+            place = cells.find(banned ^ const)
+            if place >= 0 and words[place + 1] >> SMALL_BITS > now:
+                return enter_with_care(file, visit, final, number)
+    remaining = _UNBOUNDED
+    written = []
+    for own, const, need, cost, limit, horizon in program.meters:
+        cell = const ^ hashed if own else const
+        place = first + ((cell & mask) << 1)
+        found, word = read_cell(buffer, place << 3)
+        if found != cell:
+            place = cells.find(cell)
+            word = words[place + 1] if place >= 0 else 0
+        base = word >> SMALL_BITS
+        if base <= now:
+            base = now
+        elif word & MARK or base > now + horizon:
+            return enter_with_care(file, visit, final, number)
+        room = limit - (base + need - now)
+        if room < 0:
+            return enter_with_care(file, visit, final, number)
+        if need:
+            room //= need
+            if room < remaining:
+                remaining = room
+        if cost:
+            written.append((place, cell, (base + cost) << SMALL_BITS))
+    taken = []
+    for own, const, limit, max_hold, record in program.slots:
+        cell = const ^ hashed if own else const
+        place = totals.first + ((cell & totals.mask) << 1)
+        found, held = read_cell(buffer, place << 3)
+        if found != cell:
+            place = totals.find(cell)
+            held = words[place + 1] if place >= 0 else 0
+        room = limit - 1 - held
+        if room < 0:
+            return enter_with_care(file, visit, final, number)
+        if room < remaining:
+            remaining = room
+        taken.append((place, cell, held, now + max_hold, record))
+    row = file.free_rows.pop() if file.free_rows else file.take_row()
+    if row < 0 or words[row] or len(taken) > MOST_SLOTS:
+        return enter_with_care(file, visit, final, number)
+
+    # From here on all is known, and nothing can fail.
+    visit.row, visit.generation = row - file.first_row, number
+    ROW_CONTENT.pack_into(
+        buffer,
+        (row + 1) << 3,
+        file.owner_bytes,
+        now,
+        visit.thread,
+        len(taken),
+        hashed if visit.ban_key else 0,
+        program.charged,
+        program.resource or file.resource_hash(visit),
+        visit.client.encode("latin-1", "replace"),
+        program.request_text or _request_text(program, visit),
+    )
+    at = (row + R_FIRST_SLOT) << 3
+    for _place, cell, _held, deadline, record in taken:
+        write_slot(buffer, at, cell, now, deadline, record)
+        at += SLOT_WORDS << 3
+    words[row] = number
+    visit.entered = True
+    for place, cell, held, _deadline, _record in taken:
+        # A total that was begun just now may have taken this place.
+        if place >= 0 and words[place] == cell:
+            words[place + 1] = held + 1
+        else:
+            totals.add(cell, 1)
+    for place, cell, word in written:
+        # A cell that was taken just now may have displaced this one.
+        if place >= 0 and words[place] == cell:
+            words[place + 1] = word
+        else:
+            file.write_cell(-1, cell, word, now)
+    for counter in program.counters:
+        words[counter] += 1
+    verdict: Verdict = _new(
+        Verdict,
+        (True, 0, (), (), 0, remaining if remaining != _UNBOUNDED else None, number),
+    )
+    return verdict
+
+
+def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
+    """The same for everything: refusals, dry runs, bans, delays, switches, a second entering."""
+    words = file.words
+    switch = words[H_SWITCH]
+    if switch == SWITCHED_OFF:
+        return None
+    now = file.now = file.clock()
+    by_guard = words[H_SWITCHED]
+    dry_refusals: list[Refusal] = []
+    charges = Charges()
+    positions = [(ask, _position(file, ask, switch, by_guard)) for ask in visit.asks]
+    refusals = _banned(file, visit, now, positions) if visit.ban_key else []
+    if by_guard & BLAMED and not all(position for _, position in positions):
+        left = file.blame_left(visit, now)
+        if left:
+            refusals.append(Refusal(BLAME, left, banned=True))
+    for ask, position in () if refusals else positions:
+        if position == SWITCHED_OFF:
+            continue
+        dry = position == SWITCHED_DRY
+        refusal = _look(file, ask, visit, charges, now, dry)
+        if refusal is not None:
+            (dry_refusals if dry else refusals).append(refusal)
+    if not refusals:
+        problem = _commit(file, visit, charges, now, number)
+        if problem is not None:
+            return problem
+    elif now >= file.reap_at and any(refusal.by_slot for refusal in refusals):
+        return REAP_FIRST
+    elif final:
+        for refusal in refusals:
+            _refuse(file, refusal, visit, now, dry=False)
+    if dry_refusals and (final or not refusals):
+        for refusal in dry_refusals:
+            _refuse(file, refusal, visit, now, dry=True)
+    if refusals:
+        return Verdict(False, 0, tuple(refusals), tuple(dry_refusals), charges.dry_delay, 0, number)
+    remaining = charges.remaining if charges.remaining != _UNBOUNDED else None
+    return Verdict(True, charges.delay, (), tuple(dry_refusals), charges.dry_delay, remaining, number)
+
+
+def _position(file: StoreFile, ask: Ask, switch: int, by_guard: int) -> int:
+    """Where the switch stands for one ask: the strictest of store, guard and request."""
+    position = max(switch, SWITCHED_DRY if ask.dry_run else 0)
+    if not by_guard:
+        return position
+    bound = file.bounds.get(ask.demand) or file.bind(ask.demand)
+    return max(position, file.words[bound.counter + G_SWITCH])
+
+
+def _banned(
+    file: StoreFile, visit: Visit, now: int, positions: Sequence[tuple[Ask, int]]
+) -> list[Refusal]:
+    """The asks whose ban stands: who is banned is refused by that alone."""
+    refusals = []
+    for ask, position in positions:
+        if not position and ask.demand.ban is not None:
+            bound = file.bounds.get(ask.demand) or file.bind(ask.demand)
+            left = _ban_left(file, bound.ban, visit, now)
+            if left:
+                refusals.append(_new(Refusal, (ask, left, True, False, False)))
+    return refusals
+
+
+def _ban_left(file: StoreFile, ban: tuple[int, int] | None, visit: Visit, now: int) -> int:
+    """For how much longer the visit's client is banned; 0 when it is not."""
+    if ban is None or not visit.ban_key:
+        return 0
+    place = file.cells.find(file.key_hash(visit.ban_key) ^ ban[0])
+    left = (file.words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+    return left if 0 < left <= ban[1] else 0
+
+
+def _look(
+    file: StoreFile,
+    ask: Ask,
+    visit: Visit,
+    charges: Charges,
+    now: int,
+    dry: bool,
+) -> Refusal | None:
+    """Look at one ask: who refuses, or None with its charges noted."""
+    demand = ask.demand
+    bound = file.bounds.get(demand) or file.bind(demand)
+    words, cells = file.words, file.cells
+    if dry and (left := _ban_left(file, bound.shadow_ban, visit, now)):
+        return Refusal(ask, left, banned=True)
+    if demand.refused:
+        return Refusal(ask, demand.ban_for or None)
+    if demand.ban_only:
+        return None
+    hashed = file.key_hash(visit.key if ask.key is None else ask.key)
+    refused = never = by_slot = False
+    retry, delay, remaining = demand.ban_for, 0, _UNBOUNDED
+    written: list[tuple[int, int, int]] = []
+    for const, need, cost, limit, resume, slack, horizon in bound.meters:
+        cell = hashed ^ const
+        place = cells.first + ((cell & cells.mask) << 1)
+        if words[place] != cell:
+            place = cells.find(cell)
+        word = words[place + 1] if place >= 0 else 0
+        base = word >> SMALL_BITS
+        if base <= now:
+            base, word = now, 0
+        elif base > now + horizon:
+            base, word = now, 0
+            words[A_GARBAGE] += 1
+        excess = base + need - now
+        allowed = resume if word & MARK else limit
+        if excess > allowed:
+            if not visit.may_wait or excess > allowed + slack:
+                refused = True
+                never = never or need > limit + slack
+                retry = max(retry, excess - resume)
+            delay = max(delay, excess - allowed)
+        if cost or word & MARK:
+            written.append((place, cell, (base + cost) << SMALL_BITS))
+        if need:
+            remaining = min(remaining, (allowed - excess) // need)
+    for const, tally in bound.tallies:
+        cell = hashed ^ const
+        place = cells.find(cell)
+        word = words[place + 1] if place >= 0 else 0
+        if word >> SMALL_BITS <= now:
+            word = (now + tally.window) << SMALL_BITS
+        count = word & SMALL_MASK
+        if count >= tally.limit:
+            refused = True
+            retry = max(retry, (word >> SMALL_BITS) - now)
+        written.append((place, cell, word + 1 if count < SMALL_MASK else word))
+        remaining = min(remaining, tally.limit - count - 1)
+    for const, slot, record in bound.slots:
+        held = file.totals.total(hashed ^ const)
+        if held >= slot.limit:
+            refused = by_slot = True
+            retry = max(retry, SHORTEST_RETRY, words[record + L_MEAN] // slot.limit)
+        remaining = min(remaining, slot.limit - held - 1)
+    if refused:
+        return Refusal(ask, None if never else retry, by_slot=by_slot, never=never)
+    charges.cells += written
+    charges.slots += [(hashed ^ const, slot, record) for const, slot, record in bound.slots]
+    charges.counters.append(bound.counter + G_ADMITTED)
+    if bound.charged and ask.key is None and not dry:
+        charges.charged.append(bound.charged)
+    if delay:
+        charges.counters.append(bound.counter + G_DELAYED)
+    if dry:
+        charges.dry_delay = max(charges.dry_delay, delay)
+    else:
+        charges.delay = max(charges.delay, delay)
+        charges.remaining = min(charges.remaining, max(0, remaining))
+    return None
+
+
+def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: int) -> str | None:
+    """Take the row, then charge. What can fail is checked first, and said in words."""
+    words = file.words
+    row = visit.row + file.first_row if visit.entered else file.take_row()
+    if row < 0:
+        return f"shared store: all {file.rows.records} rows are taken by requests in flight"
+    slots = words[row + R_SLOTS] if visit.entered else 0
+    if slots + len(charges.slots) > MOST_SLOTS:
+        return f"a request can hold {MOST_SLOTS} slots, and this one asks for more"
+    if not visit.entered:
+        visit.row, visit.generation = row - file.first_row, number
+        ROW_CONTENT.pack_into(
+            file.buffer,
+            (row + 1) * 8,
+            file.owner_bytes,
+            now,
+            visit.thread,
+            0,
+            file.key_hash(visit.key) if visit.ban_key else 0,
+            0,
+            file.resource_hash(visit),
+            visit.client.encode("latin-1", "replace"),
+            _request_text(None, visit),
+        )
+    at = row + R_FIRST_SLOT + slots * SLOT_WORDS
+    for cell, slot, record in charges.slots:
+        words[at + S_KEY] = cell
+        words[at + S_SINCE] = now
+        words[at + S_DEADLINE] = now + slot.max_hold
+        words[at + S_RECORD] = record
+        at += SLOT_WORDS
+    words[row + R_SLOTS] = slots + len(charges.slots)
+    words[row + R_CHARGED] = merged(words[row + R_CHARGED], charges.charged)
+    words[row + R_GENERATION] = visit.generation
+    visit.entered = True
+    for cell, _slot, _record in charges.slots:
+        file.totals.add(cell, 1)
+    for place, cell, word in charges.cells:
+        if place >= 0 and words[place] == cell:
+            words[place + 1] = word
+        else:
+            file.write_cell(-1, cell, word, now)
+    for counter in charges.counters:
+        words[counter] += 1
+    return None
+
+
+def _request_text(program: Program | None, visit: Visit) -> bytes:
+    """Method, host and path as a row shows them."""
+    text = REQUEST_TEXT.pack(
+        visit.method.encode("latin-1", "replace"),
+        visit.host.encode("latin-1", "replace"),
+        # A row's text ends at a NUL.
+        visit.path.replace("\0", "?").encode("latin-1", "replace"),
+    )
+    if program is not None:
+        program.request_text = text
+    return text
+
+
+def _refuse(file: StoreFile, refusal: Refusal, visit: Visit, now: int, *, dry: bool) -> None:
+    """Count a refusal, mark the meters that refused, and raise the ban unless it stands."""
+    words = file.words
+    demand, key, _ = refusal.ask
+    key = visit.key if key is None else key
+    bound = file.bounds.get(demand) or file.bind(demand)
+    words[bound.counter + (G_DRY_RUN_REFUSED if dry else G_REFUSED)] += 1
+    if refusal.banned:
+        return
+    for const, need, _cost, limit, resume, slack, horizon in bound.meters:
+        if resume < limit:
+            place = file.cells.find(file.key_hash(key) ^ const)
+            word = words[place + 1] if place >= 0 else 0
+            excess = (word >> SMALL_BITS) + need - now
+            if limit < excess - (slack if visit.may_wait else 0) and excess - need <= horizon:
+                words[place + 1] = word | MARK
+    ban = bound.shadow_ban if dry else bound.ban
+    if ban is not None and visit.ban_key:
+        cell = file.key_hash(visit.ban_key) ^ ban[0]
+        place = file.cells.find(cell)
+        file.write_cell(place, cell, (now + demand.ban_for) << SMALL_BITS, now)

@@ -1,0 +1,491 @@
+"""One mapped file of the shared store: its header, its critical section, its repair.
+
+The rules
+    1. Everything that changes the file runs inside `attempt`, the only place that takes the lock.
+    2. A writer may be killed between any two stores, and an exception may land between any two
+       bytecodes. `H_UNDER_WAY` is the number of the acquisition while it lasts; who finds it set
+       repairs: the row that the broken acquisition made goes, and the totals are counted anew from
+       the rows. A meter is one word, so it is never half written.
+    3. A thread that is inside already (a destructor, a signal handler) is told to come again.
+    4. A file once retired is never taken up again.
+"""
+
+import ctypes
+import hashlib
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from guardrails.errors import InsideError, StoreBusyError, StoreError
+from guardrails.store import layout
+from guardrails.store.contract import Asks, Demand, Meter, Visit
+from guardrails.store.engine.cells import Cells, Totals
+from guardrails.store.engine.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
+from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.layout import (
+    A_EVICTED,
+    A_HELD_TOO_LONG,
+    A_RECLAIMED,
+    A_REPAIRED,
+    BLAMED,
+    G_ADMITTED,
+    G_CPU,
+    G_HASH,
+    G_HORIZON,
+    G_METER,
+    H_BLAMED_UNTIL,
+    H_CONDEMNED,
+    H_NUMBER,
+    H_RETIRED,
+    H_SWITCHED,
+    H_UNDER_WAY,
+    LOCK_FLOCK,
+    MUTEX_OFFSET,
+    R_CHARGED,
+    R_FIRST_SLOT,
+    R_GENERATION,
+    R_NAMESPACE,
+    R_PID,
+    R_SLOTS,
+    R_START,
+    RETIRED_CONDEMNED,
+    ROW_WORDS,
+    S_DEADLINE,
+    S_KEY,
+    SLOT_WORDS,
+)
+from guardrails.store.processes import Owner, this_process
+
+_MEMO_SIZE = 65536
+_CHARGED_SHIFTS = range(0, layout.MOST_CHARGED * layout.CHARGED_BITS, layout.CHARGED_BITS)
+_CHARGED_MASK = (1 << layout.CHARGED_BITS) - 1
+_MOST_BOUNDS = 4096
+
+read_three = layout.ACQUISITION.unpack_from
+write_two = layout.ONE_CELL.pack_into
+_RETIRED_AT, _NUMBER_AT, _UNDER_WAY_AT = H_RETIRED * 8, H_NUMBER * 8, H_UNDER_WAY * 8
+
+
+class LostError(StoreError):
+    """The lock cannot be had from this file any more: it must be condemned."""
+
+
+class RetiredError(StoreBusyError):
+    """The file was retired: there is another one by now."""
+
+
+class _Inside(threading.local):
+    here = False
+    number = 0
+
+
+class Bound:
+    """A demand in terms of one file: keyed hashes and word numbers, computed once."""
+
+    __slots__ = ("ban", "charged", "counter", "meters", "shadow_ban", "slots", "tallies")
+
+    def __init__(self, demand: Demand, file: "StoreFile") -> None:
+        self.counter = file.record("guards", demand.guard)
+        self.charged = file.note_charged(self.counter, demand)
+        self.ban = _ban(demand.ban, file)
+        self.shadow_ban = _ban(demand.shadow_ban, file)
+        self.meters = tuple(
+            (
+                file.name_hash(meter.name),
+                meter.need,
+                meter.cost,
+                meter.limit,
+                meter.resume,
+                meter.slack,
+                meter.horizon,
+            )
+            for meter in demand.meters
+        )
+        self.tallies = tuple((file.name_hash(tally.name), tally) for tally in demand.tallies)
+        self.slots = tuple(
+            (file.name_hash(slot.name), slot, file.record("slots", slot.name)) for slot in demand.slots
+        )
+
+
+class Program:
+    """Recurring asks in terms of one file, flat: what the quick way in reads.
+
+    Each meter and each slot has its hash, to be mixed with the visitor's where `own` is true.
+    """
+
+    __slots__ = (
+        "bans",
+        "charged",
+        "counters",
+        "meters",
+        "request_text",
+        "resource",
+        "simple",
+        "slots",
+        "token",
+    )
+
+    def __init__(self, asks: Asks, file: "StoreFile") -> None:
+        self.token = file.token
+        self.request_text = b""
+        self.resource = 0
+        self.simple = len(asks) > 0
+        meters, slots, bans, counters, charged = [], [], [], [], []
+        for demand, key, dry_run in asks:
+            if dry_run or demand.refused or demand.tallies:
+                self.simple = False
+            bound = file.bounds.get(demand) or file.bind(demand)
+            own, mixed = key is None, 0 if key is None else file.key_hash(key)
+            for const, need, cost, limit, _resume, _slack, horizon in bound.meters:
+                meters.append((own, const ^ mixed, need, cost, limit, horizon))
+            for const, slot, record in bound.slots:
+                slots.append((own, const ^ mixed, slot.limit, slot.max_hold, record))
+            if bound.ban is not None:
+                bans.append(bound.ban[0])
+            if not demand.ban_only:
+                counters.append(bound.counter + G_ADMITTED)
+            if own and bound.charged:
+                charged.append(bound.charged)
+        self.charged = merged(0, charged)
+        self.meters, self.slots = tuple(meters), tuple(slots)
+        self.bans, self.counters = tuple(bans), tuple(counters)
+
+
+def merged(charged: int, more: Iterable[int]) -> int:
+    """A row's word that names the guard records charged with CPU; what does not fit is left out."""
+    numbers = [charged >> shift & _CHARGED_MASK for shift in _CHARGED_SHIFTS]
+    numbers = [*dict.fromkeys(number for number in (*numbers, *more) if number)]
+    return sum(number << shift for number, shift in zip(numbers, _CHARGED_SHIFTS, strict=False))
+
+
+def _ban(meter: Meter | None, file: "StoreFile") -> tuple[int, int] | None:
+    return None if meter is None else (file.name_hash(meter.name), meter.horizon)
+
+
+class StoreFile:
+    """A file, mapped. It belongs to the process that opened it, and its descriptor to this object."""
+
+    descriptor = -1
+
+    def __init__(self, descriptor: int, path: Path, clock: Callable[[], int]) -> None:
+        self.path = path
+        self.clock = clock
+        status = os.fstat(descriptor)
+        self.identity = (status.st_dev, status.st_ino)
+        self.map = mmap.mmap(descriptor, status.st_size)
+        self.buffer = memoryview(self.map)
+        self.words = self.buffer.cast("Q")
+        self.owner: Owner = this_process()
+        self.pid = self.owner.pid
+        self.owner_bytes = layout.ROW_OWNER.pack(*self.owner)
+        self.free_rows: list[int] = []
+        self.bounds: dict[Demand, Bound] = {}
+        # Stands for this file in what outlives it, so that nothing keeps its memory mapped.
+        self.token = object()
+        self.hashes: OrderedDict[bytes, int] = OrderedDict()
+        self.name_hashes: dict[str, int] = {}
+        self.inside = _Inside()
+        self.now = 0
+        self.reap_at = 0
+        self.worker_at = 0
+        self.served = 0
+        # Last: until here it is the caller's, who closes it if this fails.
+        self.descriptor = descriptor
+
+    def ready(self) -> "StoreFile":
+        """Take up what a valid header says."""
+        self.sections = layout.read_directory(self.buffer)
+        self.cells = Cells(self.words, self.sections["cells"])
+        self.totals = Totals(self.words, self.sections["totals"])
+        self.rows = self.sections["rows"]
+        self.first_row = self.rows.word
+        self.row_words = self.rows.records * ROW_WORDS
+        secret = layout.H_SECRET * 8
+        self._secret = bytes(self.buffer[secret : secret + layout.SECRET_BYTES])
+        self.mutex: RobustMutex | FileLock
+        if self.words[layout.H_LOCK_KIND] == LOCK_FLOCK:
+            self.mutex = FileLock(self.lock_path())
+        else:
+            self.mutex = self.mutex_in_place()
+        self._try_lock, self._unlock = self.mutex.try_lock, self.mutex.unlock
+        return self
+
+    def lock_path(self) -> str:
+        """The file that flock works on: one for each file that ever had this name."""
+        return f"{self.path}.{self.identity[1]:x}.lock"
+
+    def mutex_in_place(self) -> RobustMutex:
+        """The mutex that lies in the file."""
+        return RobustMutex(ctypes.c_char.from_buffer(self.map, MUTEX_OFFSET))
+
+    def attempt(self, work: Callable[..., Any], first: Any, second: Any) -> Any:
+        """Run `work(self, first, second, number)` under the lock, or raise StoreBusyError at once.
+
+        The form is deliberate. The try and the finally hold the C calls themselves: with any
+        Python frame in between, an exception from a signal handler could leave the lock held.
+        Unlocking without holding is refused by the lock and harms nobody.
+        """
+        inside = self.inside
+        if inside.here:
+            raise InsideError("shared store: called from within itself; ask again")
+        try_lock, unlock, buffer = self._try_lock, self._unlock, self.map
+        code = 0
+        try:
+            inside.here = True
+            try:
+                code = try_lock()
+                if code:
+                    if code in BUSY:
+                        raise StoreBusyError("shared store: busy")
+                    if code != OWNER_DEAD:
+                        raise LostError(f"shared store: its lock is lost (error {code})")
+                    self.mutex.make_consistent()
+                retired, number, under_way = read_three(buffer, _RETIRED_AT)
+                if under_way:
+                    self._repair()
+                    number = self.words[H_NUMBER]
+                if retired:
+                    raise RetiredError("shared store: moved over to another file; ask again")
+                number += 1
+                inside.number = number
+                write_two(buffer, _UNDER_WAY_AT, number, self.pid)
+                result = work(self, first, second, number)
+                write_two(buffer, _NUMBER_AT, number, 0)
+                return result
+            finally:
+                # A mutex that is lost for good must not be touched again: glibc would crash on it.
+                if code == 0 or code == OWNER_DEAD or code in BUSY:
+                    unlock()
+        finally:
+            inside.here = False
+
+    def was_condemned(self) -> bool:
+        """Whether this thread's last acquisition is one that a file was condemned for."""
+        words = self.words
+        return words[H_RETIRED] == RETIRED_CONDEMNED and words[H_CONDEMNED] == self.inside.number
+
+    def key_hash(self, key: bytes) -> int:
+        """The keyed hash of a key, remembered for the clients seen lately."""
+        found = self.hashes.get(key)
+        if found is None:
+            found = self._hash(key, b"key")
+            if len(self.hashes) >= _MEMO_SIZE:
+                self.hashes.popitem(last=False)
+            self.hashes[key] = found
+        return found
+
+    def name_hash(self, name: str) -> int:
+        """The keyed hash of a meter's, a tally's, a slot's or a guard's name."""
+        found = self.name_hashes.get(name)
+        if found is None:
+            found = self.name_hashes[name] = self._hash(name.encode(), b"name")
+        return found
+
+    def _hash(self, text: bytes, person: bytes) -> int:
+        digest = hashlib.blake2b(text, digest_size=8, key=self._secret, person=person).digest()
+        return int.from_bytes(digest, "little") or 1
+
+    def prepare(self, asks: Asks) -> "Program":
+        """Put recurring asks in terms of this file, and remember it there. Needs the lock."""
+        program = asks.prepared = Program(asks, self)
+        return program
+
+    def bind(self, demand: Demand) -> Bound:
+        """Put a demand in terms of this file. Needs the lock, since it may take a record."""
+        if len(self.bounds) >= _MOST_BOUNDS:
+            self.bounds.clear()
+        bound = self.bounds[demand] = Bound(demand, self)
+        return bound
+
+    def record(self, section_name: str, name: str) -> int:
+        """The first word of a guard's or slot's record, made if need be; the last is shared."""
+        section = self.sections[section_name]
+        wanted = self.name_hash(name)
+        step = section.stride // 8
+        last = section.word + (section.records - 1) * step
+        for word in range(section.word, last, step):
+            found = self.words[word + G_HASH]
+            if found == wanted:
+                return word
+            if not found:
+                text = name.encode()[: layout.RECORD_NAME_BYTES]
+                at = word * 8 + layout.RECORD_NAME_OFFSET
+                self.buffer[at : at + len(text)] = text
+                self.words[word + G_HASH] = wanted
+                return word
+        return last
+
+    def note_charged(self, record: int, demand: Demand) -> int:
+        """Write down what a guard's CPU costs, for who blames; the record's number plus one, or 0."""
+        if not demand.cpu or not demand.meters:
+            return 0
+        meter = demand.meters[0]
+        self.words[record + G_METER] = self.name_hash(meter.name)
+        self.words[record + G_CPU] = round(demand.cpu * (1 << layout.CPU_BITS))
+        self.words[record + G_HORIZON] = meter.horizon
+        section = self.sections["guards"]
+        return (record - section.word) // (section.stride // 8) + 1
+
+    def charged_records(self, row: int) -> list[int]:
+        """The first words of the guard records that a row names."""
+        section = self.sections["guards"]
+        word = self.words[row + R_CHARGED]
+        numbers = [word >> shift & _CHARGED_MASK for shift in _CHARGED_SHIFTS]
+        step = section.stride // 8
+        return [section.word + (n - 1) * step for n in numbers if 0 < n <= section.records]
+
+    def resource_hash(self, visit: Visit) -> int:
+        """The hash of what is asked for. Its last bit is set for a path in its usual spelling.
+
+        Computed once for all requests whose asks recur, since those are for the same path.
+        """
+        # No asks at all are everybody's.
+        program = visit.asks.prepared if visit.asks and type(visit.asks) is Asks else None
+        if program is not None and program.resource and program.token is self.token:
+            found: int = program.resource
+            return found
+        usual = visit.resource == (visit.path.rstrip("/") or "/")
+        text = visit.resource.encode("utf-8", "surrogatepass")
+        found = self._hash(text, b"resource") & ~1 | usual or 2
+        if program is not None and program.token is self.token:
+            program.resource = found
+        return found
+
+    def blame_cell(self, client: int, resource: int) -> int:
+        """The cell that says until when a client is refused what it asked for and was killed."""
+        return client ^ self.name_hash("blamed") ^ resource & ~1 or 1
+
+    def blame_left(self, visit: Visit, now: int) -> int:
+        """For how much longer a visit is refused because of one that was killed. Needs the lock."""
+        words = self.words
+        if words[H_BLAMED_UNTIL] <= now:
+            words[H_SWITCHED] &= ~BLAMED
+            return 0
+        if not visit.ban_key or not visit.asks:
+            return 0
+        cell = self.blame_cell(self.key_hash(visit.ban_key), self.resource_hash(visit))
+        place = self.cells.find(cell)
+        left = (words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+        return left if 0 < left <= words[H_BLAMED_UNTIL] - now else 0
+
+    def names(self, section_name: str) -> dict[int, str]:
+        """The names of all records, by their first word."""
+        section = self.sections[section_name]
+        step = section.stride // 8
+        found = {}
+        for word in range(section.word, section.word + section.records * step, step):
+            if self.words[word + G_HASH]:
+                at = word * 8 + layout.RECORD_NAME_OFFSET
+                text = bytes(self.buffer[at : at + layout.RECORD_NAME_BYTES])
+                found[word] = text.rstrip(b"\0").decode("utf-8", "replace")
+        return found
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping goes with the last one who uses it."""
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def write_cell(self, place: int, cell: int, word: int, now: int) -> None:
+        """Write a cell's word, taking a place for it where it has none."""
+        if place < 0:
+            place, evicted = self.cells.take(cell, now)
+            if evicted:
+                self.words[A_EVICTED] += 1
+        self.words[place + 1] = word
+
+    def take_row(self) -> int:
+        """The first word of a free row; -1 when all are taken."""
+        words = self.words
+        while self.free_rows:
+            row = self.free_rows.pop()
+            if not words[row]:
+                return row
+        first, count = self.rows.word, self.rows.records
+        generations = words[first : first + count * ROW_WORDS : ROW_WORDS].tolist()
+        start = self.owner.pid * 97 % count
+        try:
+            index = generations.index(0, start)
+        except ValueError:
+            if 0 not in generations:
+                return -1
+            index = generations.index(0)
+        return first + index * ROW_WORDS
+
+    def live_rows(self) -> list[int]:
+        """The first words of the rows that are taken."""
+        first, count = self.rows.word, self.rows.records
+        generations = self.words[first : first + count * ROW_WORDS : ROW_WORDS].tolist()
+        return [first + index * ROW_WORDS for index, taken in enumerate(generations) if taken]
+
+    def owners(self) -> dict[Owner, list[tuple[int, int]]]:
+        """Every owner of rows, with (row, generation) of each. Read without the lock."""
+        words = self.words
+        found: dict[Owner, list[tuple[int, int]]] = {}
+        for row in self.live_rows():
+            owner = Owner(words[row + R_PID], words[row + R_START], words[row + R_NAMESPACE])
+            found.setdefault(owner, []).append((row, words[row + R_GENERATION]))
+        return found
+
+    def held_slots(self, row: int) -> list[int]:
+        """The first words of a row's slots that are still held."""
+        words = self.words
+        first = row + R_FIRST_SLOT
+        last = first + min(words[row + R_SLOTS], 8) * SLOT_WORDS
+        return [slot for slot in range(first, last, SLOT_WORDS) if words[slot + S_KEY]]
+
+    def free_row(self, row: int) -> None:
+        """Drop a row and what it holds. The row goes first: it is the truth."""
+        words = self.words
+        keys = [words[slot + S_KEY] for slot in self.held_slots(row)]
+        words[row + R_GENERATION] = 0
+        for key in keys:
+            self.totals.add(key, -1)
+
+    def drop_rows(self, rows: list[tuple[int, int]], now: int, _number: int) -> int:
+        """Free the rows of dead owners, and the slots held too long. How many slots came back."""
+        words = self.words
+        freed = 0
+        for row, generation in rows:
+            if words[row + R_GENERATION] == generation:
+                freed += len(self.held_slots(row))
+                self.free_row(row)
+                words[A_RECLAIMED] += 1
+        for row in self.live_rows():
+            for slot in self.held_slots(row):
+                if now > words[slot + S_DEADLINE]:
+                    key = words[slot + S_KEY]
+                    words[slot + S_KEY] = 0
+                    self.totals.add(key, -1)
+                    words[A_HELD_TOO_LONG] += 1
+                    freed += 1
+        return freed
+
+    def recount(self) -> None:
+        """Compute the totals from the rows."""
+        section = self.sections["totals"]
+        for word in range(section.word + 1, section.word + 2 * section.records, 2):
+            if self.words[word]:
+                self.words[word] = 0
+        for row in self.live_rows():
+            for slot in self.held_slots(row):
+                self.totals.add(self.words[slot + S_KEY], 1)
+
+    def _repair(self) -> None:
+        """Undo what a broken acquisition left. May itself be broken off, and is then done again."""
+        words = self.words
+        broken = words[H_UNDER_WAY]
+        for row in self.live_rows():
+            if words[row + R_GENERATION] == broken:
+                words[row + R_GENERATION] = 0
+        self.recount()
+        words[A_REPAIRED] += 1
+        words[H_NUMBER] = broken
+        words[H_UNDER_WAY] = 0

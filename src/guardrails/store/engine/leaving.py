@@ -1,0 +1,116 @@
+"""How a request leaves the shared store, inside the critical section of one file."""
+
+from collections.abc import Sequence
+
+from guardrails.store.contract import Debit, Slot, Visit
+from guardrails.store.engine.file import StoreFile
+from guardrails.store.gcra import MARK, SMALL_BITS
+from guardrails.store.layout import (
+    L_MEAN,
+    ONE_CELL,
+    ONE_SLOT,
+    R_FIRST_SLOT,
+    R_GENERATION,
+    R_SLOTS,
+    S_KEY,
+    S_RECORD,
+    S_SINCE,
+    SLOT_WORDS,
+    WORKER_SEEN,
+)
+
+read_cell = ONE_CELL.unpack_from
+read_slot = ONE_SLOT.unpack_from
+write_seen = WORKER_SEEN.pack_into
+
+
+def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) -> None:
+    """Charge what the request cost, and drop its row with all it holds."""
+    words = file.words
+    row = visit.row + file.first_row
+    now = file.clock()
+    # A file that took the place of a removed one may have fewer rows than the visit's.
+    fits = visit.generation and visit.row < file.row_words
+    if fits and words[row + R_GENERATION] == visit.generation:
+        slots = words[row + R_SLOTS]
+        words[row + R_GENERATION] = 0
+        at = (row + R_FIRST_SLOT) << 3
+        for _ in range(slots):
+            cell, since, _deadline, record = read_slot(file.map, at)
+            at += SLOT_WORDS << 3
+            if cell:
+                totals = file.totals
+                place = totals.first + ((cell & totals.mask) << 1)
+                found, held = read_cell(file.map, place << 3)
+                if found == cell and held:
+                    words[place + 1] = held - 1
+                else:
+                    totals.add(cell, -1)
+                mean = words[record + L_MEAN]
+                words[record + L_MEAN] = _moving_mean(mean, now - since)
+        file.free_rows.append(row)
+        if file.worker_at:
+            file.served += 1
+            write_seen(file.map, file.worker_at, now, file.served)
+    if debits:
+        debit(file, debits, now)
+
+
+def update(
+    file: StoreFile,
+    visit: Visit,
+    change: tuple[Sequence[Debit], Sequence[Slot]],
+    _number: int,
+) -> None:
+    """Charge what a request has cost so far, and give some of its slots back."""
+    debits, release = change
+    words = file.words
+    now = file.clock()
+    if debits:
+        debit(file, debits, now)
+    row = visit.row + file.first_row
+    fits = visit.entered and visit.row < file.row_words
+    if release and fits and words[row + R_GENERATION] == visit.generation:
+        records = {file.record("slots", slot.name) for slot in release}
+        for slot in file.held_slots(row):
+            if words[slot + S_RECORD] in records:
+                key = words[slot + S_KEY]
+                words[slot + S_KEY] = 0
+                file.totals.add(key, -1)
+                record = words[slot + S_RECORD]
+                lasted = now - words[slot + S_SINCE]
+                words[record + L_MEAN] = _moving_mean(words[record + L_MEAN], lasted)
+
+
+def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
+    """Charge after the fact; a debit never refuses and never passes the meter's horizon."""
+    for meter, key, amount in debits:
+        hashed = file.hashes.get(key) or file.key_hash(key)
+        cell = hashed ^ (file.name_hashes.get(meter.name) or file.name_hash(meter.name))
+        debit_cell(file, cell, amount, meter.horizon, now)
+
+
+def debit_cell(file: StoreFile, cell: int, amount: int, horizon: int, now: int) -> None:
+    """Charge one meter, whose cell is given."""
+    words, cells = file.words, file.cells
+    place = cells.first + ((cell & cells.mask) << 1)
+    found, word = read_cell(file.map, place << 3)
+    if found != cell:
+        place = cells.find(cell)
+        word = words[place + 1] if place >= 0 else 0
+    tat = word >> SMALL_BITS
+    latest = now + horizon
+    if not now < tat <= latest:
+        tat, word = now, 0
+    tat = min(tat + amount, latest)
+    if tat <= now:
+        return
+    if place >= 0:
+        words[place + 1] = tat << SMALL_BITS | word & MARK
+    else:
+        file.write_cell(-1, cell, tat << SMALL_BITS | word & MARK, now)
+
+
+def _moving_mean(mean: int, lasted: int) -> int:
+    """How long a slot is held, over about eight requests."""
+    return mean + (lasted - mean) // 8 if mean else lasted

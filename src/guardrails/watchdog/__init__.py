@@ -1,0 +1,1 @@
+"""The watchdog and the monitor: a process of its own."""

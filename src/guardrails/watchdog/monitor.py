@@ -1,0 +1,187 @@
+"""Looks after a server from outside: whether it answers, how its log grows, what the host has left.
+
+Each part has `look(now)`, with `now` in monotonic seconds, and tells what it finds by an `announce`.
+Nothing of it ever stops on a full disk or an absent server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, cast
+
+from guardrails.errors import ConfigurationError
+from guardrails.units import parse_seconds
+from guardrails.watchdog.events import Announce, Announcer, Commands, Seldom, command_words
+from guardrails.watchdog.log_growth import MOST_KEPT, LogFile, positive_size
+from guardrails.watchdog.probe import (
+    MOST_FAILURES,
+    Length,
+    Number,
+    Pid,
+    Probe,
+    brief,
+    count_of,
+    positive_seconds,
+)
+from guardrails.watchdog.process_signal import ProcessSignal
+from guardrails.watchdog.thresholds import Thresholds
+
+_REPORT = 60.0
+
+
+class Part(Protocol):
+    """Something that is looked after."""
+
+    def look(self, now: float) -> None:
+        """Do what there is to do. `now`: monotonic seconds."""
+        ...
+
+
+class Monitor:
+    """Looks after several parts; trouble in one of them does not reach the others.
+
+    Such trouble is event "monitor-error", at most once a minute for each part and kind of error.
+    """
+
+    def __init__(self, parts: Sequence[Part], announce: Announce) -> None:
+        self._parts = tuple(parts)
+        self._announce = announce
+        self._tell = Seldom(_REPORT)
+
+    def look(self, now: float) -> None:
+        """Let each part look. `now`: monotonic seconds. Never raises."""
+        if isinstance(self._announce, Announcer):
+            self._announce.commands.tidy()
+        for number, part in enumerate(self._parts):
+            try:
+                part.look(now)
+            except Exception as error:
+                with suppress(Exception):
+                    self._report(number, part, error, now)
+
+    def run(self, stop: threading.Event, poll: float = 1.0) -> None:
+        """Look each `poll` seconds until `stop` is set: the loop of the monitor's thread."""
+        while not stop.is_set():
+            self.look(time.monotonic())
+            stop.wait(poll)
+
+    def _report(self, number: int, part: Part, error: Exception, now: float) -> None:
+        kind, name = type(error).__name__, type(part).__name__
+        if self._tell(now, (number, kind)):
+            text = brief(f"{kind}: {error}")
+            message = f"{name}: {text}; it is tried again"
+            self._announce("monitor-error", message, logging.ERROR, part=name, error=text)
+
+
+def monitor_from(
+    announce: Announce,
+    *,
+    probe: str | None = None,
+    probe_every: Length = "30s",
+    probe_timeout: Length = "10s",
+    probe_failures: Number = 3,
+    probe_command: str | None = None,
+    probe_signal_pid: Pid | None = None,
+    probe_signal: str = "HUP",
+    probe_rest: Length = "2m",
+    log: str | os.PathLike[str] | Sequence[str] | None = None,
+    log_max: Number = "100M",
+    keep: Number = 5,
+    reopen_pid: Pid | None = None,
+    compress_after: Length = "10s",
+    growth: Number = "50M",
+    disk: Mapping[str, Number] | str | Iterable[str] = (),
+    swap_in: Length | None = None,
+    load: Length | None = None,
+    pressure: Mapping[str, Length] | str | Iterable[str] = (),
+) -> Monitor | None:
+    """The monitor that plain option values ask for, or None when they ask for nothing.
+
+    probe: the URL of `Probe`, whose options begin with `probe_`. log: one path or several for
+    `LogFile`, with log_max for its `most`. disk: "PATH=10%" or "PATH=2G", one or several, or a mapping;
+    pressure: as "memory=20" likewise; both, swap_in and load as for `Thresholds`.
+
+    Numbers may be texts, as they come from a command line. Raises ConfigurationError: every value is
+    checked, also of an option that would have no effect.
+    """
+    parts: list[Part] = []
+    every = positive_seconds(probe_every, "probe_every")
+    timeout = positive_seconds(probe_timeout, "probe_timeout")
+    failures = count_of(probe_failures, "probe_failures", MOST_FAILURES)
+    rest = parse_seconds(probe_rest, "probe_rest")
+    ProcessSignal(2, probe_signal, name_argument="probe_signal")
+    if probe_command is not None:
+        command_words(probe_command, "probe_command")
+    if probe is not None:
+        parts.append(
+            Probe(
+                probe,
+                announce,
+                every=every,
+                timeout=timeout,
+                failures=failures,
+                command=probe_command,
+                signal_pid=probe_signal_pid,
+                signal_name=probe_signal,
+                rest=rest,
+                # Of its own: a remedy does not queue behind the news.
+                commands=Commands(),
+            )
+        )
+    else:
+        _needs("probe_command", probe_command, "probe")
+        _needs("probe_signal_pid", probe_signal_pid, "probe")
+    most = positive_size(log_max, "log_max")
+    kept = count_of(keep, "keep", MOST_KEPT)
+    positive_size(growth, "growth")
+    parse_seconds(compress_after, "compress_after")
+    logs = () if log is None else (log,) if isinstance(log, str | os.PathLike) else tuple(log)
+    parts.extend(
+        LogFile(
+            path,
+            announce,
+            most=most,
+            keep=kept,
+            reopen_pid=reopen_pid,
+            compress_after=compress_after,
+            growth=growth,
+        )
+        for path in logs
+    )
+    if not logs:
+        _needs("reopen_pid", reopen_pid, "log")
+    disks, pressures = _pairs(disk, "disk", "/var=10%"), _pairs(pressure, "pressure", "memory=20")
+    if disks or pressures or swap_in is not None or load is not None:
+        parts.append(Thresholds(announce, disk=disks, swap_in=swap_in, load=load, pressure=pressures))
+    return Monitor(parts, announce) if parts else None
+
+
+def _needs(argument: str, value: object, other: str) -> None:
+    if value is not None:
+        raise ConfigurationError(
+            f"{argument}: {value!r} has no effect without {other}: give {other}, or leave it out"
+        )
+
+
+def _pairs(value: object, argument: str, example: str) -> dict[str, Any]:
+    """The pairs of a mapping, of a text NAME=THRESHOLD, or of several such texts."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    pairs: dict[str, Any] = {}
+    for text in (value,) if isinstance(value, str) else cast("Iterable[object]", value):
+        name, equals, threshold = text.rpartition("=") if isinstance(text, str) else ("", "", "")
+        if not equals or not name.strip():
+            raise ConfigurationError(
+                f"{argument}: {text!r} is not a name with its threshold: write both, such as {example}"
+            )
+        if name.strip() in pairs:
+            raise ConfigurationError(
+                f"{argument}: {name.strip()!r} has two thresholds: leave one of them out"
+            )
+        pairs[name.strip()] = threshold.strip()
+    return pairs

@@ -1,0 +1,292 @@
+"""The watchdog as a process: in the foreground or the background, one of each kind.
+
+Which one it is, is the lock that it holds for as long as it lives: a file that it left when it died
+holds nobody up. Whom to stop is written in the file, with its start time, so nobody else is met.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from pathlib import Path
+
+from guardrails.errors import ConfigurationError, GuardrailsError
+from guardrails.store import directory
+from guardrails.store.processes import is_dead, pid_namespace, process_facts
+from guardrails.watchdog.events import Announcer, command_words
+from guardrails.watchdog.lock import Lock, has_its_own, server_name, servers_with_their_own, shown
+from guardrails.watchdog.loop import Watchdog
+from guardrails.watchdog.options import Watch
+from guardrails.watchdog.pidfd import held
+from guardrails.watchdog.stores import Stores
+
+log = logging.getLogger("guardrails.watch")
+
+DONE, FAILED, NOT_RUNNING = 0, 1, 3
+STOP_SECONDS = 15.0
+START_SECONDS = 15.0
+_SLICE_SECONDS = 0.2
+_LOG_BYTES = 4 << 20
+
+
+def run(watch: Watch, parent: int | None) -> int:
+    """Watch in the foreground until SIGTERM or SIGINT, or until the parent is gone."""
+    lock = Lock(_name(watch, parent))
+    if not lock.take():
+        _say(f"a watchdog for {lock.name} is running already{lock.of_whom()}")
+        return FAILED
+    try:
+        _log_to(dict(watch.options)["log_file"])
+        asked: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Nothing that takes a lock: the handler may meet whoever holds it.
+            signal.signal(number, lambda number, _frame: asked.append(number))
+        # Not SIG_IGN, which the commands that it runs would inherit.
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
+        on_event = dict(watch.options)["on_event"]
+        announce = Announcer(None if on_event is None else command_words(on_event, "on_event"))
+        _run_until(asked, watch, parent, announce)
+    finally:
+        lock.release(for_good=parent is not None)
+    return DONE
+
+
+def start(watch: Watch, parent: int | None) -> int:
+    """Start it in the background; nothing happens where it runs already."""
+    lock = Lock(_name(watch, parent))
+    running = lock.owner()
+    if running is not None:
+        _say(f"running already{shown(running)}")
+        return DONE
+    log_file = dict(watch.options)["log_file"] or str(lock.path.with_suffix(".log"))
+    command = [
+        sys.executable,
+        "-P",  # what lies in the working directory is no part of ours
+        "-m",
+        "guardrails",
+        "watch",
+        *watch.arguments(),
+        f"--log-file={log_file}",
+    ]
+    with _append(log_file) as output:
+        process = subprocess.Popen(  # noqa: S603 - this Python, this package
+            [*command, "run"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None
+        running = lock.owner()
+        if running is not None:
+            what = "started" if running.pid == process.pid else "running already"
+            _say(f"{what}{shown(running)}; it writes to {log_file}{_beside()}")
+            process.returncode = 0  # it goes on without us
+            return DONE
+        if ended:
+            break
+        time.sleep(0.02)
+    _say(f"it did not start: see {log_file}")
+    return FAILED
+
+
+def stop(watch: Watch, parent: int | None) -> int:
+    """End the one that runs, and wait for it."""
+    lock = Lock(_name(watch, parent))
+    running = lock.owner()
+    if running is None:
+        _say("not running")
+        return DONE
+    if not running.pid:
+        _say(f"one is running{shown(running)}, so it cannot be stopped from here")
+        return FAILED
+    with suppress(ProcessLookupError), held(running.pid) as send:
+        # Between the look and this another process may have come by that number.
+        if lock.owner() == running and not is_dead(running, running.namespace):
+            send(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while lock.owner() is not None or not is_dead(running, running.namespace):
+        if time.monotonic() > deadline:
+            _say(f"pid {running.pid} does not end within {STOP_SECONDS:g} s")
+            return FAILED
+        time.sleep(0.02)
+    _say(f"stopped, pid {running.pid}")
+    return DONE
+
+
+def restart(watch: Watch, parent: int | None) -> int:
+    """Stop it, if it runs, and start it with these options."""
+    return stop(watch, parent) or start(watch, parent)
+
+
+def status(watch: Watch, parent: int | None) -> int:
+    """Say whether it runs, or a server's own."""
+    running = Lock(_name(watch, parent)).owner()
+    if running is None:
+        beside = _beside() if watch.store_name is None else ""
+        _say("not running" + beside)
+        return DONE if beside else NOT_RUNNING
+    facts = process_facts(running.pid) if running.pid else None
+    age = f", for {facts.age_seconds:.0f} s" if facts else ""
+    _say(f"running{shown(running)}{age}")
+    return DONE
+
+
+def _beside() -> str:
+    return "".join(
+        f"; the workers of server {parent} have a watchdog of their own{shown(owner)}"
+        for parent, owner in servers_with_their_own()
+    )
+
+
+ACTIONS: dict[str, Callable[[Watch, int | None], int]] = {
+    "run": run,
+    "start": start,
+    "stop": stop,
+    "restart": restart,
+    "status": status,
+}
+
+
+def _run_until(asked: list[int], watch: Watch, parent: int | None, announce: Announcer) -> None:
+    stop = threading.Event()
+    stores = Stores(watch.store_name, parent)
+    watchdog = Watchdog(watch.policy, stores, announce, parent=parent, is_watched=has_its_own)
+    monitor = watch.monitor(announce)
+    if monitor is not None:
+        threading.Thread(target=monitor.run, args=(stop,), name="monitor", daemon=True).start()
+    log.info("watchdog: begins: %s", " ".join(watch.arguments()) or "with all defaults")
+    while not asked:
+        if parent is not None and os.getppid() != parent:
+            log.info("watchdog: ends, since the server that started it has ended")
+            break
+        try:
+            watchdog.look()
+            announce.commands.tidy()
+        except Exception:
+            log.exception("watchdog: a look failed, and the next one is taken all the same")
+        _wait(asked, watchdog.pause(), parent)
+    watchdog.close()
+    stop.set()
+
+
+def _wait(asked: list[int], seconds: float, parent: int | None) -> None:
+    """Until the next look, but hardly beyond a signal or the parent's end."""
+    until = time.monotonic() + seconds
+    while not asked and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, _SLICE_SECONDS))
+        if parent is not None and os.getppid() != parent:
+            return
+
+
+def become(user: str) -> None:
+    """Give up root's rights for those of the user whose workers are to be watched, for good.
+
+    Raises ConfigurationError for a user that is not there, or where this process is not root.
+    """
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except (KeyError, OverflowError, ValueError):
+        raise ConfigurationError(
+            f"user: there is no {user!r}: write the name or the number of the workers' user"
+        ) from None
+    if entry.pw_uid == os.geteuid() == os.getuid():
+        return
+    try:
+        os.initgroups(entry.pw_name, entry.pw_gid)
+        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    except PermissionError:
+        raise ConfigurationError(
+            f"user: only root can become {user!r}: run the command as that user, or as root"
+        ) from None
+
+
+def _name(watch: Watch, parent: int | None) -> str:
+    """One name for each thing that is watched, however it is written."""
+    if parent is not None and watch.policy.ends_nothing:
+        return f"monitor {pid_namespace()} {parent}"  # its server's workers are anybody's to watch
+    if parent is not None:
+        return server_name(pid_namespace(), parent)
+    return watch.store_name or "the only store"
+
+
+@contextmanager
+def _append(path: str) -> Iterator[int]:
+    try:
+        descriptor = _open_log(path)
+    except OSError as error:
+        raise GuardrailsError(f"log_file: {path!r} cannot be opened: {error.strerror}") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_log(path: str) -> int:
+    # Of a FIFO nobody reads it would otherwise wait for a reader.
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, how, 0o600)
+
+
+class _Sturdy(logging.handlers.WatchedFileHandler):
+    """A log file that may be moved, removed or full: what cannot be written goes to standard error."""
+
+    def _open(self) -> TextIOWrapper:
+        # As at the start: nobody else's file, and no link in its place.
+        return open(
+            self.baseFilename, "a", encoding=self.encoding, opener=lambda path, _flags: _open_log(path)
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except Exception:
+            with suppress(Exception):
+                sys.stderr.write(self.format(record) + "\n")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        with suppress(Exception):
+            sys.stderr.write(self.format(record) + "\n")
+
+
+class _Rotating(logging.handlers.RotatingFileHandler):
+    """The log that lies in memory, where nobody rotates it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as above
+        """A full disk stops no watchdog."""
+
+
+def _log_to(path: str | None) -> None:
+    """Write all that the watchdog says; whatever befalls the log, it goes on."""
+    handler: logging.Handler = logging.StreamHandler()
+    logging.raiseExceptions = False
+    if path is not None:
+        with _append(path):  # made by us, and for nobody else to read
+            in_memory = Path(path).parent == directory.own_folder()
+            handler = (
+                _Rotating(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
+                if in_memory
+                else _Sturdy(path, encoding="utf-8")
+            )
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s guardrails watch %(process)d %(levelname)s %(message)s")
+    )
+    logging.getLogger().addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _say(what: str) -> None:
+    print(f"guardrails watch: {what}", flush=True)  # noqa: T201 - a command speaks

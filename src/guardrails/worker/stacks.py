@@ -1,0 +1,292 @@
+"""The Python stacks of a worker, for somebody outside, written by the worker itself when asked.
+
+Python writes them, if it comes to run: in the main thread on a signal where one request at a time is
+served there or greenlets are, else in the thread that takes orders. So nothing moves while they are
+written. Who holds the interpreter's lock in C code keeps Python from it; then faulthandler writes
+them, on another signal. That is for the last resort: beside threads that run it may crash.
+
+The file lies in the user's folder of stores, beside nobody else's, and is named after the process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from guardrails.errors import StoreError
+from guardrails.store.processes import Owner, is_dead, process_status, this_process
+from guardrails.worker import control_pipe
+from guardrails.worker.server import Server
+
+log = logging.getLogger("guardrails")
+
+_FIRST_SIGNAL: int = getattr(signal, "SIGRTMIN", 0)
+
+DUMP_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 11
+"""At which faulthandler writes. A real-time signal, since servers have uses for the others; 0 where
+there is none."""
+
+ASK_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 12
+"""At which Python writes in the main thread."""
+
+ANSWER_SECONDS = 1.5
+"""How long a process has to come to write."""
+
+LONGEST_DUMP = 16 << 20
+"""Bytes of a dump that are looked at."""
+
+_DEEPEST = 100
+_GREENLET = "Greenlet 0x"
+_NO_GREENLETS = "Greenlets:"
+_END = "End of the stacks"
+_QUIET_SECONDS = 0.5
+_HEADS = ("Thread 0x", "Current thread 0x", _GREENLET, _NO_GREENLETS)
+_PY_SPY_SECONDS = 10
+_PREFIX = "stack-"
+_KINDS = (_PREFIX, control_pipe.PREFIX)
+
+
+class _Listening:
+    """This process's file of stacks. It is open for as long as the process lives."""
+
+    pid = 0
+    signal = 0
+    file: Any = None
+    greenlets = at_a_signal = False
+
+
+def listen(server: Server) -> int:
+    """From now on write this process's stacks when asked.
+
+    Returns the signal for the last resort, 0 without one. Never raises. A signal that somebody else
+    uses is left to them.
+    """
+    if _Listening.pid == os.getpid():
+        return _Listening.signal
+    inherited = _Listening.signal
+    _Listening.pid, _Listening.signal, _Listening.at_a_signal = os.getpid(), 0, False
+    if not DUMP_SIGNAL:
+        return 0
+    from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
+
+    try:
+        folder = directory.own_folder()
+        _sweep(folder)
+        descriptor = os.open(
+            folder / file_name(this_process()),
+            os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+        )
+        _Listening.file = os.fdopen(descriptor, "ab", buffering=0)  # open while the process lives
+        if inherited or not catches(os.getpid(), DUMP_SIGNAL):
+            faulthandler.register(DUMP_SIGNAL, _Listening.file, all_threads=True)
+            _Listening.signal = DUMP_SIGNAL
+        _Listening.greenlets = server.greenlets
+        in_main_thread = server.threads in (None, 1) or server.greenlets
+        _Listening.at_a_signal = in_main_thread and _takes_signals()
+        if not _Listening.at_a_signal:
+            control_pipe.listen(control_pipe.SHOW_STACKS, lambda *_request: _write(None))
+    except (OSError, StoreError, ValueError, RuntimeError) as error:
+        log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
+    return _Listening.signal
+
+
+def at_a_signal() -> bool:
+    """Whether this process shows them at ASK_SIGNAL, and not at an order."""
+    return _Listening.pid == os.getpid() and _Listening.at_a_signal
+
+
+def file_name(owner: Owner) -> str:
+    """What a process's file is called."""
+    return f"{_PREFIX}{owner.namespace}-{owner.pid}-{owner.start}"
+
+
+class Dump(NamedTuple):
+    """What a worker wrote: one block of lines for each thread and greenlet."""
+
+    blocks: tuple[tuple[str, ...], ...]
+    complete: bool = True
+
+    def of(self, thread: int) -> tuple[str, ...] | None:
+        """The block of one thread or greenlet, by its identifier; None when it is not there.
+
+        A greenlet that is running has none of its own: it is where its thread is.
+        """
+        for block in self.blocks:
+            words = block[0].replace("Current thread", "Thread").split()
+            if len(words) > 1 and words[1].startswith("0x") and _number(words[1]) == thread:
+                return block
+        if any(block[0].startswith((_GREENLET, _NO_GREENLETS)) for block in self.blocks):
+            if not self.complete:
+                return None
+            return next((block for block in self.blocks if block[0].startswith("Current")), None)
+        return self.blocks[0] if len(self.blocks) == 1 else None
+
+
+def open_file(owner: Owner) -> int | None:
+    """A descriptor of a process's file; None where it has none."""
+    from guardrails.store import directory  # noqa: PLC0415 - as above
+
+    for folder in directory.folders():
+        with suppress(OSError, StoreError):
+            directory.verify_folder(folder)
+            descriptor = directory.open_file(folder / file_name(owner))
+            if descriptor is not None:
+                try:
+                    directory.verify_file(descriptor, folder / file_name(owner))
+                except StoreError:
+                    os.close(descriptor)
+                    raise
+                return descriptor
+    return None
+
+
+def ask(
+    descriptor: int, send: Callable[[], bool], thread: int, *, seconds: float = ANSWER_SECONDS
+) -> Dump | None:
+    """Let a process write its stacks, and read them. None when it does not within `seconds`.
+
+    descriptor: of its file. What was written before is dropped.   send: asks for them; False where
+    that cannot be.   thread: the one that matters.
+    """
+    os.ftruncate(descriptor, 0)
+    if not send():
+        return None
+    dump = None
+    size = quiet = 0.0
+    while seconds > 0:
+        time.sleep(0.02)
+        seconds -= 0.02
+        before, size = size, os.fstat(descriptor).st_size
+        quiet = quiet + 0.02 if size and size == before else 0.0
+        if size != before or quiet >= _QUIET_SECONDS:
+            text = os.pread(descriptor, LONGEST_DUMP, 0).decode("utf-8", "replace")
+            dump = parse(text)
+            # faulthandler does not say when it has done.
+            if _END in text or (quiet >= _QUIET_SECONDS and dump.of(thread) is not None):
+                break
+    return dump
+
+
+def ask_py_spy(pid: int) -> Dump | None:
+    """The same from outside the process, by py-spy where it is installed and allowed to."""
+    import shutil  # noqa: PLC0415 - a worker never needs them
+    import subprocess  # noqa: PLC0415 - as above
+
+    program = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if program is None:
+        return None
+    try:
+        ran = subprocess.run(  # noqa: S603 - found by its name, and the argument is a number
+            [program, "dump", "--nonblocking", "--pid", str(pid)],
+            capture_output=True,
+            timeout=_PY_SPY_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("stacks: py-spy does not show process %d: %s", pid, error)
+        return None
+    text = ran.stdout[:LONGEST_DUMP].decode("utf-8", "replace")
+    # Its threads have other numbers than Python's, so all are shown: first those that run.
+    threads = re.split(r"^(?=Thread \d)", text, flags=re.MULTILINE)
+    return parse("".join(sorted(threads, key=lambda thread: "(idle)" in thread.partition("\n")[0])))
+
+
+def parse(text: str) -> Dump:
+    """Cut a dump into its blocks."""
+    blocks: list[list[str]] = []
+    for line in text.splitlines():
+        if not line.strip() or line == _END:
+            continue
+        if line.startswith(_HEADS) or not blocks:
+            blocks.append([])
+        blocks[-1].append(line)
+    return Dump(tuple(map(tuple, blocks)), complete=_END in text)
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal: else it may end of it."""
+    return bool(int(process_status(f"/proc/{pid}").get("SigCgt", "0"), 16) >> (number - 1) & 1)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return -1
+
+
+def _takes_signals() -> bool:
+    """Whether Python could set its handler. Only the main thread may, and not under every server."""
+    if signal.getsignal(ASK_SIGNAL) not in (signal.SIG_DFL, _write_at_a_signal):
+        return False
+    with suppress(ValueError):
+        signal.signal(ASK_SIGNAL, _write_at_a_signal)
+        signal.siginterrupt(ASK_SIGNAL, False)  # the request must not feel it
+        return signal.getsignal(ASK_SIGNAL) is _write_at_a_signal
+    return False
+
+
+def _write_at_a_signal(_signal: int, frame: FrameType | None) -> None:
+    # What is raised in here is somebody else's, by a signal or an order for that request.
+    _write(frame)
+
+
+def _write(interrupted: FrameType | None) -> None:
+    """Write down where every thread and every greenlet is.
+
+    interrupted: where this thread was, None where it does nothing but write.
+    """
+    lines: list[str] = []
+    me = sys._getframe()  # noqa: SLF001 - to tell this thread from the others
+    for ident, top in sys._current_frames().items():  # noqa: SLF001 - faulthandler's safe sister
+        if top is not me:
+            lines += _block(f"Thread 0x{ident:x}", top)
+        elif interrupted is not None:
+            lines += _block(f"Current thread 0x{ident:x}", interrupted)
+    greenlet = sys.modules.get("greenlet") if _Listening.greenlets else None
+    if greenlet is not None:
+        kind: Any = greenlet.greenlet
+        lines.append(_NO_GREENLETS)
+        for found in gc.get_objects():
+            # Not isinstance, which asks the object: a lazy one would do whatever it stands for.
+            if issubclass(type(found), kind) and found.gr_frame is not None:
+                lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
+    lines += [_END, ""]
+    with suppress(OSError):
+        _Listening.file.write("\n".join(lines).encode("utf-8", "replace"))
+
+
+def _block(title: str, frame: FrameType | None) -> Iterator[str]:
+    yield f"{title} (most recent call first):"
+    for _ in range(_DEEPEST):
+        if frame is None:
+            return
+        code = frame.f_code
+        file = code.co_filename.replace("\n", "?")
+        yield f'  File "{file}", line {frame.f_lineno} in {code.co_name}'
+        frame = frame.f_back
+    yield "  ..."
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what dead processes left, here and at the pipes for orders."""
+    namespace = this_process().namespace
+    for path in folder.glob("*-*-*-*"):
+        kind, *numbers = path.name.split("-")
+        if f"{kind}-" in _KINDS and len(numbers) == 3 and all(number.isdecimal() for number in numbers):
+            found, pid, start = map(int, numbers)
+            if found == namespace and is_dead(Owner(pid, start, namespace), namespace):
+                with suppress(OSError):
+                    path.unlink()

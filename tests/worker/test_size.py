@@ -1,0 +1,345 @@
+"""The size guard: who is too large finishes and retires, and nobody else does."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import guardrails
+from guardrails import SpeedLimit, testing
+from guardrails.worker import hooks, memory, retire, size
+
+MB = 1 << 20
+
+
+class Worker:
+    """This process as a worker that grows by hand: what /proc would say, and which signals it got."""
+
+    def __init__(self, monkeypatch, serve, clock):
+        self.resident = self.shared = 0
+        self.signals = []
+        self.clock = clock
+        monkeypatch.setattr(memory, "resident_bytes", lambda: self.resident)
+        monkeypatch.setattr(memory, "unshared_bytes", self.unshared)
+        # Others look at the time, and at processes, by these modules too.
+        monkeypatch.setattr(size, "time", SimpleNamespace(monotonic=lambda: clock() / 1e6))
+        own_os = SimpleNamespace(
+            getpid=os.getpid, kill=lambda _pid, number: self.signals.append(number)
+        )
+        monkeypatch.setattr(retire, "os", own_os)
+        self.serve = serve
+        self.dear_looks = 0
+
+    def unshared(self):
+        self.dear_looks += 1
+        return self.resident - self.shared
+
+    def under(self, server="gunicorn (sync)", *, respawns=True, processes=2, **options):
+        options = {"unshared": "100M", "jitter": 0, "min_lifetime": 0, **options}
+        guardrails.size_limit(**options).apply()
+        self.browser = self.serve(SpeedLimit("1000/second"), app=self.app)
+        found = guardrails.worker.server.Server(server, processes, 1, respawns, 15 if respawns else 0)
+        hooks.here.begin(found, self.browser.application_under_test.store)
+        return self
+
+    def app(self, environ, start_response):
+        self.resident += int(environ.get("QUERY_STRING") or 0) * MB
+        return testing.hello(environ, start_response)
+
+    def grow(self, megabytes, path="/"):
+        self.clock.advance(2)
+        assert self.browser.get(f"{path}?{megabytes}").status_code == 200
+
+
+@pytest.fixture
+def worker(monkeypatch, serve, clock):
+    for name in ("at_start", "before_request", "after_response"):
+        monkeypatch.setattr(hooks.here, name, ())
+    monkeypatch.setattr(hooks.here, "_began_in", 0)
+    monkeypatch.setattr(hooks.here, "_said", frozenset())
+    monkeypatch.setattr(size, "_guards", {})
+    monkeypatch.setattr(retire._Known, "server", None)
+    monkeypatch.setattr(retire._Known, "store", None)
+    monkeypatch.setattr(retire._Known, "retired_in", 0)
+    monkeypatch.setattr(retire._Known, "learnt_in", 0)
+    return Worker(monkeypatch, serve, clock)
+
+
+def test_who_is_too_large_retires_and_says_who_grew_it(worker, caplog):
+    worker.under()
+    worker.grow(30, "/report")
+    worker.grow(60, "/export")
+    assert worker.signals == []
+    worker.grow(20, "/last")
+
+    assert worker.signals == [15]
+    (said,) = [record.getMessage() for record in caplog.records if "size:" in record.getMessage()]
+    assert re.fullmatch(
+        rf"size: worker {os.getpid()} takes 110\.0 MB, 110\.0 MB of them unshared, after 3 requests "
+        r"and \d+ s; it grew most, by 60\.0 MB, when 'GET /export' ended: it finishes its requests and "
+        r"retires",
+        said,
+    )
+    worker.grow(50)
+    assert worker.signals == [15]
+
+
+def test_who_was_too_large_from_the_start_names_no_request(worker, caplog):
+    worker.resident = 200 * MB
+    worker.under()
+    worker.grow(0)
+    assert worker.signals == [15]
+    assert "; it has not grown since its first request: it finishes its requests" in caplog.text
+
+
+def test_what_other_processes_have_too_does_not_count(worker):
+    worker.under()
+    worker.shared = 150 * MB
+    worker.grow(200)
+    assert worker.signals == []
+    worker.grow(60)
+    assert worker.signals == [15]
+
+
+def test_a_limit_of_all_that_is_in_memory_counts_the_shared_too(worker):
+    worker.under(unshared=None, resident="100M")
+    worker.shared = 90 * MB
+    worker.grow(101)
+    assert worker.signals == [15]
+
+
+def test_the_dear_look_is_taken_only_beyond_the_limit_and_once_a_second(worker):
+    worker.under()
+    worker.shared = 500 * MB
+    worker.grow(50)
+    assert worker.dear_looks == 0
+    for _ in range(10):
+        worker.browser.get("/?100")
+    assert worker.dear_looks == 1
+
+
+def test_it_looks_after_so_many_requests(worker):
+    worker.under(every=3)
+    worker.grow(200)
+    worker.grow(0)
+    assert worker.signals == []
+    worker.grow(0)
+    assert worker.signals == [15]
+
+
+def test_no_young_worker_retires(worker):
+    worker.under(min_lifetime="1h")
+    worker.grow(200)
+    assert worker.signals == []
+    worker.clock.advance(3600)
+    worker.grow(0)
+    assert worker.signals == [15]
+
+
+def test_nobody_retires_whom_nobody_would_start_again(worker, caplog):
+    worker.under("waitress", respawns=False)
+    worker.grow(200)
+    worker.grow(1)
+    assert worker.signals == []
+    said = [record.getMessage() for record in caplog.records if "size:" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].endswith("it goes on, since nobody would start waitress again")
+
+
+def test_it_may_be_put_in_force_after_the_first_request(worker, serve):
+    serve(SpeedLimit("9/s")).get("/")
+    hooks.here._began_with = (guardrails.worker.server.Server("gunicorn", 2, 1, True, 15), serve().get)
+    worker.under()
+    worker.grow(200)
+    assert worker.signals == [15]
+
+
+def test_a_forked_process_is_no_worker(worker, monkeypatch):
+    worker.under()
+    monkeypatch.setattr(retire._Known, "pid", 1)
+    worker.grow(200)
+    assert worker.signals == []
+
+
+def test_one_worker_at_a_time(worker, monkeypatch):
+    worker.under()
+    store = worker.browser.application_under_test.store
+    turns = iter([False, True])
+    monkeypatch.setattr(store, "begin_retiring", lambda: next(turns))
+    worker.grow(200)
+    assert worker.signals == []
+    worker.grow(0)
+    assert worker.signals == [15]
+
+
+def test_limits_differ_from_worker_to_worker_within_the_jitter(worker, monkeypatch):
+    worker.under(jitter="20%")
+    (guard,) = size._guards.values()
+    drawn = set()
+    for pid in range(1, 30):
+        guard._pid = 0
+        monkeypatch.setattr(size, "os", SimpleNamespace(getpid=lambda pid=pid: pid))
+        guard.begin(guardrails.worker.server.Server("gunicorn", 2, 1, True, 15), None)
+        drawn.add(guard._unshared)
+    assert len(drawn) > 20
+    assert min(drawn) >= 80 * MB
+    assert max(drawn) <= 100 * MB
+
+
+def test_a_part_of_the_cgroup_is_shared_out_over_the_workers(worker, monkeypatch):
+    monkeypatch.setattr(memory, "cgroup_limit", lambda: 1000 * MB)
+    worker.under(unshared="80%", processes=4)
+    worker.grow(199)
+    assert worker.signals == []
+    worker.grow(2)
+    assert worker.signals == [15]
+
+
+def test_without_a_limit_of_the_cgroup_a_part_of_it_is_said_to_be_no_size(worker, monkeypatch, caplog):
+    monkeypatch.setattr(memory, "cgroup_limit", lambda: None)
+    worker.under(unshared=None)
+    worker.grow(4000)
+    assert worker.signals == []
+    assert "size: 80% of what the workers may have is no size, since nothing limits" in caplog.text
+
+
+def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
+    worker.under()
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 1 // 0)
+    worker.grow(1)
+    worker.grow(1)
+    assert caplog.text.count("a guard of the worker failed, and does nothing this time") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"unshared": "lots"}, "unshared: 'lots' is not a size"),
+        ({"unshared": 300}, "unshared: 300 is less than any worker takes"),
+        ({"unshared": "120%"}, "unshared: '120%' is no part of a whole"),
+        ({"jitter": 0.1}, "jitter: 0.1 is no part of a whole: write a percentage from 1 to 100"),
+        ({"resident": "1K"}, "resident: '1K' is less than any worker takes"),
+        ({"every": 0}, "every: 0 is not a whole number from 1"),
+        ({"jitter": "100%"}, "jitter: '100%' leaves nothing of the limit"),
+        ({"min_lifetime": "soon"}, "min_lifetime: 'soon' is not a duration"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(options, said):
+    with pytest.raises(guardrails.ConfigurationError) as error:
+        guardrails.size_limit(**options)
+    assert str(error.value).startswith(said)
+
+
+def group(folder, path, **files):
+    place = folder / path
+    place.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (place / name.replace("_", ".", 1)).write_text(text)
+
+
+def test_the_least_of_a_cgroup_and_its_parents_counts(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cgroup").write_text("0::/site.slice/app.service\n")
+    group(tmp_path / "cg", "site.slice/app.service", memory_max="max\n")
+    group(tmp_path / "cg", "site.slice", memory_max=f"{512 * MB}\n")
+    group(tmp_path / "cg", "", memory_max=f"{900 * MB}\n")
+    assert memory.cgroup_limit(tmp_path / "proc", tmp_path / "cg") == 512 * MB
+    group(tmp_path / "cg", "site.slice/app.service", memory_max=f"{100 * MB}\n")
+    assert memory.cgroup_limit(tmp_path / "proc", tmp_path / "cg") == 100 * MB
+
+
+@pytest.mark.parametrize(
+    ("written", "understood"), [(str(64 * MB), 64 * MB), (str(2**63 - 4096), None)]
+)
+def test_a_cgroup_of_the_first_version_is_understood(tmp_path, written, understood):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cgroup").write_text("5:cpu:/\n4:memory,hugetlb:/docker/abc\n")
+    (tmp_path / "cg/memory/docker/abc").mkdir(parents=True)
+    (tmp_path / "cg/memory/docker/abc/memory.limit_in_bytes").write_text(written)
+    assert memory.cgroup_limit(tmp_path / "proc", tmp_path / "cg") == understood
+
+
+def test_a_parent_of_the_first_version_counts_too_and_junk_does_not(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cgroup").write_text("junk\n\n4:memory:/docker/abc\n")
+    (tmp_path / "cg/memory/docker/abc").mkdir(parents=True)
+    (tmp_path / "cg/memory/docker/abc/memory.stat").write_text(
+        f"cache 1\nhierarchical_memory_limit {32 * MB}\n"
+    )
+    assert memory.cgroup_limit(tmp_path / "proc", tmp_path / "cg") == 32 * MB
+
+
+def test_the_size_is_right_also_when_somebody_takes_its_descriptor(tmp_path):
+    before = memory.resident_bytes()
+    (tmp_path / "other").write_text("1 1 1\n")
+    other = os.open(tmp_path / "other", os.O_RDONLY)
+    os.dup2(other, memory._Statm.descriptor)
+    assert memory.resident_bytes() > before / 2
+    os.close(memory._Statm.descriptor)
+    assert memory.resident_bytes() > before / 2
+    os.close(other)
+
+
+def test_no_cgroup_is_no_limit(tmp_path):
+    assert memory.cgroup_limit(tmp_path, tmp_path) is None
+
+
+SHARED = """
+import os, sys
+from guardrails.worker import memory
+ballast = bytearray(os.urandom(64 << 20))
+child = os.fork()
+if not child:
+    before = memory.unshared_bytes()
+    own = bytearray(os.urandom(32 << 20))
+    print(memory.resident_bytes() >> 20, before >> 20, memory.unshared_bytes() >> 20)
+    sys.stdout.flush()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_what_a_fork_left_shared_is_not_unshared():
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SHARED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    resident, before, after = map(int, ran.stdout.split())
+    assert resident >= 96
+    assert before < 40
+    assert 31 <= after - before <= 40
+
+
+def test_without_proc_psutil_is_asked_or_missed_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(guardrails.ConfigurationError, match=r"wsgi-guardrails\[psutil\]"):
+        memory.resident_bytes(tmp_path)
+
+    class Psutil:
+        class Process:
+            def memory_info(self):
+                return type("", (), {"rss": 7 * MB})
+
+            def memory_full_info(self):
+                return type("", (), {"uss": 5 * MB})
+
+    monkeypatch.setitem(sys.modules, "psutil", Psutil)
+    assert memory.resident_bytes(tmp_path) == 7 * MB
+    assert memory.unshared_bytes(tmp_path) == 5 * MB
+
+
+def test_the_log_of_a_hostile_path_is_one_line(worker, caplog):
+    caplog.set_level(logging.WARNING)
+    worker.under()
+    worker.clock.advance(2)
+    worker.browser.get("/x%0Aforged", query_string="200")
+    assert worker.signals == [15]
+    assert "\\nforged" in caplog.text
+    assert "\nforged" not in caplog.text
