@@ -46,10 +46,10 @@ class StoresAgree(RuleBasedStateMachine):
         self.entered = 0
         self.known = {}
 
-    def recurring(self, asked, dry):
-        """The same object for the same asks, as the middleware gives it."""
+    def recurring(self, asked, dry, resource):
+        """The same object for the same asks and resource, as the middleware gives it."""
         asks = Asks(Ask(DEMANDS[name], None, name in dry) for name in asked)
-        return self.known.setdefault((asked, dry), asks)
+        return self.known.setdefault((asked, dry, resource), asks)
 
     def teardown(self):
         self.shared.close()
@@ -83,7 +83,7 @@ class StoresAgree(RuleBasedStateMachine):
         if self.entered >= 30:
             return None
         visit = Visit(
-            self.recurring(tuple(asked), frozenset(dry))
+            self.recurring(tuple(asked), frozenset(dry), resource)
             if recurring
             else [Ask(DEMANDS[name], key, name in dry) for name in asked],
             key=key,
