@@ -119,7 +119,7 @@ def _pieces(store, seconds):
         environ.get("HTTP_HOST")
 
     def path():
-        app._planner.plan("GET", host, environ["SCRIPT_NAME"] + asked)
+        app._route_table.plan("GET", host, environ["SCRIPT_NAME"] + asked)
 
     def row():
         row = file.take_row()

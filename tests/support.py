@@ -11,15 +11,15 @@ from werkzeug.test import EnvironBuilder
 
 from guardrails import testing
 from guardrails.store.contract import (
-    Blamed,
     Debit,
+    EnterResult,
     GuardCounters,
     InFlight,
+    Penalty,
     Records,
     Slot,
     Store,
-    Verdict,
-    Visit,
+    StoreRequest,
     Worker,
     WorkerFacts,
 )
@@ -144,14 +144,16 @@ class PassingStore:
     def __init__(self, store: Store | None = None):
         self.inner = store or testing.memory_store()
 
-    def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
-        return self.inner.enter(visit, final=final)
+    def enter(self, open_request: StoreRequest, *, final: bool = True) -> EnterResult | None:
+        return self.inner.enter(open_request, final=final)
 
-    def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
-        self.inner.update(visit, debits, release)
+    def update(
+        self, open_request: StoreRequest, debits: Sequence[Debit], release: Sequence[Slot] = ()
+    ) -> None:
+        self.inner.update(open_request, debits, release)
 
-    def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
-        self.inner.leave(visit, debits)
+    def leave(self, open_request: StoreRequest, debits: Sequence[Debit] = ()) -> None:
+        self.inner.leave(open_request, debits)
 
     def sleep(self, microseconds: int) -> None:
         self.inner.sleep(microseconds)
@@ -171,8 +173,8 @@ class PassingStore:
     def mark_retiring(self, worker: Worker) -> None:
         self.inner.mark_retiring(worker)
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
-        return self.inner.blame(request, microseconds, ban_for)
+    def penalize(self, request: InFlight, microseconds: int, ban_for: int) -> Penalty | None:
+        return self.inner.penalize(request, microseconds, ban_for)
 
     def slots_held(self) -> Mapping[str, int]:
         return self.inner.slots_held()
@@ -200,17 +202,17 @@ class CountingStore(PassingStore):
         super().__init__(store)
         self.calls: list[str] = []
 
-    def enter(self, visit, *, final=True):
+    def enter(self, open_request, *, final=True):
         self.calls.append("enter")
-        return super().enter(visit, final=final)
+        return super().enter(open_request, final=final)
 
-    def update(self, visit, debits, release=()):
+    def update(self, open_request, debits, release=()):
         self.calls.append("update")
-        super().update(visit, debits, release)
+        super().update(open_request, debits, release)
 
-    def leave(self, visit, debits=()):
+    def leave(self, open_request, debits=()):
         self.calls.append("leave")
-        super().leave(visit, debits)
+        super().leave(open_request, debits)
 
 
 class FaultyStore(PassingStore):
@@ -236,14 +238,14 @@ class FaultyStore(PassingStore):
         """From now on it works."""
         self.verbs = ()
 
-    def enter(self, visit, *, final=True):
-        return self._do("enter", lambda: self.inner.enter(visit, final=final))
+    def enter(self, open_request, *, final=True):
+        return self._do("enter", lambda: self.inner.enter(open_request, final=final))
 
-    def update(self, visit, debits, release=()):
-        self._do("update", lambda: self.inner.update(visit, debits, release))
+    def update(self, open_request, debits, release=()):
+        self._do("update", lambda: self.inner.update(open_request, debits, release))
 
-    def leave(self, visit, debits=()):
-        self._do("leave", lambda: self.inner.leave(visit, debits))
+    def leave(self, open_request, debits=()):
+        self._do("leave", lambda: self.inner.leave(open_request, debits))
 
     def _do(self, verb, work):
         fails = False

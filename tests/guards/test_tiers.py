@@ -20,6 +20,6 @@ def test_what_callables_say_is_remembered_within_bounds(shared, guard):
     for number in range(5000):
         Exchange(app, HTTP_X=str(number)).finish()
 
-    assert len(shared._file.bounds) <= 4096
-    assert len(app._posts[0].tiers) <= 256
+    assert len(shared._file.compiled) <= 4096
+    assert len(app._bound_guards[0].tiers) <= 256
     assert not app.errors

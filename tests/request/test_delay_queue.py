@@ -221,8 +221,8 @@ def test_who_waited_for_a_slot_still_waits_for_its_turn(clock, store):
         MaxConcurrentReqs(1, wait="20s"),
         store=waiting,
     )
-    app._entrance._waiting.may_wait(os.getpid())
-    app._entrance._waiting._threads.update(range(8))
+    app._admission._waiting.may_wait(os.getpid())
+    app._admission._waiting._threads.update(range(8))
     holder = Exchange(app).call()
     clock.sleep = lambda seconds: (slept.append(seconds), holder.close(), sleep(seconds))
     waiting._sleep = clock.sleep

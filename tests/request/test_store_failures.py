@@ -14,7 +14,7 @@ from guardrails import (
     testing,
     throttle,
 )
-from guardrails.store.contract import Demand
+from guardrails.store.contract import Requirement
 from support import Browser, Exchange, FaultyStore, lines, nothing_is_left_in, slots_held
 
 STORE_ERRORS = [StoreError("gone"), OSError(28, "No space left on device"), RuntimeError("odd")]
@@ -223,8 +223,8 @@ def test_a_guard_of_ones_own_that_is_broken_fails_no_request(store):
         def varies(self):
             return True
 
-        def demand(self, post, environ):
-            return Demand  # the class, by mistake
+        def requirement(self, post, environ):
+            return Requirement  # the class, by mistake
 
     site = Browser(throttle(testing.hello, Broken("1/second"), store=store))
 

@@ -3,7 +3,15 @@
 import itertools
 import os
 
-from guardrails.store.contract import Ask, Asks, Demand, Meter, Slot, Tally, Visit
+from guardrails.store.contract import (
+    KeyedRequirement,
+    Meter,
+    Requirement,
+    RouteRequirements,
+    Slot,
+    StoreRequest,
+    Tally,
+)
 from guardrails.store.shared import SharedStore
 
 SECOND = 1_000_000
@@ -57,8 +65,8 @@ def ban(name="guard", *, lasts=20 * MINUTE):
     }
 
 
-def demand(*parts, guard="guard", **options):
-    return Demand(
+def requirement(*parts, guard="guard", **options):
+    return Requirement(
         guard,
         meters=tuple(part for part in parts if isinstance(part, Meter)),
         tallies=tuple(part for part in parts if isinstance(part, Tally)),
@@ -67,9 +75,9 @@ def demand(*parts, guard="guard", **options):
     )
 
 
-def visit(*demands, key=b"client", dry_run=False, may_wait=False, client="192.0.2.1", path="/"):
-    return Visit(
-        Asks(Ask(each, None, dry_run) for each in demands),
+def open_request(*demands, key=b"client", dry_run=False, may_wait=False, client="192.0.2.1", path="/"):
+    return StoreRequest(
+        RouteRequirements(KeyedRequirement(each, None, dry_run) for each in demands),
         key=key,
         ban_key=key,
         client=client,

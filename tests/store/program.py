@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from asking import MINUTE, demand, meter, slot, visit
+from asking import MINUTE, meter, open_request, requirement, slot
 
 import guardrails
 from guardrails import testing
@@ -34,10 +34,10 @@ def patiently(call):
 def hammer_meter(name, burst):
     """Ask until refused; say how often it was admitted."""
     store = SharedStore(name, private=True)
-    limit = demand(meter("meter", period=1000 * MINUTE, burst=int(burst)), guard="meter")
+    limit = requirement(meter("meter", period=1000 * MINUTE, burst=int(burst)), guard="meter")
     admitted = 0
     while True:
-        asked = visit(limit)
+        asked = open_request(limit)
         if not patiently(lambda asked=asked: store.enter(asked)).admitted:
             break
         patiently(lambda asked=asked: store.leave(asked))
@@ -48,15 +48,15 @@ def hammer_meter(name, burst):
 def hammer_slot(name, limit, tally, times):
     """Enter and leave; count the holders in a file, under a lock of its own."""
     store = SharedStore(name, private=True)
-    cap = demand(slot("cap", limit=int(limit)), guard="cap")
+    cap = requirement(slot("cap", limit=int(limit)), guard="cap")
     entered = 0
-    first = visit(cap)
+    first = open_request(cap)
     print(int(patiently(lambda: store.enter(first)).admitted), flush=True)
     sys.stdin.readline()
     patiently(lambda: store.leave(first))
     with Path(tally).open("r+b", buffering=0) as file:
         for _ in range(int(times)):
-            asked = visit(cap)
+            asked = open_request(cap)
             if patiently(lambda asked=asked: store.enter(asked)).admitted:
                 entered += 1
                 _count(file, 1)
@@ -79,8 +79,8 @@ def _count(file, change):
 def hold(name, slots):
     """Hold slots until killed."""
     store = SharedStore(name, private=True)
-    cap = demand(slot("cap", limit=int(slots)), guard="cap")
-    held = [visit(cap) for _ in range(int(slots))]
+    cap = requirement(slot("cap", limit=int(slots)), guard="cap")
+    held = [open_request(cap) for _ in range(int(slots))]
     for each in held:
         assert store.enter(each).admitted
     print("holding", flush=True)
@@ -93,7 +93,7 @@ def hold_as_imposter(name, pid):
     store.requests()
     store._file.owner = store._file.owner._replace(pid=int(pid))
     store._file.owner_bytes = ROW_OWNER.pack(*store._file.owner)
-    assert store.enter(visit(demand(slot("cap", limit=1), guard="cap"))).admitted
+    assert store.enter(open_request(requirement(slot("cap", limit=1), guard="cap"))).admitted
     print("holding", flush=True)
     signal.pause()
 
@@ -111,14 +111,14 @@ def stop_inside(name, call):
 
     stop_at = 0
     store = SharedStore(name, private=True, clock=clock)
-    cap = demand(slot("cap", limit=2), guard="cap")
+    cap = requirement(slot("cap", limit=2), guard="cap")
     store.requests()
     for _ in range(int(call) - 1):
-        asked = visit(cap)
+        asked = open_request(cap)
         store.enter(asked)
         store.leave(asked)
     calls, stop_at = 0, 1
-    print("admitted" if store.enter(visit(cap)).admitted else "refused")
+    print("admitted" if store.enter(open_request(cap)).admitted else "refused")
 
 
 class Interrupted(BaseException):
@@ -195,14 +195,14 @@ def _finish(app, count, responses):
 def threads(name, limit):
     """Eight threads, one store."""
     store = SharedStore(name, private=True)
-    cap = demand(slot("cap", limit=int(limit)), guard="cap")
+    cap = requirement(slot("cap", limit=int(limit)), guard="cap")
     holders, most, entered = 0, 0, 0
     counting = threading.Lock()
 
     def work():
         nonlocal holders, most, entered
         for _ in range(300):
-            asked = visit(cap)
+            asked = open_request(cap)
             if patiently(lambda asked=asked: store.enter(asked)).admitted:
                 with counting:
                     holders += 1

@@ -28,15 +28,15 @@ class Table:
         )
         self.site = Browser(throttle(testing.hello, limit, store=self.store))
 
-    def ask(self, step):
+    def keyed(self, step):
         self.clock.advance(self.start + step["t"] - self.clock() / 1e6)
         response = self.site.get("/", headers={"X-Cost": str(step["cost"])})
         return response.request.environ["guardrails.decision"]
 
     def up_to(self, number):
         for step in STEPS[:number]:
-            self.ask(step)
-        return self.ask(STEPS[number])
+            self.keyed(step)
+        return self.keyed(STEPS[number])
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))
@@ -60,7 +60,7 @@ def test_a_step_of_the_table_leaves_as_much_room_as_there(number):
     table = Table()
     table.up_to(number)
     unit = {"t": STEPS[number]["t"], "cost": 1}
-    admitted = [table.ask(unit).admitted for _ in range(7)].count(True)
+    admitted = [table.keyed(unit).admitted for _ in range(7)].count(True)
 
     assert admitted == STEPS[number]["expect"]["remaining"]
 
@@ -72,12 +72,12 @@ def test_a_step_of_the_table_is_wholly_forgotten_after_its_reset(number):
     whole = {"t": STEPS[number]["t"] + expected, "cost": 5}
     table = Table()
     table.up_to(number)
-    assert table.ask(whole).admitted
+    assert table.keyed(whole).admitted
 
     if expected:
         table = Table()
         table.up_to(number)
-        assert not table.ask({**whole, "t": whole["t"] - 0.01}).admitted
+        assert not table.keyed({**whole, "t": whole["t"] - 0.01}).admitted
 
 
 def test_a_rate_of_three_in_ten_milliseconds_keeps_its_pace():

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from asking import MINUTE, SECOND, demand, meter, private_store, slot, visit
+from asking import MINUTE, SECOND, meter, open_request, private_store, requirement, slot
 
 from guardrails import MaxConcurrentReqs, SpeedLimit, testing, throttle
 from guardrails.errors import ConfigurationError, StoreError
@@ -46,7 +46,9 @@ def the_file(folder):
 
 def spent(store, name="spent"):
     """Whether a meter that admits once an hour has admitted already."""
-    return not store.enter(visit(demand(meter(name, period=60 * MINUTE), guard=name))).admitted
+    return not store.enter(
+        open_request(requirement(meter(name, period=60 * MINUTE), guard=name))
+    ).admitted
 
 
 def test_nothing_is_made_before_the_first_request(folder):
@@ -189,8 +191,8 @@ def test_without_room_a_sentence_says_how_much_and_what_to_do(folder):
 
 def test_another_size_carries_the_state_over_and_everybody_follows(folder):
     old = small()
-    cap = demand(slot("cap", limit=2), guard="cap")
-    held = visit(cap)
+    cap = requirement(slot("cap", limit=2), guard="cap")
+    held = open_request(cap)
     assert old.enter(held).admitted
     assert not spent(old)
     old.switch("dry-run", guard="other")
@@ -200,8 +202,8 @@ def test_another_size_carries_the_state_over_and_everybody_follows(folder):
     assert larger.slots_held() == {"cap": 1}
     assert larger.switch(guard="other") == "dry-run"
 
-    assert old.enter(visit(cap)).admitted
-    assert not larger.enter(visit(cap)).admitted
+    assert old.enter(open_request(cap)).admitted
+    assert not larger.enter(open_request(cap)).admitted
     old.leave(held)
     assert larger.slots_held() == {"cap": 1}
     assert the_file(folder).stat().st_size == larger._file.map.size()
@@ -217,7 +219,7 @@ def test_a_size_that_was_not_asked_for_is_taken_as_it_is(folder):
 def test_rows_never_get_fewer(folder):
     many = small(rows=64)
     for _ in range(40):
-        many.enter(visit())
+        many.enter(open_request())
     few = small(rows=16)
     assert len(few.requests()) == 40
 
@@ -230,7 +232,7 @@ def test_a_file_that_was_removed_is_missed_within_a_second(folder):
     the_file(folder).unlink()
     clock.advance(1.1)
     for store in (first, second):
-        store.enter(visit())
+        store.enter(open_request())
     assert not spent(first)
     assert spent(second)
 
@@ -238,29 +240,29 @@ def test_a_file_that_was_removed_is_missed_within_a_second(folder):
 def test_when_every_row_is_taken_it_says_so(folder):
     store = small(rows=16)
     for _ in range(16):
-        store.enter(visit())
+        store.enter(open_request())
     with pytest.raises(StoreError, match="all 16 rows are taken by requests in flight"):
-        store.enter(visit())
+        store.enter(open_request())
 
 
 def test_a_full_table_drops_the_meter_nearest_its_end_and_counts_it(folder):
     store = small(clients=16)
-    lasting = demand(meter("lasting", period=1000 * MINUTE), guard="lasting")
-    passing = demand(meter("passing", period=10 * SECOND), guard="passing")
-    assert store.enter(visit(lasting, key=b"wanted")).admitted
+    lasting = requirement(meter("lasting", period=1000 * MINUTE), guard="lasting")
+    passing = requirement(meter("passing", period=10 * SECOND), guard="passing")
+    assert store.enter(open_request(lasting, key=b"wanted")).admitted
     for number in range(2000):
-        asked = visit(passing, key=str(number).encode())
+        asked = open_request(passing, key=str(number).encode())
         store.enter(asked)
         store.leave(asked)
     assert store.alarms()["evicted"] > 0
-    assert not store.enter(visit(lasting, key=b"wanted")).admitted
+    assert not store.enter(open_request(lasting, key=b"wanted")).admitted
 
 
 def test_an_instant_too_far_ahead_is_read_as_now_and_counted(folder):
     """As when a rate was tuned down, or a stray write hit the cell."""
     store = small()
-    assert store.enter(visit(demand(meter("rate", period=100 * MINUTE)))).admitted
-    assert store.enter(visit(demand(meter("rate", period=SECOND)))).admitted
+    assert store.enter(open_request(requirement(meter("rate", period=100 * MINUTE)))).admitted
+    assert store.enter(open_request(requirement(meter("rate", period=SECOND)))).admitted
     assert store.alarms()["garbage"] == 1
 
 
@@ -286,7 +288,7 @@ def test_who_looks_at_a_private_file_keeps_it_from_nobody(folder):
 def test_who_looks_has_no_say_in_how_long_a_slot_is_held(folder):
     """Its clock may be another: that of a test's store stands still, and a watchdog's goes on."""
     store = small(clock=Clock(1000))
-    held = visit(demand(slot("cap", limit=1, max_hold=SECOND), guard="cap"))
+    held = open_request(requirement(slot("cap", limit=1, max_hold=SECOND), guard="cap"))
     assert store.enter(held).admitted
     looking = SharedStore("site", create=False, clock=Clock(2000))
     assert looking.workers() == []

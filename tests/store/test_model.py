@@ -3,32 +3,34 @@
 import copy
 import os
 
-from asking import MINUTE, SECOND, ban, cpu_meter, demand, meter, private_store, slot, tally
+from asking import MINUTE, SECOND, ban, cpu_meter, meter, private_store, requirement, slot, tally
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from guardrails.store.contract import Ask, Asks, Debit, InFlight, Visit
+from guardrails.store.contract import Debit, InFlight, KeyedRequirement, RouteRequirements, StoreRequest
 from guardrails.store.memory import MemoryStore
 from guardrails.testing import Clock
 
 CPU = cpu_meter(window=3 * SECOND, resume=0.5)
 EARLY = slot("early", limit=2, max_hold=5 * SECOND)
 DEMANDS = {
-    "rate": demand(meter("rate", count=2, burst=3), guard="rate"),
-    "two rates": demand(meter("fast", burst=2), meter("slow", period=MINUTE, burst=5), guard="two"),
-    "wait": demand(meter("wait", wait=2 * SECOND), guard="wait", wait=2 * SECOND),
-    "too dear": demand(meter("dear", burst=2, cost=3), guard="dear"),
-    "cpu": demand(CPU, guard="cpu"),
-    "cap": demand(slot("cap", limit=2), guard="cap"),
-    "early": demand(EARLY, guard="early"),
-    "tally": demand(tally(limit=2, window=4 * SECOND), guard="tally"),
-    "bans": demand(meter("strict", burst=2), guard="bans", **ban("bans", lasts=7 * SECOND)),
-    "cpu bans": demand(
+    "rate": requirement(meter("rate", count=2, burst=3), guard="rate"),
+    "two rates": requirement(
+        meter("fast", burst=2), meter("slow", period=MINUTE, burst=5), guard="two"
+    ),
+    "wait": requirement(meter("wait", wait=2 * SECOND), guard="wait", wait=2 * SECOND),
+    "too dear": requirement(meter("dear", burst=2, cost=3), guard="dear"),
+    "cpu": requirement(CPU, guard="cpu"),
+    "cap": requirement(slot("cap", limit=2), guard="cap"),
+    "early": requirement(EARLY, guard="early"),
+    "tally": requirement(tally(limit=2, window=4 * SECOND), guard="tally"),
+    "bans": requirement(meter("strict", burst=2), guard="bans", **ban("bans", lasts=7 * SECOND)),
+    "cpu bans": requirement(
         cpu_meter("cpu 2", window=SECOND), guard="cpu bans", **ban("cpu", lasts=2 * SECOND)
     ),
-    "ban only": demand(guard="bans", ban_only=True, **ban("bans", lasts=7 * SECOND)),
-    "refused": demand(guard="refused", refused=True, **ban("refused", lasts=3 * SECOND)),
+    "ban only": requirement(guard="bans", ban_only=True, **ban("bans", lasts=7 * SECOND)),
+    "refused": requirement(guard="refused", refused=True, **ban("refused", lasts=3 * SECOND)),
 }
 GUARDS = sorted({each.guard for each in DEMANDS.values()})
 KEYS = [b"one", b"two", b""]
@@ -48,8 +50,10 @@ class StoresAgree(RuleBasedStateMachine):
 
     def recurring(self, asked, dry, resource):
         """The same object for the same asks and resource, as the middleware gives it."""
-        asks = Asks(Ask(DEMANDS[name], None, name in dry) for name in asked)
-        return self.known.setdefault((asked, dry, resource), asks)
+        requirements = RouteRequirements(
+            KeyedRequirement(DEMANDS[name], None, name in dry) for name in asked
+        )
+        return self.known.setdefault((asked, dry, resource), requirements)
 
     def teardown(self):
         self.shared.close()
@@ -82,10 +86,10 @@ class StoresAgree(RuleBasedStateMachine):
     def enter(self, asked, key, ban_key, dry, may_wait, final, recurring, resource):
         if self.entered >= 30:
             return None
-        visit = Visit(
+        open_request = StoreRequest(
             self.recurring(tuple(asked), frozenset(dry), resource)
             if recurring
-            else [Ask(DEMANDS[name], key, name in dry) for name in asked],
+            else [KeyedRequirement(DEMANDS[name], key, name in dry) for name in asked],
             key=key,
             ban_key=ban_key,
             client="192.0.2.1",
@@ -96,7 +100,7 @@ class StoresAgree(RuleBasedStateMachine):
             may_wait=may_wait,
             pid=os.getpid(),
         )
-        pair = (visit, copy.copy(visit))
+        pair = (open_request, copy.copy(open_request))
         self.both("enter", pair, final=final)
         assert pair[0].entered == pair[1].entered
         self.entered += pair[0].entered
@@ -108,8 +112,8 @@ class StoresAgree(RuleBasedStateMachine):
             return
         if not self.is_in_flight(pair):
             return
-        for visit in pair:
-            visit.asks = [Ask(DEMANDS[asked], key, False)]
+        for open_request in pair:
+            open_request.requirements = [KeyedRequirement(DEMANDS[asked], key, False)]
         if sum(shown.slots for shown in self.memory.requests()) < 8:
             self.both("enter", pair)
 
@@ -128,10 +132,13 @@ class StoresAgree(RuleBasedStateMachine):
     def burn_and_knock(self, burnt, pauses, dry):
         """CPU is charged, and the client knocks again while its bucket sinks."""
         for store in (self.memory, self.shared):
-            store.update(Visit([], pid=os.getpid()), [Debit(CPU, b"one", burnt)])
+            store.update(StoreRequest([], pid=os.getpid()), [Debit(CPU, b"one", burnt)])
         for pause in pauses:
             self.clock.advance(pause)
-            pair = tuple(Visit([Ask(DEMANDS["cpu"], b"one", dry)], pid=os.getpid()) for _ in range(2))
+            pair = tuple(
+                StoreRequest([KeyedRequirement(DEMANDS["cpu"], b"one", dry)], pid=os.getpid())
+                for _ in range(2)
+            )
             self.both("enter", pair)
             self.both("leave", pair)
 
@@ -145,13 +152,13 @@ class StoresAgree(RuleBasedStateMachine):
         amount=st.integers(0, 20 * SECOND),
         ban_for=st.sampled_from([0, 2 * SECOND, MINUTE]),
     )
-    def blame(self, pair, amount, ban_for):
+    def penalize(self, pair, amount, ban_for):
         if pair is not None:
             shown = [
-                next((r for r in store.requests() if r.generation == visit.generation), GONE)
-                for store, visit in zip((self.memory, self.shared), pair, strict=True)
+                next((r for r in store.requests() if r.generation == open_request.generation), GONE)
+                for store, open_request in zip((self.memory, self.shared), pair, strict=True)
             ]
-            self.both("blame", tuple(shown), amount, ban_for)
+            self.both("penalize", tuple(shown), amount, ban_for)
 
     @rule(seconds=st.one_of(st.floats(0, 3), st.sampled_from([0.25, 0.5, 1, 5.000001, 60])))
     def time_passes(self, seconds):

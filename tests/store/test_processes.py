@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from asking import MINUTE, SECOND, demand, meter, private_store, slot, visit
+from asking import MINUTE, SECOND, meter, open_request, private_store, requirement, slot
 
 from guardrails import MaxConcurrentReqs, testing, throttle
 from guardrails.errors import StoreBusyError
@@ -126,13 +126,13 @@ def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp
 @pytest.mark.one_python
 def test_sigkill_at_any_instant_loses_no_slot_and_never_exceeds_the_limit(store):
     """Three children enter and leave as fast as they can; 300 times one of them is killed."""
-    cap = demand(slot("cap", limit=2), meter("rate", count=10**6, burst=10**6), guard="cap")
+    cap = requirement(slot("cap", limit=2), meter("rate", count=10**6, burst=10**6), guard="cap")
     store.requests()
 
     def hammer():
         own = SharedStore(store.name, private=True)
         while True:
-            asked = visit(cap, key=random.choice([b"one", b"two"]))
+            asked = open_request(cap, key=random.choice([b"one", b"two"]))
             patiently(lambda asked=asked: own.enter(asked))
             patiently(lambda asked=asked: own.leave(asked) or True)
 
@@ -148,35 +148,37 @@ def test_sigkill_at_any_instant_loses_no_slot_and_never_exceeds_the_limit(store)
             # Who looks while one leaves and another enters may count both.
             assert poll(lambda: patiently(store.slots_held).get("cap", 0) <= limit)
     for key in (b"one", b"two"):
-        assert all(poll(lambda key=key: store.enter(visit(cap, key=key)).admitted) for _ in range(2))
-        assert not store.enter(visit(cap, key=key)).admitted
+        assert all(
+            poll(lambda key=key: store.enter(open_request(cap, key=key)).admitted) for _ in range(2)
+        )
+        assert not store.enter(open_request(cap, key=key)).admitted
     assert store.slots_held() == {"cap": 4}
     assert len(store.requests()) == 4
     assert store.alarms()["repaired"] > 0
 
 
 def test_a_worker_killed_with_slots_in_its_hands_gives_them_back(store, start):
-    cap = demand(slot("cap", limit=2), guard="cap")
+    cap = requirement(slot("cap", limit=2), guard="cap")
     process = start("hold", store.name, 2)
     assert process.stdout.readline() == "holding\n"
-    assert not store.enter(visit(cap)).admitted
+    assert not store.enter(open_request(cap)).admitted
     process.kill()
     process.communicate(timeout=10)
-    assert poll(lambda: store.enter(visit(cap)).admitted)
+    assert poll(lambda: store.enter(open_request(cap)).admitted)
     assert store.slots_held() == {"cap": 1}
     assert store.alarms()["reclaimed"] == 2
 
 
 def test_a_zombie_holds_nothing(store):
-    cap = demand(slot("cap", limit=1), guard="cap")
+    cap = requirement(slot("cap", limit=1), guard="cap")
 
     def hold():
-        SharedStore(store.name, private=True).enter(visit(cap))
+        SharedStore(store.name, private=True).enter(open_request(cap))
 
     store.requests()
     with forked(hold) as pid:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert poll(lambda: store.enter(visit(cap)).admitted)
+        assert poll(lambda: store.enter(open_request(cap)).admitted)
 
 
 def test_a_new_worker_takes_back_what_dead_ones_held(store, start):
@@ -193,28 +195,28 @@ def test_a_new_worker_takes_back_what_dead_ones_held(store, start):
 def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypatch):
     """Whoever makes another store at that very moment removes private files that nobody has open."""
     store = private_store(clients=256, rows=64, lock="mutex")
-    cap = demand(slot("cap", limit=9), guard="cap")
-    spent = demand(meter("spent", period=60 * MINUTE), guard="spent")
-    assert store.enter(visit(cap, spent)).admitted
+    cap = requirement(slot("cap", limit=9), guard="cap")
+    spent = requirement(meter("spent", period=60 * MINUTE), guard="spent")
+    assert store.enter(open_request(cap, spent)).admitted
     process = start("stop-inside", store.name, 1)
     assert poll(lambda: _state(process.pid) == "T")
-    open_file = lifecycle.open_file
+    open_store_file = lifecycle.open_stack_file
 
     def opened_while_another_sweeps(spec, *, create=True):
         for folder in filter(Path.exists, directory.folders()):
             with directory.directory_lock(folder):
                 lifecycle._sweep(folder)
-        return open_file(spec, create=create)
+        return open_store_file(spec, create=create)
 
-    monkeypatch.setattr(lifecycle, "open_file", opened_while_another_sweeps)
+    monkeypatch.setattr(lifecycle, "open_store_file", opened_while_another_sweeps)
 
     def enters():
         with contextlib.suppress(StoreBusyError):
-            return store.enter(visit(cap))
+            return store.enter(open_request(cap))
         return None
 
     assert poll(lambda: enters() is not None)
-    assert not store.enter(visit(spent)).admitted
+    assert not store.enter(open_request(spent)).admitted
     process.kill()
     store.close()
 
@@ -222,9 +224,9 @@ def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypa
 def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve(start):
     """Nobody who serves has come to it yet, when another process sweeps and the looking one ends."""
     store = private_store(clients=256, rows=64, lock="mutex")
-    cap = demand(slot("cap", limit=9), guard="cap")
-    spent = demand(meter("spent", period=60 * MINUTE), guard="spent")
-    assert store.enter(visit(cap, spent)).admitted
+    cap = requirement(slot("cap", limit=9), guard="cap")
+    spent = requirement(meter("spent", period=60 * MINUTE), guard="spent")
+    assert store.enter(open_request(cap, spent)).admitted
     looking = SharedStore(store.name, private=True, create=False)
     (request,) = looking.requests()
     process = start("stop-inside", store.name, 1)
@@ -232,7 +234,7 @@ def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve
 
     def blames():
         with contextlib.suppress(StoreBusyError):
-            return looking.blame(request, SECOND, 0)
+            return looking.penalize(request, SECOND, 0)
         return None
 
     assert poll(lambda: blames() is not None)
@@ -240,7 +242,7 @@ def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve
         with directory.directory_lock(folder):
             lifecycle._sweep(folder)
     looking.close()
-    assert not store.enter(visit(spent)).admitted
+    assert not store.enter(open_request(spent)).admitted
     assert store.slots_held() == {"cap": 1}
     process.kill()
     store.close()
@@ -252,22 +254,22 @@ def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve
 def test_a_stopped_holder_of_the_lock_stops_nobody_for_long(call, lock, start):
     """SIGSTOP inside the critical section: its file is condemned, the state goes on, it follows."""
     store = private_store(clients=256, rows=64, lock=lock)
-    cap = demand(slot("cap", limit=2), guard="cap")
-    spent = demand(meter("spent", period=60 * MINUTE), guard="spent")
-    held = visit(cap, spent)
+    cap = requirement(slot("cap", limit=2), guard="cap")
+    spent = requirement(meter("spent", period=60 * MINUTE), guard="spent")
+    held = open_request(cap, spent)
     assert store.enter(held).admitted
     process = start("stop-inside", store.name, call)
     assert poll(lambda: _state(process.pid) == "T")
     with pytest.raises(StoreBusyError):
-        store.enter(visit(cap))
+        store.enter(open_request(cap))
 
     def enters():
         with contextlib.suppress(StoreBusyError):
-            return store.enter(visit(cap))
+            return store.enter(open_request(cap))
         return None
 
     assert poll(lambda: enters() is not None)
-    assert not store.enter(visit(spent)).admitted
+    assert not store.enter(open_request(spent)).admitted
     assert store.slots_held() == {"cap": 2}
     os.kill(process.pid, signal.SIGCONT)
     assert said(process)[-1] == "refused"
@@ -278,20 +280,20 @@ def test_a_stopped_holder_of_the_lock_stops_nobody_for_long(call, lock, start):
 
 
 def test_fork_in_mid_request_doubles_nothing_and_frees_nothing(store):
-    cap = demand(slot("cap", limit=1), guard="cap")
-    held = visit(cap)
+    cap = requirement(slot("cap", limit=1), guard="cap")
+    held = open_request(cap)
     assert store.enter(held).admitted
 
     def child_leaves_and_asks():
         store.leave(held)
-        assert not store.enter(visit(cap)).admitted
+        assert not store.enter(open_request(cap)).admitted
 
     with forked(child_leaves_and_asks) as pid:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert store.slots_held() == {"cap": 1}
     store.leave(held)
     assert store.slots_held() == {}
-    assert store.enter(visit(cap)).admitted
+    assert store.enter(open_request(cap)).admitted
 
 
 @pytest.mark.parametrize("lock", ["mutex", "flock", "memory"])
@@ -316,10 +318,10 @@ def test_threads_of_one_process_share_exactly(store, start):
 
 def test_the_lock_s_owner_is_looked_at_by_start_time_too(store, start):
     """A pid that was given away again is another process."""
-    cap = demand(slot("cap", limit=1), guard="cap")
+    cap = requirement(slot("cap", limit=1), guard="cap")
     process = start("hold-as-imposter", store.name, os.getpid())
     assert process.stdout.readline() == "holding\n"
-    assert poll(lambda: store.enter(visit(cap)).admitted)
+    assert poll(lambda: store.enter(open_request(cap)).admitted)
     process.kill()
     process.communicate(timeout=10)
 

@@ -282,7 +282,7 @@ class Stuck:
     def blamed(self, path="/search", seconds=60, ban_for=10 * MINUTE):
         held = self.browser.hold(path)
         (request,) = self.store.requests()
-        assert self.store.blame(request, round(seconds * 1e6), ban_for)
+        assert self.store.penalize(request, round(seconds * 1e6), ban_for)
         held.close()
         return self.browser
 
@@ -348,7 +348,7 @@ def test_who_goes_on_after_it_was_blamed_is_charged_what_it_burns_besides(store,
 
     def app(environ, start_response):
         (request,) = store.requests()
-        assert store.blame(request, 2_000_000, 0) == (1, False)
+        assert store.penalize(request, 2_000_000, 0) == (1, False)
         start_response("200 OK", [("Content-Type", "text/plain")])
         cpu.burn(2)
         return (part for part in (b"a", b"b")) if streams else [b"ab"]
@@ -369,7 +369,7 @@ def test_blame_of_a_request_that_is_over_charges_nobody(store):
     (request,) = store.requests()
     held.close()
 
-    assert not store.blame(request, MINUTE, MINUTE)
+    assert not store.penalize(request, MINUTE, MINUTE)
     assert stuck.browser.get("/").status_code == 200
 
 

@@ -59,7 +59,7 @@ def test_a_file_of_stacks_that_others_may_open_is_not_used(mode, is_believed, tm
     file.touch()
     file.chmod(mode)
 
-    descriptor = stacks.open_file(this_process())
+    descriptor = stacks.open_stack_file(this_process())
 
     assert (descriptor is not None) == is_believed
     if descriptor is not None:

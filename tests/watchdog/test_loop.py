@@ -9,8 +9,8 @@ import pytest
 
 import guardrails
 from guardrails.errors import StoreError
-from guardrails.store.contract import Blamed, InFlight, Records, Worker
-from guardrails.watchdog.loop import Watchdog, Watched
+from guardrails.store.contract import InFlight, Penalty, Records, Worker
+from guardrails.watchdog.loop import WatchdogLoop, Watched
 from guardrails.watchdog.policy import Policy
 from guardrails.worker import stacks
 
@@ -48,13 +48,13 @@ class Board:
             raise StoreError("busy")
         self.host.retiring.append(worker.pid)
 
-    def blame(self, request, microseconds, ban_for):
+    def penalize(self, request, microseconds, ban_for):
         if self.busy:
             raise StoreError("busy")
         self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6))
         if request.generation not in self.in_flight:
             return None
-        return Blamed(self.host.meters, bool(ban_for))
+        return Penalty(self.host.meters, bool(ban_for))
 
 
 class Host:
@@ -83,7 +83,7 @@ class Host:
         self.on_board = True
         self.dumps = {}
         options = {"timeout": 60.0, "poll": 5.0, "grace": 30.0, "step": 2.0, "between": 10.0} | policy
-        self.watchdog = Watchdog(
+        self.watchdog = WatchdogLoop(
             Policy(**options),
             lambda: [Watched(board, name) for name, board in self.boards.items()],
             self.announce,
@@ -1038,13 +1038,13 @@ def test_where_nobody_would_start_it_again_a_request_is_ended_by_an_exception_al
 def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():
     host = Host().worker(7).request(1, 7, age=60)
     board = host.boards["shm:test"]
-    blame = board.blame
+    penalize = board.penalize
 
     def ends_just_now(request, microseconds, ban_for):
         host.ends(1)
-        return blame(request, microseconds, ban_for)
+        return penalize(request, microseconds, ban_for)
 
-    board.blame = ends_just_now
+    board.penalize = ends_just_now
     host.passes(30)
     assert host.signals() == []
     assert host.told("blamed") == []

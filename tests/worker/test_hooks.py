@@ -10,7 +10,9 @@ from support import Browser
 @pytest.fixture
 def heard(monkeypatch):
     heard = []
-    monkeypatch.setattr(hooks.here, "after_response", (lambda visit: heard.append(visit.path),))
+    monkeypatch.setattr(
+        hooks.here, "after_response", (lambda open_request: heard.append(open_request.path),)
+    )
     return heard
 
 

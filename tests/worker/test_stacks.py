@@ -133,8 +133,8 @@ def test_lazy_objects_are_not_evaluated_for_a_dump(monkeypatch):
     lazy = Lazy()
     file = io.BytesIO()
     monkeypatch.setitem(sys.modules, "greenlet", SimpleNamespace(greenlet=type("greenlet", (), {})))
-    monkeypatch.setattr(stacks._Listening, "greenlets", True)
-    monkeypatch.setattr(stacks._Listening, "file", file)
+    monkeypatch.setattr(stacks._State, "greenlets", True)
+    monkeypatch.setattr(stacks._State, "file", file)
     Lazy.evaluated = 0
     stacks._write(None)
     assert stacks.parse(file.getvalue().decode()).complete
@@ -152,7 +152,7 @@ def test_what_is_raised_while_stacks_are_written_reaches_the_app(monkeypatch):
         raise DeadlineError
 
     monkeypatch.setattr(stacks, "_block", late)
-    monkeypatch.setattr(stacks._Listening, "file", io.BytesIO())
+    monkeypatch.setattr(stacks._State, "file", io.BytesIO())
     with pytest.raises(DeadlineError):
         stacks._write_at_a_signal(0, sys._getframe())
 
@@ -167,7 +167,7 @@ def test_no_thread_waits_for_orders_where_threads_are_greenlets(monkeypatch):
     """It would hold up the hub, and with it every request."""
     patched = SimpleNamespace(is_module_patched=lambda name: name == "threading")
     monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
-    monkeypatch.setattr(control_pipe._Listening, "pid", 0)
+    monkeypatch.setattr(control_pipe._State, "pid", 0)
     before = set(threading.enumerate())
     with pytest.raises(RuntimeError, match="threads are greenlets here"):
         control_pipe.listen(control_pipe.SHOW_STACKS, lambda *_: None)
@@ -177,11 +177,11 @@ def test_no_thread_waits_for_orders_where_threads_are_greenlets(monkeypatch):
 def test_who_does_not_answer_shows_nothing(stuck):
     process, store = stuck
     (worker,) = store.workers()
-    file = stacks.open_file(worker.owner)
+    file = stacks.open_stack_file(worker.owner)
     assert stacks.ask(file, lambda: True, 0, seconds=0.2) is None
     assert stacks.ask(file, lambda: False, 0, seconds=20) is None
     os.close(file)
-    assert stacks.open_file(worker.owner._replace(start=1)) is None
+    assert stacks.open_stack_file(worker.owner._replace(start=1)) is None
     assert process.poll() is None
 
 
@@ -297,7 +297,9 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     (request,) = store.requests()
     assert store.workers()[0].interruptible
 
-    assert control_pipe.give(this_process(), control_pipe.INTERRUPT, request.generation, request.thread)
+    assert control_pipe.send_command(
+        this_process(), control_pipe.INTERRUPT, request.generation, request.thread
+    )
     thread.join(20)
 
     assert answers == ["raised", "on"]
@@ -326,7 +328,7 @@ def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
     assert interrupt._at_work == {}
 
 
-def order(request):
+def command(request):
     """Order its end, and do a little: an exception would come meanwhile."""
     interrupt.interrupt(request.generation, request.thread)
     for _ in range(1000):
@@ -336,12 +338,12 @@ def order(request):
 def ordering(real, *, after):
     """A verb of a store, during which the request is ordered to end."""
 
-    def verb(visit, *given, **named):
+    def verb(open_request, *given, **named):
         if not after:
-            order(visit)
-        answer = real(visit, *given, **named)
+            command(open_request)
+        answer = real(open_request, *given, **named)
         if after:
-            order(visit)
+            command(open_request)
         return answer
 
     return verb
@@ -383,7 +385,7 @@ def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch,
 
     def interrupted_there(*given, **named):
         (request,) = outer_store.requests()
-        order(request)
+        command(request)
         pytest.fail("nobody interrupted it")
 
     slot = guardrails.MaxConcurrentReqs(9, hold="call")
@@ -414,7 +416,7 @@ def ordered(interrupted, monkeypatch):
         if not ordered:
             ordered.append(generation)
             (request,) = store.requests()
-            order(request)
+            command(request)
             pytest.fail("nobody interrupted it")
         real(generation, work)
 
@@ -450,10 +452,10 @@ def test_who_left_a_response_open_is_met_nowhere_else(interrupted):
     (open_still,) = store.requests()
 
     def next_one(environ, start_response):
-        order(open_still)
+        command(open_still)
         return testing.hello(environ, start_response)
 
-    order(open_still)
+    command(open_still)
     later = guardrails.throttle(next_one, SpeedLimit("99/s"), store=store, interruptible=True)
     assert Browser(later).get("/").status_code == 200
     held.close()
@@ -469,7 +471,7 @@ def test_an_order_between_two_parts_of_a_response_ends_it_at_the_next(interrupte
     assert next(parts) == b"one"
 
     (request,) = store.requests()
-    order(request)
+    command(request)
 
     with pytest.raises(guardrails.RequestInterruptedError):
         next(parts)
@@ -482,7 +484,7 @@ def told_to_end(store):
 
     def app(environ, start_response):
         (request,) = store.requests()
-        order(request)
+        command(request)
         return testing.hello(environ, start_response)
 
     return app
@@ -566,7 +568,7 @@ def test_requests_in_each_of_several_stores_can_be_interrupted(interrupted):
     def ends_itself(environ, start_response):
         (request,) = store.requests()
         try:
-            order(request)
+            command(request)
         except guardrails.RequestInterruptedError:
             told.append("interrupted")
             raise
@@ -584,7 +586,7 @@ def test_who_closes_the_pipe_for_orders_ends_them_and_nothing_more(caplog):
     reading, writing = os.pipe()
     os.close(reading)
     os.close(writing)
-    control_pipe._obey(reading, {})
+    control_pipe._serve(reading, {})
     assert "the pipe for them was closed" in caplog.text
 
 
@@ -619,15 +621,15 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
     told = Counter()
     done = threading.Event()
 
-    def order():
+    def command():
         while not done.is_set():
             for request in store.requests():
-                control_pipe.give(
+                control_pipe.send_command(
                     this_process(), control_pipe.INTERRUPT, request.generation, request.thread
                 )
 
     threads = [threading.Thread(target=serve_in_a_row, args=(app, 150, told)) for _ in range(2)]
-    ordering = threading.Thread(target=order)
+    ordering = threading.Thread(target=command)
     usual = sys.getswitchinterval()
     sys.setswitchinterval(0.0001)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 from guardrails.client.reader import Client
 from guardrails.errors import ConfigurationError
 from guardrails.paths import canonical_path, normal_host
-from guardrails.store.contract import Visit
+from guardrails.store.contract import StoreRequest
 
 
 class Request:
@@ -103,13 +103,13 @@ def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
     return None
 
 
-def shown_key(by: By, key: bytes | None, visit: Visit) -> str | None:
+def shown_key(by: By, key: bytes | None, open_request: StoreRequest) -> str | None:
     """How a key is shown to people; None for what nobody needs to read, such as a header's value."""
     if key is None or by == "client":
-        return visit.client
+        return open_request.client
     if by == "all":
         return "all"
     if by in ("host", "path"):
-        text = visit.host if by == "host" else canonical_path(visit.path)
+        text = open_request.host if by == "host" else canonical_path(open_request.path)
         return ascii(text[:_LONGEST_SHOWN_KEY])[1:-1]
     return None

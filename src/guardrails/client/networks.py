@@ -81,7 +81,7 @@ class Networks:
         self._last = [last for _, last in merged]
 
     def __contains__(self, address: bytes) -> bool:
-        number = _number(address)
+        number = _position(address)
         index = bisect_right(self._first, number) - 1
         return index >= 0 and number <= self._last[index]
 
@@ -117,7 +117,10 @@ def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]
                 network = ipaddress.ip_network(name, strict=False)
                 mapped = isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_ALL_MAPPED)
                 first, last = network.network_address.packed, network.broadcast_address.packed
-                yield _number(first[-4:] if mapped else first), _number(last[-4:] if mapped else last)
+                yield (
+                    _position(first[-4:] if mapped else first),
+                    _position(last[-4:] if mapped else last),
+                )
         except ValueError as error:
             raise ConfigurationError(
                 f"{argument}: {text!r} is not a network ({error}): write an address such as "
@@ -126,6 +129,6 @@ def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]
             ) from None
 
 
-def _number(packed: bytes) -> int:
+def _position(packed: bytes) -> int:
     """A place on the number line."""
     return int.from_bytes(packed, "big") + (_IPV4_BEGINS if len(packed) == 4 else 0)

@@ -33,7 +33,7 @@ _UNIX = "unix"
 _ANYBODY = ("0.0.0.0", "::")  # noqa: S104 - what some servers say of a unix socket
 _PROXY_FIX = "werkzeug.proxy_fix.orig"
 _LONGEST_SHOWN = 64
-_NEAR = ("loopback", "private", "100.64.0.0/10", "fe80::/10")
+_LIKELY_PROXIES = ("loopback", "private", "100.64.0.0/10", "fe80::/10")
 """Where proxies of one's own are: this host, its networks, a provider's shared ones."""
 
 NO_ADDRESS = b""
@@ -42,7 +42,7 @@ NO_ADDRESS = b""
 _NONE, _REPLACED, _LEFT, _LEFT_BUT_WORKS = range(4)
 """What werkzeug's ProxyFix did with REMOTE_ADDR, where it ran before."""
 
-Told = str | bool | None
+ForwardedValue = str | bool | None
 """What a request says of its client besides its peer: a header's text; whether there is one, where
 that is all that counts; None for nothing."""
 
@@ -175,9 +175,11 @@ class ClientReader:
         reads = self._trusted or self._trusts_unix or self._hops
         self._variable = variable if reads else ""
         # Where nobody said, only whether there is such a header counts.
-        self._signs = frozenset() if identity.proxies_declared else {variable, *FORWARDING_VARIABLES}
-        self._near = Networks(_NEAR, "trusted_proxies")
-        self._memo: OrderedDict[tuple[str, Told, int], Client | None] = OrderedDict()
+        self._proxy_hint_headers = (
+            frozenset() if identity.proxies_declared else {variable, *FORWARDING_VARIABLES}
+        )
+        self._likely_proxies = Networks(_LIKELY_PROXIES, "trusted_proxies")
+        self._memo: OrderedDict[tuple[str, ForwardedValue, int], Client | None] = OrderedDict()
         self._same: OrderedDict[tuple[bytes, bytes, bool], Client] = OrderedDict()
         self._proxy_fix_works = False
         if self._trusted.has_everything():
@@ -194,25 +196,29 @@ class ClientReader:
         if self._choose is not None:
             return self._chosen(environ)
         peer = environ.get("REMOTE_ADDR", "")
-        told: Told = environ.get(self._variable)
+        forwarded_value: ForwardedValue = environ.get(self._variable)
         proxy_fix = _NONE
-        if told is not None:
+        if forwarded_value is not None:
             if _PROXY_FIX in environ:
                 proxy_fix = _what_proxy_fix_did(environ, peer)
-        elif self._signs and not environ.keys().isdisjoint(self._signs):
-            told = True
+        elif self._proxy_hint_headers and not environ.keys().isdisjoint(self._proxy_hint_headers):
+            forwarded_value = True
             if _PROXY_FIX in environ:
                 # It never reads the header, or this client spoilt it: what it did for others tells.
                 proxy_fix = _what_proxy_fix_did(environ, peer)
                 if proxy_fix == _LEFT and self._proxy_fix_works:
                     proxy_fix = _LEFT_BUT_WORKS
         try:
-            return self._memo[peer, told, proxy_fix]
+            return self._memo[peer, forwarded_value, proxy_fix]
         except (KeyError, TypeError):  # not seen yet, or no text at all
             pass
-        client = self._read(peer, told, proxy_fix)
-        if isinstance(peer, str) and _is_short(peer) and (told is True or _is_short(told or "")):
-            _remember(self._memo, (peer, told, proxy_fix), client)
+        client = self._read(peer, forwarded_value, proxy_fix)
+        if (
+            isinstance(peer, str)
+            and _is_short(peer)
+            and (forwarded_value is True or _is_short(forwarded_value or ""))
+        ):
+            _remember(self._memo, (peer, forwarded_value, proxy_fix), client)
         return client
 
     def same(self, client: Client) -> Client:
@@ -259,18 +265,18 @@ class ClientReader:
             _remember(self._memo, asked, client)
         return client
 
-    def _read(self, peer: str, told: Told, proxy_fix: int) -> Client | None:
+    def _read(self, peer: str, forwarded_value: ForwardedValue, proxy_fix: int) -> Client | None:
         address = _peer_address(peer)
         if proxy_fix == _REPLACED:
             self._proxy_fix_works = True
-        elif told is True:
+        elif forwarded_value is True:
             if proxy_fix == _LEFT_BUT_WORKS:
                 # It reads what others send, so this client made a header that it cannot read.
                 return self._unreadable(address)
             if address is not None and self._looks_like_a_proxy(address):
                 return self._known(address, undeclared=True)
-        elif told is not None and self._trusts(address):
-            return self._behind(address, str(told))
+        elif forwarded_value is not None and self._trusts(address):
+            return self._behind(address, str(forwarded_value))
         if address is None:
             self._say_that_nobody_is_there(peer)
             return None
@@ -302,7 +308,7 @@ class ClientReader:
     def _looks_like_a_proxy(self, address: bytes) -> bool:
         """Whether a peer that sends a forwarding header nobody reads may speak for many clients."""
         peer = _address_text(address)
-        if address in self._near:
+        if address in self._likely_proxies:
             self._warn(
                 "undeclared-proxy",
                 peer,

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Self
 
 from guardrails.client.keys import LONGEST_AGENT
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Guard, Post
-from guardrails.store.contract import Demand
+from guardrails.guards.base import BoundGuard, Guard
+from guardrails.store.contract import Requirement
 
 log = logging.getLogger("guardrails")
 
@@ -160,16 +160,16 @@ class BlockAgents(Guard):
         """The same, with the patterns of a file."""
         return cls(_file=Path(file), **options)
 
-    def usual_demand(self, post: Post) -> Demand | None:
-        return post.nothing
+    def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
+        return bound.nothing
 
     def varies(self) -> bool:
         return True
 
-    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+    def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
         agent = environ.get("HTTP_USER_AGENT")
         refused = self._list.blocks(agent) if agent else self.missing == "refuse"
-        return post.refusal if refused else post.nothing
+        return bound.refusal if refused else bound.nothing
 
     def counts_by_client(self) -> bool:
         return False

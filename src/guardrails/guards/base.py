@@ -1,6 +1,6 @@
 """What a guard is: a frozen value that says which requests it covers and what it demands for them.
 
-All guards share the options below; `StatefulGuard` adds whom it counts by. A `Post` is a guard on
+All guards share the options below; `StatefulGuard` adds whom it counts by. A `BoundGuard` is a guard on
 duty in one throttle, with its final name, and everything computed that can be computed once.
 """
 
@@ -21,7 +21,7 @@ from guardrails.client.keys import By, Request, key_function
 from guardrails.client.networks import listed
 from guardrails.errors import ConfigurationError
 from guardrails.paths import Readings, falls_under, normal_host, plain_text, wsgi_text
-from guardrails.store.contract import Demand, Meter
+from guardrails.store.contract import Meter, Requirement
 from guardrails.units import parse_duration
 
 if TYPE_CHECKING:
@@ -97,17 +97,17 @@ class Guard:
     def _name_parts(self) -> tuple[str, ...]:
         return ()
 
-    def usual_demand(self, post: Post) -> Demand | None:
+    def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
         """What it demands for most requests; None when there is no such thing."""
         raise NotImplementedError
 
     def varies(self) -> bool:
-        """Whether `demand` has to be asked for each request, and may say something else."""
+        """Whether `requirement` has to be asked for each request, and may say something else."""
         return False
 
-    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+    def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
         """What it demands for one request; None when it does not apply."""
-        return post.usual_demand
+        return bound.usual_requirement
 
     def fixed_key(self) -> bytes | None:
         """The key where it is the same for all requests."""
@@ -175,7 +175,7 @@ class StatefulGuard(Guard):
         return self._key(request)
 
 
-class Post:
+class BoundGuard:
     """A guard on duty: its final name, which requests it covers, what it demands.
 
     met: whether a request that it covers has come.
@@ -202,7 +202,7 @@ class Post:
         "refusal",
         "shadow_ban",
         "tiers",
-        "usual_demand",
+        "usual_requirement",
         "varies",
         "wait",
     )
@@ -224,21 +224,21 @@ class Post:
         if self.ban_for:
             self.ban = _ban_meter(f"{name} ban", self.ban_for)
             self.shadow_ban = _ban_meter(f"{name} ban dry-run", self.ban_for)
-        self.ban_only = self.make_demand(ban_only=True)
-        self.nothing = self.make_demand()
-        self.refusal = self.make_demand(refused=True)
+        self.ban_only = self.make_requirement(ban_only=True)
+        self.nothing = self.make_requirement()
+        self.refusal = self.make_requirement(refused=True)
         # A callable that fails is no fault of the client's, so nobody is banned for it.
-        self.failure = Demand(name, refused=True)
-        self.tiers: OrderedDict[object, Demand] = OrderedDict()
+        self.failure = Requirement(name, refused=True)
+        self.tiers: OrderedDict[object, Requirement] = OrderedDict()
         self.by_client = guard.counts_by_client()
         self.own_key = getattr(guard, "by", None) == "client"
         self.fixed_key = guard.fixed_key()
         self.varies = guard.varies()
-        self.usual_demand = guard.usual_demand(self)
+        self.usual_requirement = guard.usual_requirement(self)
 
-    def make_demand(self, **parts: Any) -> Demand:
+    def make_requirement(self, **parts: Any) -> Requirement:
         """A demand in this post's name, with its ban."""
-        return Demand(
+        return Requirement(
             guard=self.name,
             ban=self.ban,
             shadow_ban=self.shadow_ban,
@@ -247,15 +247,15 @@ class Post:
             **parts,
         )
 
-    def tier(self, figures: object, make: Callable[[], Demand]) -> Demand:
+    def tier(self, figures: object, make: Callable[[], Requirement]) -> Requirement:
         """The demand with these figures of a callable's, made once; the last 256 are kept."""
-        demand = self.tiers.get(figures)
-        if demand is None:
-            demand = make()
+        requirement = self.tiers.get(figures)
+        if requirement is None:
+            requirement = make()
             if len(self.tiers) >= _MOST_TIERS:
                 self.tiers.popitem(last=False)
-            self.tiers[figures] = demand
-        return demand
+            self.tiers[figures] = requirement
+        return requirement
 
     def covers(self, method: str, host: str, readings: Readings) -> bool:
         """Whether the guard is about such a request, by any reading of its path."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from guardrails.client.keys import By
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Post, StatefulGuard
-from guardrails.store.contract import Demand, Slot
+from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.store.contract import Requirement, Slot
 from guardrails.units import parse_count, parse_duration
 
 
@@ -48,23 +48,23 @@ class MaxConcurrentReqs(StatefulGuard):
                 f'max_hold: {self.max_hold!r} would free every slot at once: write e.g. "10m"'
             )
 
-    def usual_demand(self, post: Post) -> Demand | None:
-        return None if callable(self.limit) else self._demand(post, self.limit)
+    def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
+        return None if callable(self.limit) else self._requirement(bound, self.limit)
 
     def varies(self) -> bool:
         return callable(self.limit)
 
-    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+    def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
         limit = self.limit(environ) if callable(self.limit) else self.limit
         if limit is None:
             return None
-        return post.tier(limit, lambda: self._demand(post, parse_count(limit, "limit")))
+        return bound.tier(limit, lambda: self._requirement(bound, parse_count(limit, "limit")))
 
-    def _demand(self, post: Post, limit: int) -> Demand:
+    def _requirement(self, bound: BoundGuard, limit: int) -> Requirement:
         slot = Slot(
-            post.name,
+            bound.name,
             limit,
             parse_duration(self.max_hold, "max_hold"),
             until_return=self.hold == "call",
         )
-        return post.make_demand(slots=(slot,))
+        return bound.make_requirement(slots=(slot,))

@@ -7,8 +7,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Post, StatefulGuard
-from guardrails.store.contract import Demand, Meter, Slot
+from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.store.contract import Meter, Requirement, Slot
 from guardrails.units import parse_count, parse_duration, parse_percent
 
 _MAX_DEBT_WINDOWS = 4
@@ -61,30 +61,30 @@ class CPUThrottle(StatefulGuard):
         if self.at_once is not None:
             parse_count(self.at_once, "at_once")
 
-    def usual_demand(self, post: Post) -> Demand | None:
-        return None if callable(self.percent) else self._demand(post, self._share)
+    def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
+        return None if callable(self.percent) else self._requirement(bound, self._share)
 
     def varies(self) -> bool:
         return callable(self.percent)
 
-    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+    def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
         percent = self.percent(environ) if callable(self.percent) else self.percent
         if percent is None:
             return None
-        return post.tier(percent, lambda: self._demand(post, parse_percent(percent, "percent")))
+        return bound.tier(percent, lambda: self._requirement(bound, parse_percent(percent, "percent")))
 
-    def _demand(self, post: Post, share: float) -> Demand:
+    def _requirement(self, bound: BoundGuard, share: float) -> Requirement:
         window = parse_duration(self.window, "window")
         meter = Meter(
-            post.name,
+            bound.name,
             need=0,
             cost=0,
             limit=window,
             resume=int(window * self.resume),
-            slack=post.wait,
-            horizon=window + post.wait + _MAX_DEBT_WINDOWS * window,
+            slack=bound.wait,
+            horizon=window + bound.wait + _MAX_DEBT_WINDOWS * window,
         )
         slots: tuple[Slot, ...] = ()
         if self.at_once is not None:
-            slots = (Slot(f"{post.name} at once", self.at_once, _MAX_HOLD),)
-        return post.make_demand(meters=(meter,), slots=slots, cpu=1 / share)
+            slots = (Slot(f"{bound.name} at once", self.at_once, _MAX_HOLD),)
+        return bound.make_requirement(meters=(meter,), slots=slots, cpu=1 / share)

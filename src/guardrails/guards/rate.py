@@ -7,8 +7,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Post, StatefulGuard
-from guardrails.store.contract import Demand, Meter
+from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.store.contract import Meter, Requirement
 from guardrails.units import Rate, check_figure, format_duration, parse_count, parse_rates
 
 
@@ -51,24 +51,24 @@ class SpeedLimit(StatefulGuard):
                         f"{rate.burst} may come at once: raise burst to {self.cost} or more"
                     )
 
-    def usual_demand(self, post: Post) -> Demand | None:
+    def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
         if callable(self.rate) or callable(self.cost):
             return None
-        return self._demand(post, self._rates, self.cost)
+        return self._requirement(bound, self._rates, self.cost)
 
     def varies(self) -> bool:
         return callable(self.rate) or callable(self.cost)
 
-    def demand(self, post: Post, environ: dict[str, Any]) -> Demand | None:
+    def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
         rate = self.rate(environ) if callable(self.rate) else self.rate
         if rate is None:
             return None
         cost = self.cost(environ) if callable(self.cost) else self.cost
-        return post.tier((rate, cost), lambda: self._tier(post, rate, cost))
+        return bound.tier((rate, cost), lambda: self._tier(bound, rate, cost))
 
-    def _tier(self, post: Post, rate: str, cost: object) -> Demand:
+    def _tier(self, bound: BoundGuard, rate: str, cost: object) -> Requirement:
         rates = self._effective(parse_rates(rate)) if callable(self.rate) else self._rates
-        return self._demand(post, rates, parse_count(cost, "cost", least=0))
+        return self._requirement(bound, rates, parse_count(cost, "cost", least=0))
 
     def _effective(self, rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
         if self.burst is not None:
@@ -84,12 +84,12 @@ class SpeedLimit(StatefulGuard):
             check_figure(rate.interval * rate.burst, "rate", self.rate)
         return rates
 
-    def _demand(self, post: Post, rates: tuple[Rate, ...], cost: int) -> Demand:
+    def _requirement(self, bound: BoundGuard, rates: tuple[Rate, ...], cost: int) -> Requirement:
         meters = []
         for index, rate in enumerate(rates):
             charge = cost * rate.interval
             limit = rate.interval * rate.burst
-            name = post.name if index == 0 else f"{post.name} #{index + 1}"
+            name = bound.name if index == 0 else f"{bound.name} #{index + 1}"
             if callable(self.rate):
                 # Each tier has a meter of its own: two rates on one would wipe out each other.
                 name = f"{name} {rate}"
@@ -100,16 +100,16 @@ class SpeedLimit(StatefulGuard):
                     cost=charge,
                     limit=limit,
                     resume=limit,
-                    slack=post.wait,
-                    horizon=limit + post.wait,
+                    slack=bound.wait,
+                    horizon=limit + bound.wait,
                 )
             )
-        return post.make_demand(meters=tuple(meters))
+        return bound.make_requirement(meters=tuple(meters))
 
     def __repr__(self) -> str:
         if callable(self.rate):
             return super().__repr__()
-        words = "; ".join(_in_words(rate) for rate in self._rates)
+        words = "; ".join(_describe(rate) for rate in self._rates)
         return f"{super().__repr__()}: {words}"
 
 
@@ -124,7 +124,7 @@ def _strict(rate: Rate, *, chosen: bool) -> Rate:
     return Rate(rate.count - burst + 1, rate.period, burst)
 
 
-def _in_words(rate: Rate) -> str:
+def _describe(rate: Rate) -> str:
     first = rate.burst + (rate.period - 1) // rate.interval
     return (
         f"{rate.burst} at once, then one every {rate.interval / 1_000_000:g} s, at most {first} in "

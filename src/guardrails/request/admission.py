@@ -11,10 +11,10 @@ import random
 from collections.abc import Sequence
 
 from guardrails.errors import ConfigurationError, InsideError
-from guardrails.request.delay_queue import WaitingRoom
+from guardrails.request.delay_queue import DelayQueue
 from guardrails.request.failures import Reporter
-from guardrails.request.response import Flight, Unreleased
-from guardrails.store.contract import Ask, Refusal, Store, Verdict, Visit
+from guardrails.request.response import OpenRequest, ReleaseRetryQueue
+from guardrails.store.contract import EnterResult, KeyedRequirement, Refusal, Store, StoreRequest
 from guardrails.store.memory import MemoryStore
 
 _ON_STORE_ERROR = ("fallback", "allow", "deny")
@@ -22,7 +22,7 @@ _POLL_SECONDS = (0.005, 0.020)
 _RANDOM = random.Random()  # noqa: S311 - jitter
 
 
-class Entrance:
+class Admission:
     """The way into the store, for the requests of one throttle.
 
     waits: whether any of its guards holds requests back.
@@ -42,75 +42,83 @@ class Entrance:
         self._on_store_error = on_store_error
         self._reporter = reporter
         self._waits = waits
-        self._waiting = WaitingRoom()
+        self._waiting = DelayQueue()
         self._fallback: MemoryStore | None = None
-        self.unreleased = Unreleased(self._store_failed)
+        self.retry_queue = ReleaseRetryQueue(self._store_failed)
 
-    def enter(self, flight: Flight, outer: Flight | None) -> tuple[Flight, Verdict | None]:
+    def enter(
+        self, open_request: OpenRequest, outer: OpenRequest | None
+    ) -> tuple[OpenRequest, EnterResult | None]:
         """Ask the store, or what stands in for it when it fails. No verdict: all may pass."""
         try:
             if self._waits:
-                return flight, self._enter_patiently(flight.store, flight)
-            flight.may_wait = False
-            return flight, flight.store.enter(flight)
+                return open_request, self._enter_patiently(open_request.store, open_request)
+            open_request.may_wait = False
+            return open_request, open_request.store.enter(open_request)
         except Exception as error:
             self._store_failed(error)
-        if flight is outer:
+        if open_request is outer:
             # What the outer throttle holds stays with its store: this one goes on by itself.
-            flight = outer.companion()
-        elif flight.generation:
+            open_request = outer.companion()
+        elif open_request.generation:
             # It may have got as far as a row before it failed.
-            self.unreleased.add(flight.left_behind())
+            self.retry_queue.add(open_request.failed_admission())
         if self._on_store_error != "fallback":
-            return flight, self._without_store(flight.asks)
+            return open_request, self._without_store(open_request.requirements)
         if self._fallback is None:
             self._fallback = MemoryStore()
-        flight.store = self._fallback
-        return flight, self._enter_patiently(self._fallback, flight)
+        open_request.store = self._fallback
+        return open_request, self._enter_patiently(self._fallback, open_request)
 
-    def _without_store(self, asks: Sequence[Ask]) -> Verdict | None:
+    def _without_store(self, requirements: Sequence[KeyedRequirement]) -> EnterResult | None:
         """What can be said without a store: agents are refused all the same."""
-        refusals = tuple(Refusal(ask, None) for ask in asks if ask.demand.refused and not ask.dry_run)
-        enforced = any(not ask.dry_run for ask in asks)
+        refusals = tuple(
+            Refusal(keyed, None)
+            for keyed in requirements
+            if keyed.requirement.refused and not keyed.dry_run
+        )
+        enforced = any(not keyed.dry_run for keyed in requirements)
         if refusals or (self._on_store_error == "deny" and enforced):
-            return Verdict(False, 0, refusals, (), 0, 0, 0)
+            return EnterResult(False, 0, refusals, (), 0, 0, 0)
         return None
 
-    def _enter_patiently(self, store: Store, visit: Visit) -> Verdict | None:
+    def _enter_patiently(self, store: Store, open_request: StoreRequest) -> EnterResult | None:
         """Let a request wait for its turn, if a thread can be spared."""
-        if not self._waits or not self._waiting.may_wait(visit.pid):
-            visit.may_wait = False
-            return store.enter(visit)
-        visit.may_wait = True
-        verdict = store.enter(visit, final=False)
-        if verdict is None or (verdict.admitted and not verdict.delay):
-            return verdict
+        if not self._waits or not self._waiting.may_wait(open_request.pid):
+            open_request.may_wait = False
+            return store.enter(open_request)
+        open_request.may_wait = True
+        result = store.enter(open_request, final=False)
+        if result is None or (result.admitted and not result.delay):
+            return result
         if not self._waiting.enter():
-            visit.may_wait = False
-            return verdict if verdict.admitted else store.enter(visit)
+            open_request.may_wait = False
+            return result if result.admitted else store.enter(open_request)
         try:
-            if verdict.admitted:
-                store.sleep(verdict.delay)
-                return verdict
-            return self._wait_for_slot(store, visit, verdict)
+            if result.admitted:
+                store.sleep(result.delay)
+                return result
+            return self._wait_for_slot(store, open_request, result)
         finally:
             self._waiting.leave()
 
-    def _wait_for_slot(self, store: Store, visit: Visit, verdict: Verdict) -> Verdict | None:
+    def _wait_for_slot(
+        self, store: Store, open_request: StoreRequest, result: EnterResult
+    ) -> EnterResult | None:
         """Ask again every 5 to 20 ms until a slot is free or the guards' patience ends."""
         waited = 0
-        answer: Verdict | None = verdict
+        answer: EnterResult | None = result
         while answer is not None and not answer.admitted:
             patience = min(
-                refusal.ask.demand.wait if refusal.by_slot and not refusal.never else 0
+                refusal.keyed.requirement.wait if refusal.by_slot and not refusal.never else 0
                 for refusal in answer.refusals
             )
             if waited >= patience:
-                return store.enter(visit)
+                return store.enter(open_request)
             pause = int(_RANDOM.uniform(*_POLL_SECONDS) * 1_000_000)
             store.sleep(pause)
             waited += pause
-            answer = store.enter(visit, final=False)
+            answer = store.enter(open_request, final=False)
         if answer is None:
             return None
         if answer.delay:

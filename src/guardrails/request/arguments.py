@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Guard, Post
+from guardrails.guards.base import BoundGuard, Guard
 from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, SWITCH_WORDS, Store
 
 
@@ -30,9 +30,11 @@ def check_store(store: Store) -> Store:
     return store
 
 
-def check_slots(posts: Sequence[Post]) -> None:
+def check_slots(bound_guards: Sequence[BoundGuard]) -> None:
     """A request can hold only so many slots at once."""
-    slots = sum(len(demand.slots) for post in posts if (demand := post.usual_demand))
+    slots = sum(
+        len(requirement.slots) for bound in bound_guards if (requirement := bound.usual_requirement)
+    )
     if slots > MOST_SLOTS:
         raise ConfigurationError(
             f"guards: {slots} of them cap concurrent requests, and a request can hold {MOST_SLOTS} "

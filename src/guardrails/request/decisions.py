@@ -16,10 +16,10 @@ from guardrails.decision import (
     Decision,
 )
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Guard, Post
+from guardrails.guards.base import BoundGuard, Guard
 from guardrails.request.failures import Reporter
-from guardrails.request.response import Flight
-from guardrails.store.contract import BLAME, BLAMED_GUARD, Verdict, Visit
+from guardrails.request.response import OpenRequest
+from guardrails.store.contract import PENALIZED, PENALTY_GUARD, EnterResult, StoreRequest
 
 log = logging.getLogger("guardrails")
 
@@ -36,21 +36,23 @@ class Conclusion:
     """
 
     def __init__(
-        self, posts: Mapping[str, Post], reporter: Reporter, on_decision: OnDecision | None
+        self, bound_guards: Mapping[str, BoundGuard], reporter: Reporter, on_decision: OnDecision | None
     ) -> None:
         if on_decision is not None and not callable(on_decision):
             raise ConfigurationError(
                 f"on_decision: {on_decision!r} is not callable: give a function of (decision, environ)"
             )
-        self._posts = posts
+        self._bound_guards = bound_guards
         self._reporter = reporter
         self._on_decision = on_decision
 
-    def conclude(self, verdict: Verdict | None, visit: Flight, environ: dict[str, Any]) -> Decision:
+    def conclude(
+        self, result: EnterResult | None, open_request: OpenRequest, environ: dict[str, Any]
+    ) -> Decision:
         """Put a verdict into words, and tell those who want to know. No verdict: all may pass."""
-        if verdict is None:
+        if result is None:
             return Decision()
-        admitted, delay, _, dry_run_refusals, dry_run_delay, remaining, number = verdict
+        admitted, delay, _, dry_run_refusals, dry_run_delay, remaining, number = result
         if admitted and not dry_run_refusals:
             outcome = PASSED
             if delay:
@@ -58,8 +60,8 @@ class Conclusion:
             elif dry_run_delay:
                 outcome = DELAYED_DRY_RUN
             return _new(Decision, (True, outcome, None, None, None, remaining, None, number))
-        decision = self._refusal(verdict, visit)
-        self._log(decision, visit)
+        decision = self._refusal(result, open_request)
+        self._log(decision, open_request)
         if self._on_decision is not None:
             try:
                 self._on_decision(decision, environ)
@@ -67,21 +69,23 @@ class Conclusion:
                 self._reporter.report(error, "on_decision raised")
         return decision
 
-    def _refusal(self, verdict: Verdict, visit: Flight) -> Decision:
+    def _refusal(self, result: EnterResult, open_request: OpenRequest) -> Decision:
         """The decision of a refusal, or of what would have been one."""
-        refusals = verdict.refusals or verdict.dry_run_refusals
+        refusals = result.refusals or result.dry_run_refusals
         if not refusals:
             return Decision(False, REJECTED, retry_after=1, status=503)
-        visit.banned = refusals[0].banned
-        visit.may_drain = not any(refusal.banned or refusal.ask.demand.refused for refusal in refusals)
+        open_request.banned = refusals[0].banned
+        open_request.may_drain = not any(
+            refusal.banned or refusal.keyed.requirement.refused for refusal in refusals
+        )
         first = refusals[0]
-        if first.ask is BLAME:
-            return self._blame(verdict, visit)
-        post = self._posts[first.ask.demand.guard]
+        if first.keyed is PENALIZED:
+            return self._penalize(result, open_request)
+        bound = self._bound_guards[first.keyed.requirement.guard]
         if any(refusal.never for refusal in refusals):
             self._reporter.say_once(
-                f"never {post.name}",
-                f"{post.name}: a request costs more than could ever be admitted, so it is refused "
+                f"never {bound.name}",
+                f"{bound.name}: a request costs more than could ever be admitted, so it is refused "
                 "for good: lower its cost, or raise the burst",
             )
         retries = [refusal.retry for refusal in refusals]
@@ -90,45 +94,47 @@ class Conclusion:
             # The latest of all, rounded up: nobody is told to come back too early.
             retry_after = _seconds(max(retry for retry in retries if retry is not None))
         return Decision(
-            admitted=verdict.admitted,
-            outcome=REJECTED_DRY_RUN if verdict.admitted else REJECTED,
-            guard=post.name,
-            key=visit.client if first.banned else self._shown_key(post.guard, first.ask.key, visit),
+            admitted=result.admitted,
+            outcome=REJECTED_DRY_RUN if result.admitted else REJECTED,
+            guard=bound.name,
+            key=open_request.client
+            if first.banned
+            else self._shown_key(bound.guard, first.keyed.key, open_request),
             retry_after=retry_after,
-            remaining=verdict.remaining,
-            status=None if verdict.admitted else post.guard.status,
-            id=verdict.number,
+            remaining=result.remaining,
+            status=None if result.admitted else bound.guard.status,
+            id=result.number,
         )
 
-    def _blame(self, verdict: Verdict, visit: Visit) -> Decision:
+    def _penalize(self, result: EnterResult, open_request: StoreRequest) -> Decision:
         """The decision about a client whose request for the same was killed by a watchdog."""
         return Decision(
             admitted=False,
             outcome=REJECTED,
-            guard=BLAMED_GUARD,
-            key=visit.client,
-            retry_after=_seconds(verdict.refusals[0].retry or 0),
+            guard=PENALTY_GUARD,
+            key=open_request.client,
+            retry_after=_seconds(result.refusals[0].retry or 0),
             remaining=0,
             status=503,
-            id=verdict.number,
+            id=result.number,
         )
 
-    def _shown_key(self, guard: Guard, key: bytes | None, flight: Flight) -> str:
+    def _shown_key(self, guard: Guard, key: bytes | None, open_request: OpenRequest) -> str:
         """A client as its address, a header's or cookie's value as a keyed hash."""
-        plain = shown_key(getattr(guard, "by", "client"), key, flight)
-        return flight.store.pseudonym(key or b"") if plain is None else plain
+        plain = shown_key(getattr(guard, "by", "client"), key, open_request)
+        return open_request.store.pseudonym(key or b"") if plain is None else plain
 
-    def _log(self, decision: Decision, flight: Flight) -> None:
+    def _log(self, decision: Decision, open_request: OpenRequest) -> None:
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "%s by %.200s%s: %s from %s, %.20a %.200a, %s, reference %x",
                 decision.outcome,
                 decision.guard,
-                " (banned)" if flight.banned else "",
+                " (banned)" if open_request.banned else "",
                 decision.key,
-                flight.client or "an unknown client",
-                flight.method,
-                flight.path,
+                open_request.client or "an unknown client",
+                open_request.method,
+                open_request.path,
                 "no retry" if decision.retry_after is None else f"retry after {decision.retry_after} s",
                 decision.id,
             )

@@ -12,7 +12,7 @@ THREADS_PER_WAITING_ONE = 4
 _MOST_COUNTED = 4096
 
 
-class WaitingRoom:
+class DelayQueue:
     """Counts the threads that serve requests, and those that wait."""
 
     def __init__(self) -> None:

@@ -28,31 +28,31 @@ from guardrails.client.reader import (
 from guardrails.decision import PASSED, Decision
 from guardrails.errors import StoreError, is_failure
 from guardrails.guards.base import (
+    BoundGuard,
     Guard,
-    Post,
     check_wsgi_app,
     exempt_path_prefixes,
     unique_names,
 )
-from guardrails.request.admission import Entrance
+from guardrails.request.admission import Admission
 from guardrails.request.arguments import check_guards, check_slots, check_store, switch_position
 from guardrails.request.checks import Checks
 from guardrails.request.decisions import Conclusion, OnDecision
 from guardrails.request.failures import Reporter
 from guardrails.request.refusal import refuse
-from guardrails.request.response import FLIGHT, Flight
-from guardrails.request.routes import NO_ASKS, Plan, Planner
+from guardrails.request.response import OPEN_REQUEST_KEY, OpenRequest
+from guardrails.request.routes import NO_REQUIREMENTS, Route, RouteTable
 from guardrails.request.setup_checks import Inspector
 from guardrails.store.contract import (
     DRY_RUN,
     OFF,
-    Ask,
+    KeyedRequirement,
     Store,
     WorkerFacts,
 )
 from guardrails.store.urls import store_from_url, unnamed_store
 from guardrails.worker import cpu_clock, interrupt, stacks
-from guardrails.worker.hooks import here as occasions
+from guardrails.worker.hooks import here as request_hooks
 from guardrails.worker.server import Server, running_server
 
 _REQUESTS_BETWEEN_LOOKS = 1024
@@ -153,15 +153,15 @@ class Throttle:
         self._off = position == OFF
         self._interruptible = interruptible
         self._obeys = False
-        self._posts = [
-            Post(guard, name, number)
+        self._bound_guards = [
+            BoundGuard(guard, name, number)
             for number, (guard, name) in enumerate(
                 zip(self.guards, unique_names(self.guards), strict=True), 1
             )
         ]
-        check_slots(self._posts)
-        self._names = tuple(post.name for post in self._posts)
-        self._posts_by_name: dict[str, Post] = {}
+        check_slots(self._bound_guards)
+        self._names = tuple(bound.name for bound in self._bound_guards)
+        self._bound_by_name: dict[str, BoundGuard] = {}
         self._exempt = Exemptions(exempt)
         self._exempt_callables = self._exempt.callables
         self._exempt_paths = exempt_path_prefixes(exempt_paths)
@@ -172,54 +172,54 @@ class Throttle:
         self._checks = Checks(silence)
         self._clients = ClientReader(
             identity,
-            [self._exempt.networks, *(post.exempt.networks for post in self._posts)],
+            [self._exempt.networks, *(bound.exempt.networks for bound in self._bound_guards)],
             self._checks.warn,
             self._client_failed,
         )
         self._pid = 0
         self._until_look = _REQUESTS_BETWEEN_LOOKS
-        self._inspector = Inspector(self._posts_by_name, self._checks)
+        self._inspector = Inspector(self._bound_by_name, self._checks)
         self.errors = self._reporter.errors
         self._dry_run = position == DRY_RUN
-        self._planner = self._make_planner(self._posts)
-        self._planners_within: dict[tuple[str, ...], Planner] = {}
-        self._entrance = Entrance(
+        self._route_table = self._make_route_table(self._bound_guards)
+        self._route_tables_within: dict[tuple[str, ...], RouteTable] = {}
+        self._admission = Admission(
             on_store_error,
             self._reporter,
-            waits=any(post.wait for post in self._posts),
+            waits=any(bound.wait for bound in self._bound_guards),
         )
-        self._unreleased = self._entrance.unreleased
-        self._conclude = Conclusion(self._posts_by_name, self._reporter, on_decision).conclude
+        self._retry_queue = self._admission.retry_queue
+        self._conclude = Conclusion(self._bound_by_name, self._reporter, on_decision).conclude
 
     @interrupt.calls_the_app
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        flight: Flight | None = None
-        outer: Flight | None = environ.get(FLIGHT)
+        open_request: OpenRequest | None = None
+        outer: OpenRequest | None = environ.get(OPEN_REQUEST_KEY)
         exempt = outer is not None and outer.exempt
         response: Iterable[bytes]
         if self._off:
             response = self.app(environ, start_response)
             return response
         try:
-            flight, decision = self._decide(environ, outer)
+            open_request, decision = self._decide(environ, outer)
             if not decision.admitted:
                 if outer is None:
                     # This request is over: whoever tries again with the same environ is asked again.
-                    environ.pop(FLIGHT, None)
-                if occasions.after_refusal:
-                    occasions.request_refused()
-                drain = flight is not None and flight.may_drain
+                    environ.pop(OPEN_REQUEST_KEY, None)
+                if request_hooks.after_refusal:
+                    request_hooks.request_refused()
+                drain = open_request is not None and open_request.may_drain
                 return refuse(decision, environ, start_response, drain=drain)
-            if flight is None:
+            if open_request is None:
                 response = self.app(environ, start_response)
-            elif flight is outer:
-                response = flight.measure(self.app, environ, start_response)
+            elif open_request is outer:
+                response = open_request.measure(self.app, environ, start_response)
             else:
-                response = flight.call(self.app, environ, start_response)
+                response = open_request.call(self.app, environ, start_response)
             return response
         except BaseException:
-            if flight is not None and flight is not outer:
-                flight.settle()
+            if open_request is not None and open_request is not outer:
+                open_request.release()
             raise
         finally:
             if outer is not None:
@@ -233,32 +233,34 @@ class Throttle:
         )
 
     def __repr__(self) -> str:
-        names = ", ".join(map(repr, self._posts_by_name))
+        names = ", ".join(map(repr, self._bound_by_name))
         return f"<Throttle {names} before {self.app!r}, state in {self.store!r}>"
 
-    def _decide(self, environ: dict[str, Any], outer: Flight | None) -> tuple[Flight | None, Decision]:
+    def _decide(
+        self, environ: dict[str, Any], outer: OpenRequest | None
+    ) -> tuple[OpenRequest | None, Decision]:
         """Ask the guards and the store. Errors of guardrails' own let the request pass."""
-        if self._unreleased.queue:
-            self._unreleased.release()
-        flight = None
+        if self._retry_queue.queue:
+            self._retry_queue.release()
+        open_request = None
         try:
-            flight = self._board(environ, outer)
-            flight, verdict = self._entrance.enter(flight, outer)
-            decision = self._conclude(verdict, flight, environ)
-            if flight is not outer or decision.outcome != PASSED:
+            open_request = self._prepare(environ, outer)
+            open_request, result = self._admission.enter(open_request, outer)
+            decision = self._conclude(result, open_request, environ)
+            if open_request is not outer or decision.outcome != PASSED:
                 environ["guardrails.decision"] = decision
-            if verdict is not None and decision.admitted:
-                flight.admitted()
+            if result is not None and decision.admitted:
+                open_request.admitted()
         except BaseException as error:
             if is_failure(error):
                 self._reporter.report(error, "guardrails failed on a request, which goes on unguarded")
-                return flight, Decision()
-            if flight is not None and flight is not outer:
-                flight.settle()
+                return open_request, Decision()
+            if open_request is not None and open_request is not outer:
+                open_request.release()
             raise
-        return flight, decision
+        return open_request, decision
 
-    def _board(self, environ: dict[str, Any], outer: Flight | None) -> Flight:
+    def _prepare(self, environ: dict[str, Any], outer: OpenRequest | None) -> OpenRequest:
         """The flight of this request: a new one, or the outer throttle's with our asks."""
         pid = os.getpid()
         if pid != self._pid:
@@ -268,30 +270,36 @@ class Throttle:
             self._until_look = _REQUESTS_BETWEEN_LOOKS
             self._inspect(self._inspector.look_again, self._store_within(outer))
         if outer is not None:
-            return self._board_within(outer, environ, pid)
-        if occasions.before_request:
-            occasions.request_comes()
+            return self._prepare_within(outer, environ, pid)
+        if request_hooks.before_request:
+            request_hooks.request_comes()
         client = self._clients.read(environ)
-        plan = _plan(self._planner, environ)
-        exempt = plan.exempt or (client is not None and 0 in client.exempt)
+        route = _route(self._route_table, environ)
+        exempt = route.exempt or (client is not None and 0 in client.exempt)
         if self._exempt_callables and not exempt:
             exempt = self._exempt.chosen(environ, self._exempt_failed)
-        asks = NO_ASKS if exempt else self._planner.asks(plan, client, environ)
-        flight = self._new_flight(asks, client, plan, pid)
-        flight.outermost = True
+        requirements = (
+            NO_REQUIREMENTS if exempt else self._route_table.requirements(route, client, environ)
+        )
+        open_request = self._new_flight(requirements, client, route, pid)
+        open_request.outermost = True
         if exempt:
-            flight.exempt = True
-        environ["guardrails.client"] = flight.client or None
-        environ[FLIGHT] = flight
-        return flight
+            open_request.exempt = True
+        environ["guardrails.client"] = open_request.client or None
+        environ[OPEN_REQUEST_KEY] = open_request
+        return open_request
 
-    def _new_flight(self, asks: Sequence[Ask], client: Client | None, plan: Plan, pid: int) -> Flight:
-        flight = Flight(self.store, self._unreleased, asks, pid, client, plan, self.guards, self._names)
+    def _new_flight(
+        self, requirements: Sequence[KeyedRequirement], client: Client | None, route: Route, pid: int
+    ) -> OpenRequest:
+        open_request = OpenRequest(
+            self.store, self._retry_queue, requirements, pid, client, route, self.guards, self._names
+        )
         if self._obeys:
-            flight.interruptible = True
-        return flight
+            open_request.interruptible = True
+        return open_request
 
-    def _begin(self, pid: int, environ: dict[str, Any], outer: Flight | None) -> None:
+    def _begin(self, pid: int, environ: dict[str, Any], outer: OpenRequest | None) -> None:
         """What is done at the first request of a process, after every fork."""
         self._pid = pid
         cpu_clock.follow_greenlets()
@@ -301,9 +309,9 @@ class Throttle:
         self._obeys = self._interruptible and _is_seen(store) and interrupt.listen(server)
         if outer is None or self._own_store or self._obeys:
             self._inspect(self._register, server, store)
-            occasions.begin(server, store)
+            request_hooks.begin(server, store)
 
-    def _store_within(self, outer: Flight | None) -> Store:
+    def _store_within(self, outer: OpenRequest | None) -> Store:
         """Where this request is counted: an inner throttle has the outer one's store, or its own."""
         return self.store if outer is None or self._own_store else outer.store
 
@@ -329,10 +337,10 @@ class Throttle:
         except Exception as error:
             self._reporter.report(error, "a check of the set-up failed")
 
-    def _make_planner(self, posts: Sequence[Post]) -> Planner:
-        self._posts_by_name.update((post.name, post) for post in posts)
-        return Planner(
-            posts,
+    def _make_route_table(self, bound_guards: Sequence[BoundGuard]) -> RouteTable:
+        self._bound_by_name.update((bound.name, bound) for bound in bound_guards)
+        return RouteTable(
+            bound_guards,
             self._exempt_paths,
             dry_run=self._dry_run,
             callable_failed=self._callable_failed,
@@ -340,26 +348,26 @@ class Throttle:
             met_twice=self._met_twice,
         )
 
-    def _planner_within(self, outer: Flight) -> Planner:
+    def _route_table_within(self, outer: OpenRequest) -> RouteTable:
         """The planner to use inside: where a name is another guard's already, ours gets a number.
 
         Two guards under one name would share their state, and wipe out each other's.
         """
         taken = dict(zip(outer.names, outer.guards, strict=True))
-        if all(taken.get(post.name, post.guard) == post.guard for post in self._posts):
-            return self._planner
-        planner = self._planners_within.get(outer.names)
-        if planner is None:
+        if all(taken.get(bound.name, bound.guard) == bound.guard for bound in self._bound_guards):
+            return self._route_table
+        route_table = self._route_tables_within.get(outer.names)
+        if route_table is None:
             names = unique_names(self.guards, taken)
-            planner = self._planners_within[outer.names] = self._make_planner(
+            route_table = self._route_tables_within[outer.names] = self._make_route_table(
                 [
-                    Post(post.guard, name, post.number)
-                    for post, name in zip(self._posts, names, strict=True)
+                    BoundGuard(bound.guard, name, bound.number)
+                    for bound, name in zip(self._bound_guards, names, strict=True)
                 ]
             )
-        return planner
+        return route_table
 
-    def _board_within(self, outer: Flight, environ: dict[str, Any], pid: int) -> Flight:
+    def _prepare_within(self, outer: OpenRequest, environ: dict[str, Any], pid: int) -> OpenRequest:
         """Take client, store and exemptions from the outer throttle, unless given our own."""
         if self._reads_client:
             client = self._clients.read(environ)
@@ -369,9 +377,9 @@ class Throttle:
         asked_there = same_store and outer.is_open() and outer.pid == pid
         # Whom a flight is charged to, and who is banned by it, is its client: another has its own.
         shared = asked_there and not self._own_client
-        planner = self._planner_within(outer) if same_store else self._planner
-        plan = _plan(planner, environ)
-        exempt = plan.exempt or (client is not None and 0 in client.exempt)
+        route_table = self._route_table_within(outer) if same_store else self._route_table
+        route = _route(route_table, environ)
+        exempt = route.exempt or (client is not None and 0 in client.exempt)
         if self._exempt_callables and not exempt:
             exempt = self._exempt.chosen(environ, self._exempt_failed)
         if not self._own_exemptions and not self._reads_client:
@@ -380,36 +388,38 @@ class Throttle:
         if self._own_client:
             # Of another client a guard that counts by client is asked again.
             met = tuple(guard for guard in met if not guard.counts_by_client())
-        asks: Sequence[Ask] = ()
+        requirements: Sequence[KeyedRequirement] = ()
         if not exempt:
-            asks = planner.asks(plan, client, environ, met, as_usual=not shared and not met)
+            requirements = route_table.requirements(
+                route, client, environ, met, as_usual=not shared and not met
+            )
         if shared:
-            outer.asks = asks
+            outer.requirements = requirements
             outer.guards += self.guards
-            outer.names += planner.names
+            outer.names += route_table.names
             outer.exempt = exempt
             outer.interruptible = outer.interruptible or self._obeys
             return outer
-        flight = self._new_flight(asks, client, plan, pid)
-        flight.exempt = exempt
+        open_request = self._new_flight(requirements, client, route, pid)
+        open_request.exempt = exempt
         if same_store:
-            flight.store = outer.store
-            flight.guards = outer.guards + self.guards
-            flight.names = outer.names + planner.names
+            open_request.store = outer.store
+            open_request.guards = outer.guards + self.guards
+            open_request.names = outer.names + route_table.names
         if self._own_client:
-            environ["guardrails.client"] = flight.client or None
-        environ[FLIGHT] = flight
-        return flight
+            environ["guardrails.client"] = open_request.client or None
+        environ[OPEN_REQUEST_KEY] = open_request
+        return open_request
 
-    def _callable_failed(self, post: Post, error: Exception) -> tuple[bytes | None, Any]:
+    def _callable_failed(self, bound: BoundGuard, error: Exception) -> tuple[bytes | None, Any]:
         """A user's callable raised: the guard does not apply, or refuses."""
-        deny = post.guard.on_error == "deny"
+        deny = bound.guard.on_error == "deny"
         self._reporter.report(
             error,
-            f"{post.name}: a callable raised, so the guard "
+            f"{bound.name}: a callable raised, so the guard "
             + ("refuses the request" if deny else "does not apply"),
         )
-        return (b"", post.failure) if deny else (None, None)
+        return (b"", bound.failure) if deny else (None, None)
 
     def _client_failed(self, error: Exception) -> None:
         self._reporter.report(error, "client: the callable raised, so this request has no client")
@@ -417,21 +427,21 @@ class Throttle:
     def _exempt_failed(self, error: Exception) -> None:
         self._reporter.report(error, "exempt: a callable raised, so it exempts nobody")
 
-    def _met_twice(self, post: Post) -> None:
+    def _met_twice(self, bound: BoundGuard) -> None:
         self._checks.warn(
             "guard-met-twice",
-            post.name,
+            bound.name,
             "%s: nested throttles meet it twice in one request, and it is charged once, so the inner "
             "one does nothing: leave one of them out, or give the inner one another path, figure or "
             "name",
-            post.name,
+            bound.name,
         )
 
 
-def _plan(planner: Planner, environ: dict[str, Any]) -> Plan:
+def _route(route_table: RouteTable, environ: dict[str, Any]) -> Route:
     get = environ.get
     script = get("SCRIPT_NAME", "")
-    return planner.plan(
+    return route_table.route(
         get("REQUEST_METHOD", "GET"),
         get("HTTP_HOST") or get("SERVER_NAME", ""),
         script + get("PATH_INFO", ""),
@@ -439,10 +449,10 @@ def _plan(planner: Planner, environ: dict[str, Any]) -> Plan:
     )
 
 
-def _hand_back(environ: dict[str, Any], outer: Flight, *, exempt: bool) -> None:
+def _hand_back(environ: dict[str, Any], outer: OpenRequest, *, exempt: bool) -> None:
     """Whoever is asked next within the outer throttle finds everything as it was."""
     outer.exempt = exempt
-    environ[FLIGHT] = outer
+    environ[OPEN_REQUEST_KEY] = outer
     environ["guardrails.client"] = outer.client or None
 
 

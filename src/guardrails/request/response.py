@@ -16,54 +16,54 @@ from typing import Any
 
 from guardrails.client.reader import Client
 from guardrails.guards.base import Guard
-from guardrails.request.routes import Plan
+from guardrails.request.routes import Route
 from guardrails.store.contract import (
-    Ask,
-    Asks,
     Debit,
+    KeyedRequirement,
+    RouteRequirements,
     Slot,
     Store,
-    Visit,
+    StoreRequest,
     charged,
     until_return,
 )
 from guardrails.worker import cpu_clock, interrupt
-from guardrails.worker.hooks import here as occasions
+from guardrails.worker.hooks import here as request_hooks
 
 DEBIT_INTERVAL = 1.0
 """Seconds between two debits while a response streams."""
 
 _MOST_UNRELEASED = 65536
 
-FLIGHT = "guardrails.flight"
+OPEN_REQUEST_KEY = "guardrails.open_request"
 """Where an inner throttle finds the outer one's flight in the environ."""
 
 
-class Unreleased:
+class ReleaseRetryQueue:
     """Flights whose leaving failed; each is tried again with the next request.
 
     on_error: told of each failure.
     """
 
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
-        self.queue: deque[Flight] = deque(maxlen=_MOST_UNRELEASED)
+        self.queue: deque[OpenRequest] = deque(maxlen=_MOST_UNRELEASED)
         self.on_error = on_error
 
-    def add(self, flight: Flight) -> None:
+    def add(self, open_request: OpenRequest) -> None:
         """Keep it for later."""
-        self.queue.append(flight)
+        self.queue.append(open_request)
 
     def release(self) -> None:
         """Try each once."""
         for _ in range(len(self.queue)):
             try:
-                flight = self.queue.popleft()
+                open_request = self.queue.popleft()
             except IndexError:
                 return
-            flight.settle()
+            open_request.release()
 
 
-class Flight(Visit):
+class OpenRequest(StoreRequest):
     """A request between its admission and the end of its response.
 
     store: where it was admitted.   who: its client.   plan: what is known of such requests.
@@ -71,12 +71,12 @@ class Flight(Visit):
     a watchdog end it.
     """
 
-    settled = False
+    released = False
     measuring = False
     cpu_nanoseconds = 0
     exempt = False
     _until_return: tuple[Slot, ...] = ()
-    _charged: tuple[Ask, ...] = ()
+    _charged: tuple[KeyedRequirement, ...] = ()
     _debit_at = 0.0
     _server_file_wrapper: Callable[..., Any] | None = None
     _file_response: object = None
@@ -90,20 +90,20 @@ class Flight(Visit):
     def __init__(
         self,
         store: Store,
-        unreleased: Unreleased,
-        asks: Sequence[Ask],
+        retry_queue: ReleaseRetryQueue,
+        requirements: Sequence[KeyedRequirement],
         pid: int,
         who: Client | None,
-        plan: Plan,
+        route: Route,
         guards: tuple[Guard, ...],
         names: tuple[str, ...],
     ) -> None:
         self.store = store
-        self.unreleased = unreleased
-        self.asks = asks
+        self.retry_queue = retry_queue
+        self.requirements = requirements
         self.pid = pid
         self.who = who
-        self.plan = plan
+        self.route = route
         self.guards = guards
         self.names = names
         self.thread = cpu_clock.identify()
@@ -113,22 +113,22 @@ class Flight(Visit):
             if not who.undeclared_proxy and not who.unreadable:
                 self.ban_key = who.key
 
-    method = property(lambda self: self.plan.method)
-    host = property(lambda self: self.plan.host)
-    path = property(lambda self: self.plan.path)
-    resource = property(lambda self: self.plan.resource)
+    method = property(lambda self: self.route.method)
+    host = property(lambda self: self.route.host)
+    path = property(lambda self: self.route.path)
+    resource = property(lambda self: self.route.resource)
 
     def admitted(self) -> None:
         """Note what these asks charge with CPU, and which slots go when the app returns."""
-        asks = self.asks
-        if type(asks) is Asks:
-            if asks.charged:
-                self._charged += asks.charged
-            if asks.until_return:
-                self._until_return += asks.until_return
+        requirements = self.requirements
+        if type(requirements) is RouteRequirements:
+            if requirements.charged:
+                self._charged += requirements.charged
+            if requirements.until_return:
+                self._until_return += requirements.until_return
         else:
-            self._charged += charged(asks)
-            self._until_return += until_return(asks)
+            self._charged += charged(requirements)
+            self._until_return += until_return(requirements)
 
     def call(self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app, and answer with its response, wrapped as thinly as its kind allows."""
@@ -141,9 +141,9 @@ class Flight(Visit):
             self._update(self._until_return)
         if type(response) is list or type(response) is tuple:
             # Whole and done: nothing more comes that an inner throttle could be about.
-            environ.pop(FLIGHT, None)
+            environ.pop(OPEN_REQUEST_KEY, None)
             closing = ClosingList(response)
-            closing.flight = self
+            closing.open_request = self
             return closing
         file_response, self._file_response = self._file_response, None
         if response is not None and response is file_response:
@@ -169,15 +169,19 @@ class Flight(Visit):
 
     def is_open(self) -> bool:
         """Whether it has been admitted and its response is not over."""
-        return bool(self.generation) and not self.settled
+        return bool(self.generation) and not self.released
 
-    def companion(self) -> Flight:
+    def companion(self) -> OpenRequest:
         """A flight of its own for what an inner throttle asks now."""
-        return Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, (), ())
+        return OpenRequest(
+            self.store, self.retry_queue, self.requirements, self.pid, self.who, self.route, (), ()
+        )
 
-    def left_behind(self) -> Flight:
+    def failed_admission(self) -> OpenRequest:
         """What a failing store may hold of this request, to be given back later; this starts anew."""
-        left = Flight(self.store, self.unreleased, self.asks, self.pid, self.who, self.plan, (), ())
+        left = OpenRequest(
+            self.store, self.retry_queue, self.requirements, self.pid, self.who, self.route, (), ()
+        )
         left.row, left.generation = self.row, self.generation
         self.row, self.generation, self.entered = -1, 0, False
         return left
@@ -196,29 +200,29 @@ class Flight(Visit):
         finally:
             self.cpu_nanoseconds += cpu_clock.now() - started
 
-    def settle(self) -> None:
+    def release(self) -> None:
         """Charge what is left to charge and give everything back. Any number of times."""
-        if self.settled or not (self.generation or self.serving):
+        if self.released or not (self.generation or self.serving):
             return
         try:
             if self.generation:
                 self.store.leave(self, self._debits())
-            self.settled = True
+            self.released = True
         except Exception as error:
-            self.unreleased.add(self)
-            self.unreleased.on_error(error)
+            self.retry_queue.add(self)
+            self.retry_queue.on_error(error)
         except BaseException:
-            self.unreleased.add(self)
+            self.retry_queue.add(self)
             raise
         if self.outermost:
             # Once, however often leaving has to be tried again.
             self.outermost = False
-            if occasions.after_response:
-                occasions.response_over(self)
+            if request_hooks.after_response:
+                request_hooks.response_over(self)
 
     def __del__(self) -> None:
-        if not self.settled:
-            self.settle()
+        if not self.released:
+            self.release()
 
     @interrupt.calls_the_app
     def step(self, advance: Callable[[], Any]) -> Any:
@@ -242,9 +246,9 @@ class Flight(Visit):
         microseconds = self.cpu_nanoseconds / 1000
         return [
             # Rounded up: what is charged is never less than what was used.
-            Debit(meter, self.key if key is None else key, math.ceil(microseconds * demand.cpu))
-            for demand, key, _ in self._charged
-            for meter in demand.meters
+            Debit(meter, self.key if key is None else key, math.ceil(microseconds * requirement.cpu))
+            for requirement, key, _ in self._charged
+            for meter in requirement.meters
         ]
 
     def _update(self, release: Iterable[Slot]) -> None:
@@ -252,7 +256,7 @@ class Flight(Visit):
             self.store.update(self, self._debits(), tuple(release))
             self.cpu_nanoseconds = 0
         except Exception as error:
-            self.unreleased.on_error(error)
+            self.retry_queue.on_error(error)
 
     def _wrap_file(self, file: Any, *block_size: int) -> Any:
         """Stands in for the server's wsgi.file_wrapper: its answer is the server's own object."""
@@ -264,23 +268,23 @@ class Flight(Visit):
 class ClosingList(list[bytes]):
     """A list response that gives back when it is closed. It keeps its length, which servers use."""
 
-    __slots__ = ("flight",)
+    __slots__ = ("open_request",)
 
-    flight: Flight
+    open_request: OpenRequest
 
     def close(self) -> None:
         """The response is done. Where it is dropped unclosed, the flight goes with it."""
-        self.flight.settle()
+        self.open_request.release()
 
 
 class StreamedResponse:
     """An iterable response, passed on chunk by chunk."""
 
-    __slots__ = ("_flight", "_iterator", "_response")
+    __slots__ = ("_iterator", "_open_request", "_response")
 
-    def __init__(self, response: Iterable[bytes], flight: Flight) -> None:
+    def __init__(self, response: Iterable[bytes], open_request: OpenRequest) -> None:
         self._response = response
-        self._flight = flight
+        self._open_request = open_request
         self._iterator: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -289,10 +293,10 @@ class StreamedResponse:
     def __next__(self) -> bytes:
         iterator = self._iterator
         advance = self._begin if iterator is None else iterator.__next__
-        flight = self._flight
-        if flight.interruptible and flight.generation:
-            advance = partial(interrupt.at_work, flight.generation, advance)
-        return flight.step(advance)  # type: ignore[no-any-return]
+        open_request = self._open_request
+        if open_request.interruptible and open_request.generation:
+            advance = partial(interrupt.at_work, open_request.generation, advance)
+        return open_request.step(advance)  # type: ignore[no-any-return]
 
     @interrupt.calls_the_app
     def _begin(self) -> bytes:
@@ -305,14 +309,14 @@ class StreamedResponse:
         try:
             close = getattr(response, "close", None)
             if close is not None:
-                self._flight.step(close)
+                self._open_request.step(close)
         finally:
-            self._flight.settle()
+            self._open_request.release()
 
     def __del__(self) -> None:
-        flight = getattr(self, "_flight", None)
-        if flight is not None:
-            flight.settle()
+        open_request = getattr(self, "_open_request", None)
+        if open_request is not None:
+            open_request.release()
 
 
 class SizedResponse(StreamedResponse):
@@ -327,9 +331,9 @@ class SizedResponse(StreamedResponse):
 class HookedFile:
     """The file of a `wsgi.file_wrapper` response: itself in everything, but heard when closed."""
 
-    def __init__(self, file: Any, flight: Flight) -> None:
+    def __init__(self, file: Any, open_request: OpenRequest) -> None:
         self._file = file
-        self._flight = flight
+        self._open_request = open_request
 
     def close(self) -> None:
         """Close the file and give back."""
@@ -338,7 +342,7 @@ class HookedFile:
             if close is not None:
                 close()
         finally:
-            self._settle()
+            self._release()
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._file)
@@ -347,9 +351,9 @@ class HookedFile:
         return getattr(self._file, name)
 
     def __del__(self) -> None:
-        self._settle()
+        self._release()
 
-    def _settle(self) -> None:
+    def _release(self) -> None:
         # An app may wrap a file and then answer with something else.
-        if self._flight.file_returned:
-            self._flight.settle()
+        if self._open_request.file_returned:
+            self._open_request.release()

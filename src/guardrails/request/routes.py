@@ -12,27 +12,27 @@ from typing import Any, NamedTuple
 
 from guardrails.client.keys import Request
 from guardrails.client.reader import Client
-from guardrails.guards.base import Guard, Post
+from guardrails.guards.base import BoundGuard, Guard
 from guardrails.paths import canonical_path, path_readings, wsgi_text
-from guardrails.store.contract import Ask, Asks, Demand
+from guardrails.store.contract import KeyedRequirement, Requirement, RouteRequirements
 
 NEVER_REFUSED = "/robots.txt"
 """A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
 
-_PLANS = 4096
-_LONGEST_PLANNED = 512
-NO_ASKS = Asks()
+_MOST_ROUTES = 4096
+_LONGEST_REMEMBERED = 512
+NO_REQUIREMENTS = RouteRequirements()
 """What is asked for an exempt request."""
 
 
 class Duty(NamedTuple):
     """A guard to ask about a request, and whether only its ban counts for it."""
 
-    post: Post
+    bound: BoundGuard
     ban_only: bool
 
 
-class Plan:
+class Route:
     """What is known of every request with this method, host and path.
 
     exempt: nothing may refuse it.   duties: who is asked.   varying: those of them whose demand has
@@ -42,12 +42,12 @@ class Plan:
     """
 
     __slots__ = (
-        "asks",
         "duties",
         "exempt",
         "host",
         "method",
         "path",
+        "requirements",
         "resource",
         "varying",
         "watched",
@@ -59,143 +59,145 @@ class Plan:
         self.exempt = duties is None
         self.duties = duties or ()
         self.varying = tuple(
-            duty.post for duty in self.duties if duty.post.varies and not duty.ban_only
+            duty.bound for duty in self.duties if duty.bound.varies and not duty.ban_only
         )
-        self.asks: Asks | None = None
-        self.watched: Asks | None = None
+        self.requirements: RouteRequirements | None = None
+        self.watched: RouteRequirements | None = None
 
 
-class Planner:
+class RouteTable:
     """Makes plans for one throttle, and keeps the last 4,096."""
 
     def __init__(
         self,
-        posts: Sequence[Post],
+        bound_guards: Sequence[BoundGuard],
         exempt_paths: tuple[str, ...],
         *,
         dry_run: bool,
-        callable_failed: Callable[[Post, Exception], tuple[bytes | None, Demand | None]],
+        callable_failed: Callable[[BoundGuard, Exception], tuple[bytes | None, Requirement | None]],
         exempt_failed: Callable[[Exception], object],
-        met_twice: Callable[[Post], object],
+        met_twice: Callable[[BoundGuard], object],
     ) -> None:
-        self._posts = posts
-        self.names = tuple(post.name for post in posts)
+        self._bound_guards = bound_guards
+        self.names = tuple(bound.name for bound in bound_guards)
         self._exempt_paths = tuple(map(wsgi_text, exempt_paths))
         self._dry_run = dry_run
         self._callable_failed = callable_failed
         self._exempt_failed = exempt_failed
         self._met_twice = met_twice
-        self._plans: OrderedDict[tuple[str, str, str, str], Plan] = OrderedDict()
+        self._routes: OrderedDict[tuple[str, str, str, str], Route] = OrderedDict()
 
-    def plan(self, method: str, host: str, path: str, sent_script: str = "") -> Plan:
+    def route(self, method: str, host: str, path: str, sent_script: str = "") -> Route:
         """The plan of such a request. `sent_script`: the SCRIPT_NAME that a header set."""
-        known = self._plans.get((method, host, path, sent_script))
+        known = self._routes.get((method, host, path, sent_script))
         if known is not None:
             return known
-        plan = Plan(method, host, path, self._duties(method, host, path, sent_script))
-        plan.asks = self._usual_asks(plan, watched=False)
-        plan.watched = self._usual_asks(plan, watched=True)
-        if len(method) + len(host) + len(path) <= _LONGEST_PLANNED:
-            if len(self._plans) >= _PLANS:
-                self._plans.popitem(last=False)
-            self._plans[method, host, path, sent_script] = plan
-        return plan
+        route = Route(method, host, path, self._duties(method, host, path, sent_script))
+        route.requirements = self._usual_asks(route, watched=False)
+        route.watched = self._usual_asks(route, watched=True)
+        if len(method) + len(host) + len(path) <= _LONGEST_REMEMBERED:
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.popitem(last=False)
+            self._routes[method, host, path, sent_script] = route
+        return route
 
-    def asks(
+    def requirements(
         self,
-        plan: Plan,
+        route: Route,
         client: Client | None,
         environ: dict[str, Any],
         met: tuple[Guard, ...] = (),
         *,
         as_usual: bool = True,
-    ) -> Sequence[Ask]:
+    ) -> Sequence[KeyedRequirement]:
         """What is asked for one request. `met`: guards that an outer throttle asks already.
 
         as_usual: whether asks without a key of their own will do, which mean the visit's client.
         """
         if client is not None and not client.exempt and as_usual:
-            asks = plan.watched if client.undeclared_proxy else plan.asks
-            if asks is not None:
-                for post in plan.varying:
-                    if self._demand(post, environ)[1] is not post.usual_demand:
+            requirements = route.watched if client.undeclared_proxy else route.requirements
+            if requirements is not None:
+                for bound in route.varying:
+                    if self._requirement(bound, environ)[1] is not bound.usual_requirement:
                         break
                 else:
-                    return asks
-        return self._asks_one_by_one(plan, client, environ, met)
+                    return requirements
+        return self._asks_one_by_one(route, client, environ, met)
 
     def _duties(self, method: str, host: str, path: str, sent_script: str) -> tuple[Duty, ...] | None:
         readings = path_readings(path, sent_script)
         if readings.all_under(self._exempt_paths, besides=NEVER_REFUSED):
             return None
-        covered = [(post, post.covers(method, host, readings)) for post in self._posts]
-        for post, covers in covered:
-            post.met = post.met or covers
+        covered = [(bound, bound.covers(method, host, readings)) for bound in self._bound_guards]
+        for bound, covers in covered:
+            bound.met = bound.met or covers
         return tuple(
-            Duty(post, ban_only=not covers) for post, covers in covered if covers or post.ban_for
+            Duty(bound, ban_only=not covers) for bound, covers in covered if covers or bound.ban_for
         )
 
-    def _usual_asks(self, plan: Plan, *, watched: bool) -> Asks | None:
-        asks = []
-        for post, ban_only in plan.duties:
-            if post.exempt.callables:
+    def _usual_asks(self, route: Route, *, watched: bool) -> RouteRequirements | None:
+        requirements = []
+        for bound, ban_only in route.duties:
+            if bound.exempt.callables:
                 return None
-            dry_run = self._runs_dry(post, watched=watched)
+            dry_run = self._runs_dry(bound, watched=watched)
             if ban_only:
-                asks.append(Ask(post.ban_only, b"", dry_run))
-            elif post.usual_demand is None or not (post.own_key or post.fixed_key is not None):
+                requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
+            elif bound.usual_requirement is None or not (bound.own_key or bound.fixed_key is not None):
                 return None
             else:
-                asks.append(Ask(post.usual_demand, post.fixed_key, dry_run))
-        return Asks(asks)
+                requirements.append(KeyedRequirement(bound.usual_requirement, bound.fixed_key, dry_run))
+        return RouteRequirements(requirements)
 
     def _asks_one_by_one(
         self,
-        plan: Plan,
+        route: Route,
         client: Client | None,
         environ: dict[str, Any],
         met: tuple[Guard, ...],
-    ) -> Sequence[Ask]:
-        request = Request(environ, client, plan.method, plan.host, plan.path)
+    ) -> Sequence[KeyedRequirement]:
+        request = Request(environ, client, route.method, route.host, route.path)
         watched = client is not None and client.undeclared_proxy
-        asks = []
-        for post, ban_only in plan.duties:
-            if client is not None and post.number in client.exempt:
+        requirements = []
+        for bound, ban_only in route.duties:
+            if client is not None and bound.number in client.exempt:
                 continue
-            if post.guard in met:
-                self._met_twice(post)
+            if bound.guard in met:
+                self._met_twice(bound)
                 continue
-            if post.exempt.callables and post.exempt.chosen(environ, self._exempt_failed):
+            if bound.exempt.callables and bound.exempt.chosen(environ, self._exempt_failed):
                 continue
-            dry_run = self._runs_dry(post, watched=watched)
+            dry_run = self._runs_dry(bound, watched=watched)
             if ban_only:
-                asks.append(Ask(post.ban_only, b"", dry_run))
+                requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
                 continue
-            key, demand = self._key(post, request)
-            if key is not None and demand is None:
-                failed_key, demand = self._demand(post, environ)
+            key, requirement = self._key(bound, request)
+            if key is not None and requirement is None:
+                failed_key, requirement = self._requirement(bound, environ)
                 key = failed_key or key
-            if key is not None and demand is not None:
-                asks.append(Ask(demand, key, dry_run))
-        return asks
+            if key is not None and requirement is not None:
+                requirements.append(KeyedRequirement(requirement, key, dry_run))
+        return requirements
 
-    def _runs_dry(self, post: Post, *, watched: bool) -> bool:
-        return self._dry_run or post.guard.dry_run or (watched and post.by_client)
+    def _runs_dry(self, bound: BoundGuard, *, watched: bool) -> bool:
+        return self._dry_run or bound.guard.dry_run or (watched and bound.by_client)
 
-    def _key(self, post: Post, request: Request) -> tuple[bytes | None, Demand | None]:
+    def _key(self, bound: BoundGuard, request: Request) -> tuple[bytes | None, Requirement | None]:
         """Whom a demand is for; with a demand only where a callable of the user's failed."""
-        if post.fixed_key is not None:
-            return post.fixed_key, None
+        if bound.fixed_key is not None:
+            return bound.fixed_key, None
         try:
-            return post.guard.key(request), None
+            return bound.guard.key(request), None
         except Exception as error:
-            return self._callable_failed(post, error)
+            return self._callable_failed(bound, error)
 
-    def _demand(self, post: Post, environ: dict[str, Any]) -> tuple[bytes | None, Demand | None]:
+    def _requirement(
+        self, bound: BoundGuard, environ: dict[str, Any]
+    ) -> tuple[bytes | None, Requirement | None]:
         """What a guard demands; with a key only where a callable of the user's failed."""
-        if not post.varies:
-            return None, post.usual_demand
+        if not bound.varies:
+            return None, bound.usual_requirement
         try:
-            return None, post.guard.demand(post, environ)
+            return None, bound.guard.requirement(bound, environ)
         except Exception as error:
-            return self._callable_failed(post, error)
+            return self._callable_failed(bound, error)

@@ -2,7 +2,7 @@
 
 The primitives
     A *meter* is an instant per key (gcra.py). A *tally* counts within a window. A *slot* is held
-    while a response is open. A guard asks for any of them with a `Demand`.
+    while a response is open. A guard asks for any of them with a `Requirement`.
 
 The verbs
     `enter` decides about one request, `leave` ends it, `update` charges or releases in between.
@@ -90,12 +90,12 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Demand:
+class Requirement:
     """What one guard asks of a store. Built once per guard, and asked with a key per request.
 
     refused: the guard has refused by itself; the store counts it and raises its ban.
     ban_only: asked only because of its ban, for a request that the guard is not about.
-    ban: the meter that says "banned", by `Visit.ban_key`; a refusal raises it to `ban_for` ahead.
+    ban: the meter that says "banned", by the request's ban_key; a refusal raises it to `ban_for` ahead.
     shadow_ban: stands in for `ban` where the demand runs dry.
     wait: microseconds that a request may be held back for a slot.
     cpu: how much the meters are charged, when it is known, for each unit of CPU that was used.
@@ -122,39 +122,41 @@ class Debit(NamedTuple):
     amount: int
 
 
-class Ask(NamedTuple):
+class KeyedRequirement(NamedTuple):
     """A demand, the key it is asked for (None: the visit's own), and whether it runs dry."""
 
-    demand: Demand
+    requirement: Requirement
     key: bytes | None
     dry_run: bool
 
 
-class Asks(tuple[Ask, ...]):
+class RouteRequirements(tuple[KeyedRequirement, ...]):
     """Asks that come again and again, always for the same method, host and path.
 
     prepared: where a store may keep what it has worked out for them.   charged: those whose meters
     are charged with CPU.   until_return: the slots that are given back when the app returns.
     """
 
-    prepared: Any = None
+    compiled: Any = None
 
-    def __init__(self, _asks: Iterable[Ask] = ()) -> None:
+    def __init__(self, _asks: Iterable[KeyedRequirement] = ()) -> None:
         self.charged = charged(self)
         self.until_return = until_return(self)
 
 
-def charged(asks: Iterable[Ask]) -> tuple[Ask, ...]:
+def charged(requirements: Iterable[KeyedRequirement]) -> tuple[KeyedRequirement, ...]:
     """Those asks whose meters are charged with CPU."""
-    return tuple(ask for ask in asks if ask.demand.cpu)
+    return tuple(keyed for keyed in requirements if keyed.requirement.cpu)
 
 
-def until_return(asks: Iterable[Ask]) -> tuple[Slot, ...]:
+def until_return(requirements: Iterable[KeyedRequirement]) -> tuple[Slot, ...]:
     """The slots that are given back when the app returns."""
-    return tuple(slot for ask in asks for slot in ask.demand.slots if slot.until_return)
+    return tuple(
+        slot for keyed in requirements for slot in keyed.requirement.slots if slot.until_return
+    )
 
 
-class Visit:
+class StoreRequest:
     """One request's stay: what it asks, and once entered what it holds.
 
     (row, generation, pid) is the admission; the row is counted from the first. The caller makes the
@@ -178,8 +180,8 @@ class Visit:
     generation = 0
     entered = False
 
-    def __init__(self, asks: Sequence[Ask], pid: int, **facts: Any) -> None:
-        self.asks = asks
+    def __init__(self, requirements: Sequence[KeyedRequirement], pid: int, **facts: Any) -> None:
+        self.requirements = requirements
         self.pid = pid
         self.__dict__.update(facts)
 
@@ -192,14 +194,14 @@ class Refusal(NamedTuple):
     never: the cost is beyond what could ever be admitted.
     """
 
-    ask: Ask
+    keyed: KeyedRequirement
     retry: int | None
     banned: bool = False
     by_slot: bool = False
     never: bool = False
 
 
-class Verdict(NamedTuple):
+class EnterResult(NamedTuple):
     """The answer of `enter`. Times in microseconds.
 
     delay: hold an admitted request back for so long.
@@ -322,17 +324,17 @@ class GuardCounters(NamedTuple):
     dry_run_refused: int = 0
 
 
-class Blamed(NamedTuple):
+class Penalty(NamedTuple):
     """What a client has to bear.   meters: how many were charged.   banned: whether it is refused."""
 
     meters: int = 0
     banned: bool = False
 
 
-BLAMED_GUARD = "watchdog"
+PENALTY_GUARD = "watchdog"
 """Whose name a refusal carries for a request that was killed, and who counts it."""
 
-BLAME = Ask(Demand(BLAMED_GUARD), None, False)
+PENALIZED = KeyedRequirement(Requirement(PENALTY_GUARD), None, False)
 
 LONGEST_RETIREMENT = 60_000_000
 """Microseconds after which a worker that retires keeps no other one from doing so."""
@@ -366,16 +368,18 @@ def warn_of_unknown_guard(guard: str | None, known: Iterable[str]) -> None:
 class Store(Protocol):
     """State behind the guards. The module's docstring has the rules."""
 
-    def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
+    def enter(self, open_request: StoreRequest, *, final: bool = True) -> EnterResult | None:
         """Decide about a request. None when the store is switched off.
 
         final: False while the caller would still wait: a refusal then leaves no trace.
         """
 
-    def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
+    def update(
+        self, open_request: StoreRequest, debits: Sequence[Debit], release: Sequence[Slot] = ()
+    ) -> None:
         """Charge `debits`, and give back the slots in `release`, of a request that goes on."""
 
-    def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
+    def leave(self, open_request: StoreRequest, debits: Sequence[Debit] = ()) -> None:
         """Charge `debits` and give back the row with every slot it still holds."""
 
     def sleep(self, microseconds: int) -> None:
@@ -399,7 +403,7 @@ class Store(Protocol):
     def mark_retiring(self, worker: Worker) -> None:
         """Show a worker as retiring that somebody else asked to end."""
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
+    def penalize(self, request: InFlight, microseconds: int, ban_for: int) -> Penalty | None:
         """Charge the client of a request that is to be killed with its whole time.
 
         Its meters of CPU are charged `microseconds`, and for `ban_for` microseconds it is refused what

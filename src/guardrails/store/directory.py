@@ -32,9 +32,9 @@ def fingerprint() -> tuple[int, int, int]:
     except OSError:
         boot = b""
     return (
-        _number(boot) if boot else 0,
+        _hash_number(boot) if boot else 0,
         _inode("/proc/self/ns/time"),
-        _number(repr((platform.libc_ver(), platform.machine(), os.name)).encode()),
+        _hash_number(repr((platform.libc_ver(), platform.machine(), os.name)).encode()),
     )
 
 
@@ -97,7 +97,7 @@ def verify_file(descriptor: int, path: Path) -> os.stat_result:
     return found
 
 
-def open_file(path: Path) -> int | None:
+def open_existing(path: Path) -> int | None:
     """A descriptor of an existing file, or None when there is none. Never follows a link."""
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -151,7 +151,7 @@ def directory_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _number(content: bytes) -> int:
+def _hash_number(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 

@@ -17,7 +17,7 @@ from guardrails.store.contract import Meter, Tally
 
 SMALL_BITS = 12
 SMALL_MASK = (1 << SMALL_BITS) - 1
-MARK = 1
+REFUSED_UNTIL_RESUME = 1
 
 
 def meter_base(word: int, now: int, horizon: int) -> int:
@@ -34,12 +34,12 @@ def meter_excess(word: int, now: int, meter: Meter) -> int:
 def meter_limit(word: int, now: int, meter: Meter) -> int:
     """What the excess is held against: `resume` for a marked key, `limit` otherwise."""
     ahead = now < word >> SMALL_BITS <= now + meter.horizon
-    return meter.resume if ahead and word & MARK else meter.limit
+    return meter.resume if ahead and word & REFUSED_UNTIL_RESUME else meter.limit
 
 
 def meter_word(tat: int, *, marked: bool = False) -> int:
     """The word that stores an instant."""
-    return tat << SMALL_BITS | (MARK if marked else 0)
+    return tat << SMALL_BITS | (REFUSED_UNTIL_RESUME if marked else 0)
 
 
 def tally_count(word: int, now: int) -> int:

@@ -58,9 +58,9 @@ PROBE = 16
 """H_SWITCHED has SWITCHED when the store's or any guard's switch is not on, and BLAMED while a client
 is refused for a request that was killed. NUMBER, UNDER_WAY and OWNER lie side by side, since reading
 or writing several words at once is far cheaper than one by one."""
-SWITCHED, BLAMED = 1, 2
+SWITCHED, HAS_PENALTIES = 1, 2
 H_ALARMS = 16
-H_BLAMED_UNTIL = 24
+H_PENALIZED_UNTIL = 24
 ALARMS = ("evicted", "garbage", "repaired", "reclaimed", "held_too_long")
 A_EVICTED, A_GARBAGE, A_REPAIRED, A_RECLAIMED, A_HELD_TOO_LONG = range(H_ALARMS, H_ALARMS + 5)
 SECRET_BYTES = 16

@@ -18,7 +18,6 @@ from guardrails.store.contract import monotonic_microseconds
 from guardrails.store.engine.file import StoreFile
 from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
-    H_BLAMED_UNTIL,
     H_BOOT,
     H_BYTES,
     H_CONDEMNED,
@@ -27,6 +26,7 @@ from guardrails.store.layout import (
     H_MAGIC,
     H_NUMBER,
     H_OWNER,
+    H_PENALIZED_UNTIL,
     H_PLATFORM,
     H_RETIRED,
     H_SECRET,
@@ -64,7 +64,7 @@ class FileSpec(NamedTuple):
         return folder / f"{self.name}.{directory.file_suffix()}{_PRIVATE if self.private else ''}"
 
 
-def open_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
+def open_store_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
     """Open the file, or make it, in the first place that will have it. Raises StoreError."""
     problems = []
     for folder in directory.folders():
@@ -179,7 +179,7 @@ def _open_in(folder: Path, spec: FileSpec, *, create: bool) -> StoreFile | None:
 
 def _existing(path: Path, spec: FileSpec, *, warn: bool = False) -> StoreFile | None:
     """The file at that path, if there is one that can be used. Nothing is ever written to another."""
-    descriptor = directory.open_file(path)
+    descriptor = directory.open_existing(path)
     if descriptor is None:
         return None
     try:
@@ -282,7 +282,7 @@ def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
     for word in (H_SWITCH, H_SWITCHED, *range(layout.H_ALARMS, layout.H_ALARMS + 8)):
         new.words[word] = old.words[word]
     new.words[H_NUMBER] = max(old.words[H_NUMBER], old.words[H_UNDER_WAY], without) + 1
-    new.words[H_BLAMED_UNTIL] = old.words[H_BLAMED_UNTIL]
+    new.words[H_PENALIZED_UNTIL] = old.words[H_PENALIZED_UNTIL]
     for name in ("guards", "slots", "rows", "workers"):
         source, target = old.sections[name], new.sections[name]
         length = min(source.records, target.records) * source.stride
@@ -338,7 +338,7 @@ def _sweep(folder: Path) -> None:
     for path in folder.glob(".new-*"):
         path.unlink(missing_ok=True)
     for path in folder.glob(f"*{_PRIVATE}"):
-        descriptor = directory.open_file(path)
+        descriptor = directory.open_existing(path)
         if descriptor is not None:
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,24 +15,24 @@ from typing import NamedTuple
 from guardrails.errors import InsideError, StoreError
 from guardrails.store import gcra
 from guardrails.store.contract import (
-    BLAME,
     DRY_RUN,
     MOST_SLOTS,
     OFF,
     ON,
+    PENALIZED,
     REAP_INTERVAL,
     SHORTEST_RETRY,
-    Ask,
-    Blamed,
     Debit,
+    EnterResult,
     GuardCounters,
     InFlight,
+    KeyedRequirement,
     Meter,
+    Penalty,
     Records,
     Refusal,
     Slot,
-    Verdict,
-    Visit,
+    StoreRequest,
     Worker,
     WorkerFacts,
     check_switch_word,
@@ -60,7 +60,7 @@ class _Row(NamedTuple):
     path: str
     started: int
     thread: int
-    blamed_key: bytes | None
+    penalty_key: bytes | None
     resource: str
     usual_path: bool
     held: list[_Held]
@@ -75,8 +75,8 @@ class _Look(NamedTuple):
     remaining: int | None = None
 
 
-def _key(ask: Ask, visit: Visit) -> bytes:
-    return visit.key if ask.key is None else ask.key
+def _key(keyed: KeyedRequirement, open_request: StoreRequest) -> bytes:
+    return open_request.key if keyed.key is None else keyed.key
 
 
 class MemoryStore:
@@ -104,7 +104,7 @@ class MemoryStore:
         self._switch = {"": ON}
         self._number = 0
         self._reaped = -REAP_INTERVAL
-        self._blamed: dict[tuple[bytes, str], int] = {}
+        self._penalties: dict[tuple[bytes, str], int] = {}
         self._facts: WorkerFacts | None = None
         self._began = self._seen = 0
         self._served = self._retiring_since = 0
@@ -112,9 +112,9 @@ class MemoryStore:
     def __repr__(self) -> str:
         return "memory:"
 
-    def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
-        if visit.pid != self._pid:
-            self._forget_parent(visit.pid)
+    def enter(self, open_request: StoreRequest, *, final: bool = True) -> EnterResult | None:
+        if open_request.pid != self._pid:
+            self._forget_parent(open_request.pid)
         with self._exclusive():
             if self._switch[""] == OFF:
                 return None
@@ -122,42 +122,44 @@ class MemoryStore:
             now = self._clock()
             if len(self._cells) >= self._purge_at:
                 self._purge(now)
-            verdict = self._decide(visit, now)
-            if any(refusal.by_slot for refusal in verdict.refusals) and self._reap(now):
-                verdict = self._decide(visit, now)
-            if verdict.admitted:
-                self._take_row(visit, now)
-                self._admit(visit, now)
-            if verdict.admitted or final:
-                for refusal in verdict.refusals:
-                    self._refuse(refusal, refusal.ask.demand.ban, "refused", visit, now)
-                for refusal in verdict.dry_run_refusals:
-                    shadow = refusal.ask.demand.shadow_ban
-                    self._refuse(refusal, shadow, "dry_run_refused", visit, now)
+            result = self._decide(open_request, now)
+            if any(refusal.by_slot for refusal in result.refusals) and self._reap(now):
+                result = self._decide(open_request, now)
+            if result.admitted:
+                self._take_row(open_request, now)
+                self._admit(open_request, now)
+            if result.admitted or final:
+                for refusal in result.refusals:
+                    self._refuse(refusal, refusal.keyed.requirement.ban, "refused", open_request, now)
+                for refusal in result.dry_run_refusals:
+                    shadow = refusal.keyed.requirement.shadow_ban
+                    self._refuse(refusal, shadow, "dry_run_refused", open_request, now)
             self._under_way = False
-            return verdict
+            return result
 
-    def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
-        if visit.pid != os.getpid():
+    def update(
+        self, open_request: StoreRequest, debits: Sequence[Debit], release: Sequence[Slot] = ()
+    ) -> None:
+        if open_request.pid != os.getpid():
             return
         with self._exclusive():
             self._begin()
             now = self._clock()
             self._debit(debits, now)
-            row = self._rows.get(visit.generation)
+            row = self._rows.get(open_request.generation)
             if row is not None:
                 for held in [held for held in row.held if held.slot in release]:
                     self._give_back(row, held, now)
             self._under_way = False
 
-    def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
-        if visit.pid != os.getpid():
+    def leave(self, open_request: StoreRequest, debits: Sequence[Debit] = ()) -> None:
+        if open_request.pid != os.getpid():
             return
         with self._exclusive():
             self._begin()
             now = self._clock()
             self._debit(debits, now)
-            row = self._rows.pop(visit.generation, None)
+            row = self._rows.pop(open_request.generation, None)
             if row is not None:
                 for held in list(row.held):
                     self._give_back(row, held, now)
@@ -243,22 +245,22 @@ class MemoryStore:
         if worker.pid == os.getpid():
             self.begin_retiring()
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
+    def penalize(self, request: InFlight, microseconds: int, ban_for: int) -> Penalty | None:
         with self._exclusive():
             self._begin()
             now = self._clock()
             row = self._rows.get(request.generation)
-            done = None if row is None else Blamed()
-            if row is not None and row.blamed_key is not None:
-                key = row.blamed_key
+            done = None if row is None else Penalty()
+            if row is not None and row.penalty_key is not None:
+                key = row.penalty_key
                 debits = [
                     Debit(meter, key, int(microseconds * rate) + 1)
                     for meter, rate in row.charged.items()
                 ]
                 self._debit(debits, now)
-                done = Blamed(len(debits), bool(ban_for and row.resource))
+                done = Penalty(len(debits), bool(ban_for and row.resource))
                 if done.banned:
-                    self._blamed[key, row.resource] = now + ban_for
+                    self._penalties[key, row.resource] = now + ban_for
             self._under_way = False
             return done
 
@@ -287,7 +289,7 @@ class MemoryStore:
     def reset(self) -> None:
         with self._exclusive():
             self._cells.clear()
-            self._blamed.clear()
+            self._penalties.clear()
             self._counters.clear()
             self._service_times.clear()
 
@@ -310,21 +312,25 @@ class MemoryStore:
             )
         self._under_way = True
 
-    def _decide(self, visit: Visit, now: int) -> Verdict:
+    def _decide(self, open_request: StoreRequest, now: int) -> EnterResult:
         """Look at everything, change nothing."""
         self._number += 1
         enforced: list[Refusal] = []
         dry: list[Refusal] = []
         delay, dry_delay, remaining = 0, 0, None
-        banned = [refusal for ask in visit.asks if (refusal := self._banned(ask, visit, now))]
-        banned += self._blamed_refusals(visit, now)
+        banned = [
+            refusal
+            for keyed in open_request.requirements
+            if (refusal := self._banned(keyed, open_request, now))
+        ]
+        banned += self._penalty_refusals(open_request, now)
         if banned:
-            return Verdict(False, 0, tuple(banned), (), 0, 0, self._number)
-        for ask in visit.asks:
-            position = self._position(ask)
+            return EnterResult(False, 0, tuple(banned), (), 0, 0, self._number)
+        for keyed in open_request.requirements:
+            position = self._position(keyed)
             if position == OFF:
                 continue
-            look = self._look(ask, visit, now, dry_run=position == DRY_RUN)
+            look = self._look(keyed, open_request, now, dry_run=position == DRY_RUN)
             if look.refusal is not None:
                 (dry if position == DRY_RUN else enforced).append(look.refusal)
             elif position == ON:
@@ -333,7 +339,7 @@ class MemoryStore:
                     remaining = min(look.remaining, look.remaining if remaining is None else remaining)
             else:
                 dry_delay = max(dry_delay, look.delay)
-        return Verdict(
+        return EnterResult(
             admitted=not enforced,
             delay=0 if enforced else delay,
             refusals=tuple(enforced),
@@ -343,62 +349,64 @@ class MemoryStore:
             number=self._number,
         )
 
-    def _banned(self, ask: Ask, visit: Visit, now: int) -> Refusal | None:
+    def _banned(self, keyed: KeyedRequirement, open_request: StoreRequest, now: int) -> Refusal | None:
         """Who is banned is refused by that alone."""
-        if self._position(ask) != ON:
+        if self._position(keyed) != ON:
             return None
-        left = self._ban_left(ask.demand.ban, visit, now)
-        return Refusal(ask, left, banned=True) if left else None
+        left = self._ban_left(keyed.requirement.ban, open_request, now)
+        return Refusal(keyed, left, banned=True) if left else None
 
-    def _ban_left(self, ban: Meter | None, visit: Visit, now: int) -> int:
-        if ban is None or not visit.ban_key:
+    def _ban_left(self, ban: Meter | None, open_request: StoreRequest, now: int) -> int:
+        if ban is None or not open_request.ban_key:
             return 0
-        word = self._cells.get((ban.name, visit.ban_key), 0)
+        word = self._cells.get((ban.name, open_request.ban_key), 0)
         return gcra.meter_base(word, now, ban.horizon) - now
 
-    def _blamed_refusals(self, visit: Visit, now: int) -> list[Refusal]:
+    def _penalty_refusals(self, open_request: StoreRequest, now: int) -> list[Refusal]:
         """Whose request for this resource was killed a while ago."""
-        if not self._blamed or not visit.ban_key:
+        if not self._penalties or not open_request.ban_key:
             return []
-        until = self._blamed.get((visit.ban_key, visit.resource), 0)
-        enforced = any(self._position(ask) == ON for ask in visit.asks)
-        return [Refusal(BLAME, until - now, banned=True)] if until > now and enforced else []
+        until = self._penalties.get((open_request.ban_key, open_request.resource), 0)
+        enforced = any(self._position(keyed) == ON for keyed in open_request.requirements)
+        return [Refusal(PENALIZED, until - now, banned=True)] if until > now and enforced else []
 
-    def _position(self, ask: Ask) -> str:
+    def _position(self, keyed: KeyedRequirement) -> str:
         """Where the switch stands for one ask: the strictest word of store, guard and request."""
-        words = (self._switch[""], self._switch.get(ask.demand.guard, ON))
+        words = (self._switch[""], self._switch.get(keyed.requirement.guard, ON))
         if OFF in words:
             return OFF
-        return DRY_RUN if ask.dry_run or DRY_RUN in words else ON
+        return DRY_RUN if keyed.dry_run or DRY_RUN in words else ON
 
-    def _look(self, ask: Ask, visit: Visit, now: int, *, dry_run: bool) -> _Look:
-        demand = ask.demand
-        key = _key(ask, visit)
-        if dry_run and (left := self._ban_left(demand.shadow_ban, visit, now)):
-            return _Look(Refusal(ask, left, banned=True))
-        if demand.refused:
-            return _Look(Refusal(ask, demand.ban_for or None))
+    def _look(
+        self, keyed: KeyedRequirement, open_request: StoreRequest, now: int, *, dry_run: bool
+    ) -> _Look:
+        requirement = keyed.requirement
+        key = _key(keyed, open_request)
+        if dry_run and (left := self._ban_left(requirement.shadow_ban, open_request, now)):
+            return _Look(Refusal(keyed, left, banned=True))
+        if requirement.refused:
+            return _Look(Refusal(keyed, requirement.ban_for or None))
         refused = never = by_slot = False
-        retry, delay, remaining = demand.ban_for, 0, []
-        for meter in demand.meters:
+        retry, delay, remaining = requirement.ban_for, 0, []
+        for meter in requirement.meters:
             word = self._cells.get((meter.name, key), 0)
             excess = gcra.meter_excess(word, now, meter)
             limit = gcra.meter_limit(word, now, meter)
-            if excess > limit + (meter.slack if visit.may_wait else 0):
+            if excess > limit + (meter.slack if open_request.may_wait else 0):
                 refused = True
                 never = never or meter.need > meter.limit + meter.slack
                 retry = max(retry, excess - meter.resume)
             delay = max(delay, excess - limit)
             if meter.need:
                 remaining.append((limit - excess) // meter.need)
-        for tally in demand.tallies:
+        for tally in requirement.tallies:
             word = self._cells.get((tally.name, key), 0)
             count = gcra.tally_count(word, now)
             if count >= tally.limit:
                 refused = True
                 retry = max(retry, (word >> gcra.SMALL_BITS) - now)
             remaining.append(tally.limit - count - 1)
-        for slot in demand.slots:
+        for slot in requirement.slots:
             held = self._held[slot.name, key]
             if held >= slot.limit:
                 refused = by_slot = True
@@ -406,84 +414,91 @@ class MemoryStore:
                 retry = max(retry, SHORTEST_RETRY, mean // slot.limit)
             remaining.append(slot.limit - held - 1)
         if refused:
-            return _Look(Refusal(ask, None if never else retry, by_slot=by_slot, never=never))
+            return _Look(Refusal(keyed, None if never else retry, by_slot=by_slot, never=never))
         return _Look(None, max(delay, 0), max(0, min(remaining)) if remaining else None)
 
-    def _take_row(self, visit: Visit, now: int) -> None:
+    def _take_row(self, open_request: StoreRequest, now: int) -> None:
         """The one step that can fail, so it comes before anything is charged."""
-        held = self._rows[visit.generation].held if visit.entered else ()
-        if len(held) + sum(len(ask.demand.slots) for ask in visit.asks) > MOST_SLOTS:
+        held = self._rows[open_request.generation].held if open_request.entered else ()
+        if (
+            len(held) + sum(len(keyed.requirement.slots) for keyed in open_request.requirements)
+            > MOST_SLOTS
+        ):
             raise StoreError(f"a request can hold {MOST_SLOTS} slots, and this one asks for more")
-        if not visit.entered:
-            visit.generation = self._number
-            visit.entered = True
-            self._rows[visit.generation] = _Row(
-                visit.pid,
-                visit.client[:48],
-                visit.method[:16],
-                visit.host[:64],
-                visit.path[:128].replace("\0", "?"),
+        if not open_request.entered:
+            open_request.generation = self._number
+            open_request.entered = True
+            self._rows[open_request.generation] = _Row(
+                open_request.pid,
+                open_request.client[:48],
+                open_request.method[:16],
+                open_request.host[:64],
+                open_request.path[:128].replace("\0", "?"),
                 now,
-                visit.thread,
-                visit.key if visit.ban_key else None,
-                visit.resource,
-                visit.resource == (visit.path.rstrip("/") or "/"),
+                open_request.thread,
+                open_request.key if open_request.ban_key else None,
+                open_request.resource,
+                open_request.resource == (open_request.path.rstrip("/") or "/"),
                 [],
                 {},
             )
 
-    def _admit(self, visit: Visit, now: int) -> None:
+    def _admit(self, open_request: StoreRequest, now: int) -> None:
         """Charge every ask that admits: the enforced ones all do, a dry one decides alone."""
-        for ask in visit.asks:
-            position = self._position(ask)
+        for keyed in open_request.requirements:
+            position = self._position(keyed)
             if position == OFF:
                 continue
-            look = self._look(ask, visit, now, dry_run=position == DRY_RUN)
+            look = self._look(keyed, open_request, now, dry_run=position == DRY_RUN)
             if look.refusal is None:
-                self._charge(ask, visit, now)
-                if ask.demand.cpu and ask.key is None and position == ON:
-                    self._rows[visit.generation].charged[ask.demand.meters[0]] = ask.demand.cpu
-                if ask.demand.ban_only:
+                self._charge(keyed, open_request, now)
+                if keyed.requirement.cpu and keyed.key is None and position == ON:
+                    self._rows[open_request.generation].charged[keyed.requirement.meters[0]] = (
+                        keyed.requirement.cpu
+                    )
+                if keyed.requirement.ban_only:
                     continue
-                self._count(ask, "admitted")
+                self._count(keyed, "admitted")
                 if look.delay:
-                    self._count(ask, "delayed")
+                    self._count(keyed, "delayed")
 
-    def _charge(self, ask: Ask, visit: Visit, now: int) -> None:
-        key = _key(ask, visit)
-        for meter in ask.demand.meters:
+    def _charge(self, keyed: KeyedRequirement, open_request: StoreRequest, now: int) -> None:
+        key = _key(keyed, open_request)
+        for meter in keyed.requirement.meters:
             word = self._cells.get((meter.name, key), 0)
             tat = gcra.meter_base(word, now, meter.horizon) + meter.cost
             if tat > now:
                 self._cells[meter.name, key] = gcra.meter_word(tat)
-        for tally in ask.demand.tallies:
+        for tally in keyed.requirement.tallies:
             word = self._cells.get((tally.name, key), 0)
             self._cells[tally.name, key] = gcra.tally_word(word, now, tally)
-        for slot in ask.demand.slots:
-            self._rows[visit.generation].held.append(_Held(slot, key, now))
+        for slot in keyed.requirement.slots:
+            self._rows[open_request.generation].held.append(_Held(slot, key, now))
             self._held[slot.name, key] += 1
 
-    def _refuse(self, refusal: Refusal, ban: Meter | None, count: str, visit: Visit, now: int) -> None:
+    def _refuse(
+        self, refusal: Refusal, ban: Meter | None, count: str, open_request: StoreRequest, now: int
+    ) -> None:
         """Mark the meters that refused, and raise the ban: never while it stands already."""
-        demand = refusal.ask.demand
-        key = _key(refusal.ask, visit)
-        self._count(refusal.ask, count)
+        requirement = refusal.keyed.requirement
+        key = _key(refusal.keyed, open_request)
+        self._count(refusal.keyed, count)
         if refusal.banned:
             return
-        for meter in demand.meters:
+        for meter in requirement.meters:
             word = self._cells.get((meter.name, key), 0)
-            slack = meter.slack if visit.may_wait else 0
+            slack = meter.slack if open_request.may_wait else 0
             if meter.resume < meter.limit < gcra.meter_excess(word, now, meter) - slack:
-                self._cells[meter.name, key] = word | gcra.MARK
-        if ban is not None and visit.ban_key:
-            self._cells[ban.name, visit.ban_key] = gcra.meter_word(now + demand.ban_for)
+                self._cells[meter.name, key] = word | gcra.REFUSED_UNTIL_RESUME
+        if ban is not None and open_request.ban_key:
+            self._cells[ban.name, open_request.ban_key] = gcra.meter_word(now + requirement.ban_for)
 
     def _debit(self, debits: Sequence[Debit], now: int) -> None:
         for meter, key, amount in debits:
             word = self._cells.get((meter.name, key), 0)
             base = gcra.meter_base(word, now, meter.horizon)
             tat = min(base + amount, now + meter.horizon)
-            marked = bool(word & gcra.MARK) and base > now
+            marked = bool(word & gcra.REFUSED_UNTIL_RESUME) and base > now
             if tat > now:
                 self._cells[meter.name, key] = gcra.meter_word(tat, marked=marked)
 
@@ -512,8 +527,8 @@ class MemoryStore:
         self._alarms["held_too_long"] += freed
         return bool(freed)
 
-    def _count(self, ask: Ask, what: str) -> None:
-        counter = self._counters.setdefault(ask.demand.guard, Counter())
+    def _count(self, keyed: KeyedRequirement, what: str) -> None:
+        counter = self._counters.setdefault(keyed.requirement.guard, Counter())
         counter[what] += 1
 
     def _forget_parent(self, pid: int) -> None:
@@ -525,7 +540,7 @@ class MemoryStore:
 
     def _purge(self, now: int) -> None:
         """Forget what has passed, whenever twice as much has come together."""
-        self._blamed = {what: until for what, until in self._blamed.items() if until > now}
+        self._penalties = {what: until for what, until in self._penalties.items() if until > now}
         self._cells = {
             cell: word for cell, word in self._cells.items() if word >> gcra.SMALL_BITS > now
         }

@@ -8,20 +8,27 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from guardrails.store.contract import LONGEST_RETIREMENT, Blamed, InFlight, Records, Worker, WorkerFacts
+from guardrails.store.contract import (
+    LONGEST_RETIREMENT,
+    InFlight,
+    Penalty,
+    Records,
+    Worker,
+    WorkerFacts,
+)
 from guardrails.store.engine import leaving
 from guardrails.store.engine.file import StoreFile
 from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
     ASKED_BY_SIGNAL,
-    BLAMED,
     CPU_BITS,
     DUMP_SHIFT,
     G_CPU,
     G_HORIZON,
     G_METER,
-    H_BLAMED_UNTIL,
+    H_PENALIZED_UNTIL,
     H_SWITCHED,
+    HAS_PENALTIES,
     INTERRUPTIBLE,
     R_CLIENT,
     R_GENERATION,
@@ -192,7 +199,9 @@ def mark_retiring(file: StoreFile, owner: Owner, _second: None, _number: int) ->
             file.words[at + W_RETIRING] = file.clock()
 
 
-def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: int) -> Blamed | None:
+def penalize(
+    file: StoreFile, request: InFlight, charge: tuple[int, int], _number: int
+) -> Penalty | None:
     """Charge a request's client with `charge`: microseconds, and for how long it is banned."""
     words = file.words
     row = file.first_row + request.row
@@ -201,7 +210,7 @@ def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: 
         return None
     client = words[row + R_CLIENT]
     if not client:
-        return Blamed()
+        return Penalty()
     microseconds, ban_for = charge
     now = file.clock()
     charged = file.charged_records(row)
@@ -212,11 +221,11 @@ def blame(file: StoreFile, request: InFlight, charge: tuple[int, int], _number: 
         )
     banned = bool(ban_for and words[row + R_RESOURCE])
     if banned:
-        cell = file.blame_cell(client, words[row + R_RESOURCE])
+        cell = file.penalty_cell(client, words[row + R_RESOURCE])
         file.write_cell(file.cells.find(cell), cell, (now + ban_for) << SMALL_BITS, now)
-        words[H_BLAMED_UNTIL] = max(words[H_BLAMED_UNTIL], now + ban_for)
-        words[H_SWITCHED] |= BLAMED
-    return Blamed(len(charged), banned)
+        words[H_PENALIZED_UNTIL] = max(words[H_PENALIZED_UNTIL], now + ban_for)
+        words[H_SWITCHED] |= HAS_PENALTIES
+    return Penalty(len(charged), banned)
 
 
 def _places(file: StoreFile) -> range:

@@ -28,14 +28,14 @@ from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
     SWITCH_WORDS,
-    Blamed,
     Debit,
+    EnterResult,
     GuardCounters,
     InFlight,
+    Penalty,
     Records,
     Slot,
-    Verdict,
-    Visit,
+    StoreRequest,
     Worker,
     WorkerFacts,
     check_switch_word,
@@ -106,21 +106,21 @@ class SharedStore:
     def __repr__(self) -> str:
         return f"shm:{self.name}"
 
-    def enter(self, visit: Visit, *, final: bool = True) -> Verdict | None:
-        entered = visit.entered
+    def enter(self, open_request: StoreRequest, *, final: bool = True) -> EnterResult | None:
+        entered = open_request.entered
         while True:
             file = self._file
-            if file is None or file.pid != visit.pid:
+            if file is None or file.pid != open_request.pid:
                 file = self._open()
-            if visit.key not in file.hashes:
-                file.key_hash(visit.key)
+            if open_request.key not in file.hashes:
+                file.key_hash(open_request.key)
             try:
-                outcome = file.attempt(decisions.enter, visit, final)
+                outcome = file.attempt(decisions.enter, open_request, final)
             except StoreError:
-                outcome = self._call(visit.pid, decisions.enter, visit, final)
-                file = self._usable(visit.pid)
+                outcome = self._call(open_request.pid, decisions.enter, open_request, final)
+                file = self._usable(open_request.pid)
             if file.words[H_RETIRED] and file.was_condemned():
-                visit.entered = entered
+                open_request.entered = entered
             elif outcome is decisions.REAP_FIRST:
                 self._reap(file)
             else:
@@ -129,26 +129,28 @@ class SharedStore:
             self._check_name(file)
         if type(outcome) is str:
             raise StoreError(outcome)
-        verdict: Verdict | None = outcome
-        return verdict
+        result: EnterResult | None = outcome
+        return result
 
-    def update(self, visit: Visit, debits: Sequence[Debit], release: Sequence[Slot] = ()) -> None:
+    def update(
+        self, open_request: StoreRequest, debits: Sequence[Debit], release: Sequence[Slot] = ()
+    ) -> None:
         pid = os.getpid()
-        if visit.pid == pid:
-            self._call(pid, leaving.update, visit, (debits, release))
+        if open_request.pid == pid:
+            self._call(pid, leaving.update, open_request, (debits, release))
 
-    def leave(self, visit: Visit, debits: Sequence[Debit] = ()) -> None:
+    def leave(self, open_request: StoreRequest, debits: Sequence[Debit] = ()) -> None:
         pid = os.getpid()
-        if visit.pid != pid:
+        if open_request.pid != pid:
             return
         file = self._usable(pid)
         try:
-            file.attempt(leaving.leave, visit, debits)
+            file.attempt(leaving.leave, open_request, debits)
         except StoreError:
-            self._call(pid, leaving.leave, visit, debits)
+            self._call(pid, leaving.leave, open_request, debits)
             file = self._usable(pid)
         if file.words[H_RETIRED] and file.was_condemned():
-            self._call(pid, leaving.leave, visit, ())
+            self._call(pid, leaving.leave, open_request, ())
 
     def sleep(self, microseconds: int) -> None:
         self._sleep(microseconds / 1_000_000)
@@ -187,10 +189,10 @@ class SharedStore:
     def mark_retiring(self, worker: Worker) -> None:
         self._call(os.getpid(), scoreboard.mark_retiring, worker.owner, None)
 
-    def blame(self, request: InFlight, microseconds: int, ban_for: int) -> Blamed | None:
+    def penalize(self, request: InFlight, microseconds: int, ban_for: int) -> Penalty | None:
         self._looked_after()
         charge = microseconds, ban_for
-        done: Blamed | None = self._call(os.getpid(), scoreboard.blame, request, charge)
+        done: Penalty | None = self._call(os.getpid(), scoreboard.penalize, request, charge)
         return done
 
     def slots_held(self) -> Mapping[str, int]:
@@ -264,7 +266,7 @@ class SharedStore:
         if self._failure is not None and now < self._failure[0]:
             raise StoreError(self._failure[1])
         try:
-            file = lifecycle.open_file(self._spec, create=self.create)
+            file = lifecycle.open_store_file(self._spec, create=self.create)
         except StoreBusyError:
             raise
         except StoreError as error:
@@ -418,7 +420,7 @@ def _switch(file: StoreFile, position: int | None, guard: str | None, _number: i
     if position is not None:
         file.words[word] = position
         switched = [file.words[record + G_SWITCH] for record in file.names("guards")]
-        blamed = file.words[H_SWITCHED] & layout.BLAMED
+        blamed = file.words[H_SWITCHED] & layout.HAS_PENALTIES
         file.words[H_SWITCHED] = any((file.words[H_SWITCH], *switched)) | blamed
     return file.words[word]
 

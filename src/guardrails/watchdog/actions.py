@@ -9,7 +9,7 @@ from typing import Protocol
 
 from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
-from guardrails.watchdog.pidfd import held
+from guardrails.watchdog.pidfd import open_process
 from guardrails.worker import control_pipe, stacks
 
 
@@ -43,7 +43,7 @@ class Processes:
 
     def send(self, owner: Owner, number: int) -> bool:
         """To whom it was meant, also where that number is soon another's."""
-        with suppress(ProcessLookupError), held(owner.pid) as send:
+        with suppress(ProcessLookupError), open_process(owner.pid) as send:
             if self.is_there(owner):
                 send(number)
                 return True
@@ -70,7 +70,7 @@ class Processes:
     def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
         """By the worker itself, else by py-spy where that is installed."""
         owner, dump = worker.owner, None
-        file = stacks.open_file(owner)
+        file = stacks.open_stack_file(owner)
         if file is not None:
             try:
                 # The second may crash a worker that runs: only for one that does not answer.
@@ -86,7 +86,7 @@ class Processes:
 
     def _ask(self, worker: Worker, thread: int) -> bool:
         if not worker.asked_by_signal:
-            return control_pipe.give(worker.owner, control_pipe.SHOW_STACKS, 0, thread)
+            return control_pipe.send_command(worker.owner, control_pipe.SHOW_STACKS, 0, thread)
         return stacks.catches(worker.pid, stacks.ASK_SIGNAL) and self.send(
             worker.owner, stacks.ASK_SIGNAL
         )
@@ -98,6 +98,6 @@ class Processes:
 
     def interrupt(self, worker: Worker, request: InFlight) -> bool:
         """By the worker's own pipe."""
-        return control_pipe.give(
+        return control_pipe.send_command(
             worker.owner, control_pipe.INTERRUPT, request.generation, request.thread
         )

@@ -87,7 +87,7 @@ class Lock:
 
     def of_whom(self) -> str:
         """In words."""
-        return shown(self.owner() or UNKNOWN)
+        return owner_text(self.owner() or UNKNOWN)
 
 
 UNKNOWN = Owner(0, 0, 0)
@@ -101,7 +101,7 @@ def _noted(note: bytes) -> Owner | None:
         return None
 
 
-def shown(owner: Owner) -> str:
+def owner_text(owner: Owner) -> str:
     """Who runs, in words."""
     return f", pid {owner.pid}" if owner.pid else ", in another container or of an unknown pid"
 

@@ -24,7 +24,7 @@ from guardrails.units import parse_count, parse_seconds, parse_size
 from guardrails.watchdog import safe_files
 from guardrails.watchdog.events import Announce, Seldom, printable
 from guardrails.watchdog.process_signal import ProcessSignal, absolute_path
-from guardrails.watchdog.rotated_logs import OldLogs, in_words
+from guardrails.watchdog.rotated_logs import RotatedLogs, error_text
 from guardrails.watchdog.thresholds import megabytes
 
 MOST_KEPT = 1000
@@ -103,7 +103,7 @@ class LogFile:
         self._most_growth = positive_size(growth, "growth")
         self._reopen = None if reopen_pid is None else ProcessSignal(reopen_pid, "USR1")
         wait = parse_seconds(compress_after, "compress_after")
-        self._old = OldLogs(whole, announce, self._keep, wait)
+        self._rotated = RotatedLogs(whole, announce, self._keep, wait)
         self._growth = Growth()
         self._sizes: dict[safe_files.Identity, int] = {}
         self._asked: float | None = None  # when the server was asked to open its log again
@@ -141,7 +141,7 @@ class LogFile:
                 if found.st_size > self._most:
                     self._too_large(folder, found, now)
             if self._reopen is not None:
-                self._old.look(folder, now, reopened=self._is_reopened(folder))
+                self._rotated.look(folder, now, reopened=self._is_reopened(folder))
         finally:
             os.close(folder)
 
@@ -187,7 +187,7 @@ class LogFile:
     def _is_reopened(self, folder: int) -> bool:
         """Whether the server writes to the log, and not to the old one only."""
         found = safe_files.look_up(self._name, folder)
-        return found is not None and (found.st_size > 0 or self._old.is_written_to(folder) is False)
+        return found is not None and (found.st_size > 0 or self._rotated.is_written_to(folder) is False)
 
     def _too_large(self, folder: int, found: os.stat_result, now: float) -> None:
         size = found.st_size
@@ -211,7 +211,7 @@ class LogFile:
                 reopen.addressed() as send,
                 safe_files.successor(self._name, found, folder) as put_in_place,
             ):
-                self._old.make_room(folder)
+                self._rotated.make_room(folder)
                 safe_files.rename(self._name, f"{self._name}.1", folder)
                 try:
                     put_in_place()
@@ -222,7 +222,7 @@ class LogFile:
                 self._tell("log-rotated", f"renamed at {megabytes(size)}", logging.INFO, size=size)
                 self._ask(send, now)
         except OSError as error:
-            text = in_words(error)
+            text = error_text(error)
             if self._tell_failure(now, text):
                 self._tell(
                     "log-not-rotated",
@@ -237,14 +237,16 @@ class LogFile:
         try:
             send()
         except OSError as error:
-            self._not_reopened(in_words(error), now)
+            self._not_reopened(error_text(error), now)
 
     def _await(self, folder: int, found: os.stat_result | None, now: float) -> None:
         """The log is not there, or nobody has opened it: it was renamed, or there is none."""
         if self._asked is not None:
             if now - self._asked >= REOPEN_SECONDS:
                 self._not_reopened("it had a minute since the signal", now)
-        elif self._reopen is not None and now >= self._ask_again and self._old.is_written_to(folder):
+        elif (
+            self._reopen is not None and now >= self._ask_again and self._rotated.is_written_to(folder)
+        ):
             # Whoever renamed it, perhaps we before we were killed, did not come to the signal; or it
             # was in vain.
             try:
@@ -255,7 +257,7 @@ class LogFile:
                             put_in_place()
                     self._ask(send, now)
             except OSError as error:
-                self._not_reopened(in_words(error), now)
+                self._not_reopened(error_text(error), now)
         elif found is None:
             self._say_missing(now)
 

@@ -22,16 +22,16 @@ from guardrails.store.processes import Owner
 from guardrails.units import MICROSECONDS
 from guardrails.watchdog.actions import Processes, System
 from guardrails.watchdog.events import Announce
-from guardrails.watchdog.overdue import Case, Watched
+from guardrails.watchdog.overdue import OverdueRequest, Watched
 from guardrails.watchdog.policy import Policy
-from guardrails.watchdog.report import Telling, in_words
+from guardrails.watchdog.report import WatchdogReporter, requests_text
 
 log = logging.getLogger("guardrails.watch")
 
 MOST_SHOWN = 3
 """Workers whose stacks are asked for in one look: each takes a moment, and there may be many."""
 
-_BLAME_TRIES = 10
+_PENALIZE_TRIES = 10
 """Looks for which a step waits for a store that is busy, so that its client pays."""
 
 _FAST_POLL = 0.1
@@ -44,7 +44,7 @@ INTERRUPT, RETIRE, WAIT, STANDS = "interrupt", "retire", "wait", "stands"
 _EXCEPTION = "an exception in its thread"
 
 
-class Watchdog:
+class WatchdogLoop:
     """Looks at the requests in flight, and does something about those that are too old.
 
     stores: gives the stores to look at.   announce: is told of every event.   parent: only workers
@@ -68,11 +68,11 @@ class Watchdog:
         self._stores = stores
         self._system = system or Processes()
         self._monotonic = monotonic
-        self._tell = Telling(announce, self._is_gone, monotonic)
+        self._report = WatchdogReporter(announce, self._is_gone, monotonic)
         self._parent = parent
         self._is_watched = is_watched
-        self._cases: dict[tuple[str, Owner, int], Case] = {}
-        self._climbing: Case | None = None
+        self._overdue: dict[tuple[str, Owner, int], OverdueRequest] = {}
+        self._climbing: OverdueRequest | None = None
         self._ending: set[Owner] = set()
         self._kill_at = 0.0
         self._last_steps: dict[Owner, str] = {}
@@ -83,7 +83,7 @@ class Watchdog:
 
     def pause(self) -> float:
         """Seconds until the next look is due."""
-        busy = self._climbing is not None or self._tell.waits
+        busy = self._climbing is not None or self._report.waits
         return min(_FAST_POLL, self._policy.poll) if busy else self._policy.poll
 
     def look(self) -> None:
@@ -111,28 +111,28 @@ class Watchdog:
             for watched in self._watched:
                 self._show_some(watched)
         finally:
-            self._tell.ends()
+            self._report.ends()
 
-    def _try_to_climb(self, case: Case) -> None:
+    def _try_to_climb(self, overdue: OverdueRequest) -> None:
         """Where that fails, now or as its store was looked at, others must not wait for it."""
         try:
-            if case.watched.name not in self._failed:
-                self._climb(case)
+            if overdue.watched.name not in self._failed:
+                self._climb(overdue)
                 return
         except Exception as error:
-            self._put_off(case, error)
+            self._put_off(overdue, error)
         self._climbing = None
 
-    def _put_off(self, case: Case, error: Exception) -> None:
+    def _put_off(self, overdue: OverdueRequest, error: Exception) -> None:
         """Something about it failed: it is tried again, after the others."""
-        case.failed_at = self._monotonic()
-        if case.failure != str(error):
-            case.failure = str(error)
-            log.warning("watchdog: store %s: %s; it is tried again", case.watched.name, error)
+        overdue.failed_at = self._monotonic()
+        if overdue.failure != str(error):
+            overdue.failure = str(error)
+            log.warning("watchdog: store %s: %s; it is tried again", overdue.watched.name, error)
 
     def close(self) -> None:
         """Tell what is known by now of requests that are over. No look is taken after it."""
-        self._tell.ends(at_once=True)
+        self._report.ends(at_once=True)
 
     def _look_at(self, watched: Watched) -> None:
         requests = watched.store.requests()
@@ -143,23 +143,25 @@ class Watchdog:
         mine: dict[tuple[int, int], bool] = {}
         present = set()
         for request in requests:
-            case = Case(watched, request, workers.get(request.owner), self._policy.timeout_of(request))
-            known = self._cases.get(case.key)
+            overdue = OverdueRequest(
+                watched, request, workers.get(request.owner), self._policy.timeout_of(request)
+            )
+            known = self._overdue.get(overdue.key)
             if known is not None:
-                case.worker = case.worker or known.worker  # it may leave the board before it ends
-            server = _server(case.worker)
+                overdue.worker = overdue.worker or known.worker  # it may leave the board before it ends
+            server = _server(overdue.worker)
             if server not in mine:
                 mine[server] = self._is_mine(*server)
-            if not mine[server] or not case.limit or request.age_seconds < case.limit:
+            if not mine[server] or not overdue.limit or request.age_seconds < overdue.limit:
                 continue
-            present.add(case.key)
+            present.add(overdue.key)
             if known is None:
-                self._cases[case.key] = case
-                self._notice(case, requests)
+                self._overdue[overdue.key] = overdue
+                self._notice(overdue, requests)
             else:
-                known.request, known.worker = request, case.worker
-        for key in [key for key in self._cases if key[0] == watched.name and key not in present]:
-            self._is_over(self._cases.pop(key))
+                known.request, known.worker = request, overdue.worker
+        for key in [key for key in self._overdue if key[0] == watched.name and key not in present]:
+            self._is_over(self._overdue.pop(key))
 
     def _is_mine(self, namespace: int, parent: int) -> bool:
         if self._parent is not None:
@@ -168,102 +170,104 @@ class Watchdog:
 
     def _let_go(self, names: set[str]) -> None:
         """What lies in a store that is there no more must not hold up the others."""
-        for key in [key for key in self._cases if key[0] not in names]:
-            case = self._cases[key]
-            if not self._system.is_there(case.request.owner):
-                self._is_over(self._cases.pop(key))
-            elif case is self._climbing:
+        for key in [key for key in self._overdue if key[0] not in names]:
+            overdue = self._overdue[key]
+            if not self._system.is_there(overdue.request.owner):
+                self._is_over(self._overdue.pop(key))
+            elif overdue is self._climbing:
                 self._climbing = None
 
-    def _notice(self, case: Case, requests: list[InFlight]) -> None:
+    def _notice(self, overdue: OverdueRequest, requests: list[InFlight]) -> None:
         """Tell of a request that is too old."""
-        request = case.request
+        request = overdue.request
         if self._is_here(request):
-            case.cpu_before = self._system.cpu_seconds(request.pid)
-            case.age_before = request.age_seconds
-        self._tell.overdue(case, sum(each.owner == request.owner for each in requests) - 1)
+            overdue.cpu_before = self._system.cpu_seconds(request.pid)
+            overdue.age_before = request.age_seconds
+        self._report.overdue(overdue, sum(each.owner == request.owner for each in requests) - 1)
 
     def _is_here(self, request: InFlight) -> bool:
         return request.namespace == self._system.namespace()
 
-    def _is_gone(self, case: Case) -> bool:
-        return self._is_here(case.request) and not self._system.is_there(case.request.owner)
+    def _is_gone(self, overdue: OverdueRequest) -> bool:
+        return self._is_here(overdue.request) and not self._system.is_there(overdue.request.owner)
 
     def _show_some(self, watched: Watched) -> None:
         """Show the stacks of requests that are too old, of a few workers at a time."""
         for _ in range(MOST_SHOWN):
-            hidden = [c for c in self._cases.values() if not c.shown and c.watched.name == watched.name]
+            hidden = [
+                c for c in self._overdue.values() if not c.shown and c.watched.name == watched.name
+            ]
             if not hidden:
                 return
             self._show(hidden[0])
 
-    def _show(self, case: Case) -> None:
+    def _show(self, overdue: OverdueRequest) -> None:
         """Log where a request is, and all others that are too old in the same worker."""
-        cases = [each for each in self._cases_of(case) if not each.shown]
-        worker, dump = case.worker, None
-        if worker is not None and self._is_here(case.request):
+        overdue_requests = [each for each in self._overdue_in_worker(overdue) if not each.shown]
+        worker, dump = overdue.worker, None
+        if worker is not None and self._is_here(overdue.request):
             try:
-                dump = self._system.dump(worker, case.request.thread)
+                dump = self._system.dump(worker, overdue.request.thread)
             except Exception as error:
                 log.info("watchdog: worker %d cannot be asked for its stacks: %s", worker.pid, error)
-        for each in cases:
+        for each in overdue_requests:
             each.shown = True
-            self._tell.stack(each, dump)
+            self._report.stack(each, dump)
 
-    def _is_over(self, case: Case) -> None:
+    def _is_over(self, overdue: OverdueRequest) -> None:
         """A request is in flight no more, or cannot be seen any more. How it ended is told later."""
-        owner = case.request.owner
+        owner = overdue.request.owner
         signalled = self._last_steps.get(owner)
-        if not self._cases_of(case):
+        if not self._overdue_in_worker(overdue):
             self._last_steps.pop(owner, None)
-        if case is self._climbing:
+        if overdue is self._climbing:
             self._climbing = None
-        if case.signalled:
+        if overdue.signalled:
             self._kill_at = self._monotonic() + self._policy.between
-        case.last_step = signalled or case.last_step
+        overdue.last_step = signalled or overdue.last_step
         # A worker that is told to end ends a moment after its last request.
-        self._tell.over(case, self._policy.step if signalled else 0.0)
+        self._report.over(overdue, self._policy.step if signalled else 0.0)
 
-    def _cases_of(self, case: Case) -> list[Case]:
+    def _overdue_in_worker(self, overdue: OverdueRequest) -> list[OverdueRequest]:
         """All requests that are too old in the same worker."""
-        return [each for each in self._cases.values() if each.request.owner == case.request.owner]
+        return [each for each in self._overdue.values() if each.request.owner == overdue.request.owner]
 
-    def _next_victim(self) -> Case | None:
+    def _next_victim(self) -> OverdueRequest | None:
         """The oldest request that may be acted upon now; one that was begun with need not wait."""
         now = self._monotonic()
         waits = now < self._kill_at
         stores = {watched.name for watched in self._watched} - self._failed.keys()
-        cases = [
-            case
-            for case in self._cases.values()
-            if case.watched.name in stores and (case.is_begun or not waits)
+        overdue_requests = [
+            overdue
+            for overdue in self._overdue.values()
+            if overdue.watched.name in stores and (overdue.is_begun or not waits)
         ]
 
-        def turn(case: Case) -> tuple[bool, float]:
-            failed = now - case.failed_at < self._policy.between  # the others first, for a while
-            return failed, -case.request.age_seconds
+        def turn(overdue: OverdueRequest) -> tuple[bool, float]:
+            failed = now - overdue.failed_at < self._policy.between  # the others first, for a while
+            return failed, -overdue.request.age_seconds
 
-        for case in sorted(cases, key=turn):
+        for overdue in sorted(overdue_requests, key=turn):
             try:
-                reason = self._reason_to_leave(case)
+                reason = self._reason_to_leave(overdue)
             except Exception as error:
-                self._put_off(case, error)
+                self._put_off(overdue, error)
                 continue
-            steps = self._steps(case, reason)
+            steps = self._steps(overdue, reason)
             if steps:
-                case.steps = [step for step in case.steps if step in steps] or steps
-                return case
+                overdue.steps = [step for step in overdue.steps if step in steps] or steps
+                return overdue
             if reason is not None:
-                self._tell.left_alone(case, reason)
+                self._report.left_alone(overdue, reason)
         return None
 
-    def _reason_to_leave(self, case: Case) -> str | None:
+    def _reason_to_leave(self, overdue: OverdueRequest) -> str | None:
         """Why a worker must not be ended; None when it may be."""
         if self._policy.dry_run:
             return "only told of, since this is a dry run"
-        if not self._is_here(case.request):
+        if not self._is_here(overdue.request):
             return "its worker is not ended, since it runs in another container"
-        worker = case.worker
+        worker = overdue.worker
         if worker is None:
             return (
                 "its worker is not on the scoreboard, so it is not known whether it would be replaced"
@@ -287,15 +291,15 @@ class Watchdog:
             for other in self._workers.values()
         )
 
-    def _steps(self, case: Case, reason: str | None) -> list[str | int]:
+    def _steps(self, overdue: OverdueRequest, reason: str | None) -> list[str | int]:
         """The ladder for one worker: only the exception, where it must not be ended."""
-        worker = case.worker
+        worker = overdue.worker
         steps: list[str | int] = []
-        if any(each.given_up for each in self._cases_of(case)):
+        if any(each.given_up for each in self._overdue_in_worker(overdue)):
             return steps
-        if worker is None or self._policy.dry_run or not self._is_here(case.request):
+        if worker is None or self._policy.dry_run or not self._is_here(overdue.request):
             return steps
-        if self._policy.interrupt and worker.interruptible and not case.interrupted:
+        if self._policy.interrupt and worker.interruptible and not overdue.interrupted:
             steps.append(INTERRUPT)
         if reason is not None:
             return steps
@@ -304,126 +308,128 @@ class Watchdog:
         steps.append(RETIRE if retires else WAIT)
         return [*steps, *(each for each in deadly if each != worker.retire_signal), STANDS]
 
-    def _climb(self, case: Case) -> None:
+    def _climb(self, overdue: OverdueRequest) -> None:
         """Take the next step, if it is time for it and all is as it was."""
-        if not case.shown:
-            self._show(case)
-        if self._monotonic() < case.next_at and not self._may_hurry(case):
+        if not overdue.shown:
+            self._show(overdue)
+        if self._monotonic() < overdue.next_at and not self._may_hurry(overdue):
             return
-        still = self._still(case)
+        still = self._still(overdue)
         if still is not None:
-            case.request = still
-            self._go_on(case)
-        elif not self._system.is_there(case.request.owner):
-            self._cases.pop(case.key, None)
-            self._is_over(case)
+            overdue.request = still
+            self._go_on(overdue)
+        elif not self._system.is_there(overdue.request.owner):
+            self._overdue.pop(overdue.key, None)
+            self._is_over(overdue)
 
-    def _go_on(self, case: Case) -> None:
+    def _go_on(self, overdue: OverdueRequest) -> None:
         """The next step, unless there is none, or a reason against it by now."""
-        step = case.steps[0] if case.steps else None
+        step = overdue.steps[0] if overdue.steps else None
         if step == STANDS:
-            self._tell.stands(case)
-            self._give_up(case)
+            self._report.stands(overdue)
+            self._give_up(overdue)
             return
-        reason = self._reason_to_leave(case) if step != INTERRUPT else None
+        reason = self._reason_to_leave(overdue) if step != INTERRUPT else None
         if step is None or reason is not None:
-            self._climbing, case.steps = None, []
+            self._climbing, overdue.steps = None, []
             if reason is not None:
-                self._tell.left_alone(case, reason)
+                self._report.left_alone(overdue, reason)
             return
-        case.burnt = max(0.0, self._system.cpu_seconds(case.request.pid) - case.cpu_before)
-        wait = self._take(case, step)
+        overdue.burnt = max(0.0, self._system.cpu_seconds(overdue.request.pid) - overdue.cpu_before)
+        wait = self._take(overdue, step)
         if wait is None:
             return  # it has ended just now, or is given up, or its store is busy
-        case.steps.pop(0)
+        overdue.steps.pop(0)
         now = self._monotonic()
-        case.looks_alone, case.hurry_at, case.next_at = 0, now + self._policy.step, now + wait
+        overdue.looks_alone, overdue.hurry_at, overdue.next_at = 0, now + self._policy.step, now + wait
 
-    def _take(self, case: Case, step: str | int) -> float | None:
+    def _take(self, overdue: OverdueRequest, step: str | int) -> float | None:
         """Take one step: seconds to wait after it, or None where it is not taken, at least not yet."""
-        worker = case.worker
+        worker = overdue.worker
         assert worker is not None  # noqa: S101 - else it has no ladder
-        policy, beside = self._policy, self._beside(case)
+        policy, beside = self._policy, self._beside(overdue)
         wait: float | None
-        if not (self._blame(case) if step == INTERRUPT else self._blame_all(case)):
+        if not (self._penalize(overdue) if step == INTERRUPT else self._penalize_all(overdue)):
             wait = None
         elif step == INTERRUPT:
-            case.interrupted = True
-            if self._system.interrupt(worker, case.request):
-                case.last_step = _EXCEPTION
-                self._tell.step(case, _EXCEPTION, INTERRUPT)
+            overdue.interrupted = True
+            if self._system.interrupt(worker, overdue.request):
+                overdue.last_step = _EXCEPTION
+                self._report.step(overdue, _EXCEPTION, INTERRUPT)
             wait = policy.step
         elif step == WAIT:
             if beside:
-                self._tell.step(case, f"waiting for {in_words(beside)} beside it", WAIT)
+                self._report.step(overdue, f"waiting for {requests_text(beside)} beside it", WAIT)
             wait = policy.grace if beside else 0.0
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if beside:
-                what += f", and {in_words(beside)} beside it have {policy.grace:g} s to end"
-            wait = self._send(case, worker.retire_signal, what, policy.grace if beside else policy.step)
+                what += f", and {requests_text(beside)} beside it have {policy.grace:g} s to end"
+            wait = self._send(
+                overdue, worker.retire_signal, what, policy.grace if beside else policy.step
+            )
         else:
             what = signal.Signals(int(step)).name
             if beside:
-                what += f", and {in_words(beside)} beside it may be lost"
-            wait = self._send(case, int(step), what, policy.step)
+                what += f", and {requests_text(beside)} beside it may be lost"
+            wait = self._send(overdue, int(step), what, policy.step)
         return wait
 
-    def _send(self, case: Case, number: int, what: str, wait: float) -> float | None:
+    def _send(self, overdue: OverdueRequest, number: int, what: str, wait: float) -> float | None:
         """Send a signal, after a last look at whether it is still for that request."""
-        worker = case.worker
+        worker = overdue.worker
         assert worker is not None  # noqa: S101 - as above
-        if self._still(case) is None:
+        if self._still(overdue) is None:
             return None
         try:
             if not self._system.send(worker.owner, number):
                 return None
         except OSError as error:
-            self._tell.not_permitted(case, error)
-            self._give_up(case)
+            self._report.not_permitted(overdue, error)
+            self._give_up(overdue)
             return None
         self._last_steps[worker.owner] = what
         self._ending.add(worker.owner)
-        case.signalled = True
+        overdue.signalled = True
         self._kill_at = max(self._kill_at, self._monotonic() + self._policy.between)
-        self._tell.step(case, what, signal.Signals(number).name)
+        self._report.step(overdue, what, signal.Signals(number).name)
         try:
-            case.watched.store.mark_retiring(worker)
+            overdue.watched.store.mark_retiring(worker)
         except Exception as error:
             log.info("watchdog: worker %d is not shown as retiring: %s", worker.pid, error)
         return wait
 
-    def _give_up(self, case: Case) -> None:
+    def _give_up(self, overdue: OverdueRequest) -> None:
         """Nothing more can be done about a worker, and the others have their turn."""
-        for each in self._cases_of(case):
+        for each in self._overdue_in_worker(overdue):
             each.given_up = True
         self._climbing, self._kill_at = None, self._monotonic() + self._policy.between
 
-    def _may_hurry(self, case: Case) -> bool:
+    def _may_hurry(self, overdue: OverdueRequest) -> bool:
         """Whether those beside it, who were waited for, are done: twice in a row, as some may queue."""
-        alone = not self._beside(case) and not self._blind
-        case.looks_alone = case.looks_alone + 1 if alone else 0
-        return case.looks_alone > 1 and self._monotonic() >= case.hurry_at
+        alone = not self._beside(overdue) and not self._blind
+        overdue.looks_alone = overdue.looks_alone + 1 if alone else 0
+        return overdue.looks_alone > 1 and self._monotonic() >= overdue.hurry_at
 
-    def _still(self, case: Case) -> InFlight | None:
+    def _still(self, overdue: OverdueRequest) -> InFlight | None:
         """The request, if it is in flight in the same process; else None."""
-        request = case.request
+        request = overdue.request
         if not self._system.is_there(request.owner):
             return None
         wanted = (request.owner, request.generation)
-        found = case.watched.store.requests()
+        found = overdue.watched.store.requests()
         return next((each for each in found if (each.owner, each.generation) == wanted), None)
 
-    def _beside(self, case: Case) -> int:
+    def _beside(self, overdue: OverdueRequest) -> int:
         """How many requests are with it in its worker, in any store, that have done nothing wrong.
 
         Who serves one in two stores is one thread. Of a store that fails it is not known who they are.
         """
-        too_old = {each.request.thread for each in self._cases_of(case)}
-        found = [case.watched.store.requests()]
+        too_old = {each.request.thread for each in self._overdue_in_worker(overdue)}
+        found = [overdue.watched.store.requests()]
         self._blind = False
         for watched in self._watched:
-            if watched.name != case.watched.name:
+            if watched.name != overdue.watched.name:
                 try:
                     found.append(watched.store.requests())
                 except Exception:  # said where it is looked at
@@ -432,43 +438,43 @@ class Watchdog:
             other.thread
             for requests in found
             for other in requests
-            if other.owner == case.request.owner
+            if other.owner == overdue.request.owner
         }
         return len(threads - too_old)
 
-    def _blame_all(self, case: Case) -> bool:
+    def _penalize_all(self, overdue: OverdueRequest) -> bool:
         """Let the clients of all that are too old in a worker pay. False when this one has ended."""
         stands = True
-        for each in self._cases_of(case):
-            if not self._blame(each) and each is case:
+        for each in self._overdue_in_worker(overdue):
+            if not self._penalize(each) and each is overdue:
                 stands = False
         return stands
 
-    def _blame(self, case: Case) -> bool:
+    def _penalize(self, overdue: OverdueRequest) -> bool:
         """The client pays, once, for the time that it kept its worker, as if that were CPU.
 
         Before anything is done to it: afterwards the request may be over. False when it is, or when its
         store is busy just now.
         """
-        if case.blamed:
+        if overdue.blamed:
             return True
-        request = case.request
+        request = overdue.request
         try:
-            done = case.watched.store.blame(
+            done = overdue.watched.store.penalize(
                 request,
                 round(request.age_seconds * MICROSECONDS),
                 round(self._policy.ban * MICROSECONDS),
             )
         except Exception as error:
-            case.blame_failures += 1
-            if case.blame_failures < _BLAME_TRIES:
+            overdue.penalize_failures += 1
+            if overdue.penalize_failures < _PENALIZE_TRIES:
                 return False
             log.warning("watchdog: the client of a killed request was not charged: %s", error)
             return True
         if done is None:
             return False
-        case.blamed = True
-        self._tell.blamed(case, done, self._policy.ban)
+        overdue.blamed = True
+        self._report.blamed(overdue, done, self._policy.ban)
         return True
 
 

@@ -116,7 +116,7 @@ _MONITOR_OPTIONS = {option.name for option in _OF_THE_MONITOR}
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watchdog:
     """A watchdog that has been described, and checked. Called, as a hook, it is started.
 
     `when_ready = guardrails.watchdog(...)` in gunicorn's settings: it then watches the workers of
@@ -197,7 +197,7 @@ _started: list[subprocess.Popen[bytes]] = []
 """Kept, since a server reaps its children by itself."""
 
 
-def watchdog(timeout: Duration = "3m", **options: Any) -> Watch:
+def watchdog(timeout: Duration = "3m", **options: Any) -> Watchdog:
     """Describe a watchdog for requests that take too long; nothing is started yet.
 
     In gunicorn.conf.py, `when_ready = guardrails.watchdog(timeout="3m")` runs it beside the server.
@@ -236,7 +236,7 @@ def watchdog(timeout: Duration = "3m", **options: Any) -> Watch:
             given[option.name] = _several(given[option.name])
     if given["on_event"] is not None:
         command_words(given["on_event"], "on_event")
-    watch = Watch(tuple(given.items()), _policy(given), _store_name(given["store"]))
+    watch = Watchdog(tuple(given.items()), _policy(given), _store_name(given["store"]))
     watch.monitor(_nobody)
     return watch
 

@@ -17,7 +17,7 @@ class Watched(NamedTuple):
     name: str
 
 
-class Case:
+class OverdueRequest:
     """One request that is too old, and how far up the ladder its worker is."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Case:
         self.steps: list[str | int] = []
         self.next_at = self.hurry_at = self.tell_at = 0.0
         self.last_step = ""
-        self.looks_alone = self.blame_failures = 0
+        self.looks_alone = self.penalize_failures = 0
         self.failed_at = -math.inf
         self.failure = ""
         self.cpu_before = self.age_before = self.burnt = 0.0

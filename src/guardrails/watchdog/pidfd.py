@@ -11,7 +11,7 @@ from functools import partial
 
 
 @contextmanager
-def held(pid: int) -> Iterator[Callable[[int], None]]:
+def open_process(pid: int) -> Iterator[Callable[[int], None]]:
     """Hold on to the process that has this number now; what is given sends it a signal, or 0 for none.
 
     What is found out about it within is true of whom the signal meets. Where the system has no such

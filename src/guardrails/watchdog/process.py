@@ -24,10 +24,10 @@ from guardrails.errors import ConfigurationError, GuardrailsError
 from guardrails.store import directory
 from guardrails.store.processes import is_dead, pid_namespace, process_facts
 from guardrails.watchdog.events import Announcer, command_words
-from guardrails.watchdog.lock import Lock, has_its_own, server_name, servers_with_their_own, shown
-from guardrails.watchdog.loop import Watchdog
-from guardrails.watchdog.options import Watch
-from guardrails.watchdog.pidfd import held
+from guardrails.watchdog.lock import Lock, has_its_own, owner_text, server_name, servers_with_their_own
+from guardrails.watchdog.loop import WatchdogLoop
+from guardrails.watchdog.options import Watchdog
+from guardrails.watchdog.pidfd import open_process
 from guardrails.watchdog.stores import Stores
 
 log = logging.getLogger("guardrails.watch")
@@ -39,7 +39,7 @@ _SLICE_SECONDS = 0.2
 _LOG_BYTES = 4 << 20
 
 
-def run(watch: Watch, parent: int | None) -> int:
+def run(watch: Watchdog, parent: int | None) -> int:
     """Watch in the foreground until SIGTERM or SIGINT, or until the parent is gone."""
     lock = Lock(_name(watch, parent))
     if not lock.take():
@@ -61,12 +61,12 @@ def run(watch: Watch, parent: int | None) -> int:
     return DONE
 
 
-def start(watch: Watch, parent: int | None) -> int:
+def start(watch: Watchdog, parent: int | None) -> int:
     """Start it in the background; nothing happens where it runs already."""
     lock = Lock(_name(watch, parent))
     running = lock.owner()
     if running is not None:
-        _say(f"running already{shown(running)}")
+        _say(f"running already{owner_text(running)}")
         return DONE
     log_file = dict(watch.options)["log_file"] or str(lock.path.with_suffix(".log"))
     command = [
@@ -92,7 +92,7 @@ def start(watch: Watch, parent: int | None) -> int:
         running = lock.owner()
         if running is not None:
             what = "started" if running.pid == process.pid else "running already"
-            _say(f"{what}{shown(running)}; it writes to {log_file}{_beside()}")
+            _say(f"{what}{owner_text(running)}; it writes to {log_file}{_beside()}")
             process.returncode = 0  # it goes on without us
             return DONE
         if ended:
@@ -102,7 +102,7 @@ def start(watch: Watch, parent: int | None) -> int:
     return FAILED
 
 
-def stop(watch: Watch, parent: int | None) -> int:
+def stop(watch: Watchdog, parent: int | None) -> int:
     """End the one that runs, and wait for it."""
     lock = Lock(_name(watch, parent))
     running = lock.owner()
@@ -110,9 +110,9 @@ def stop(watch: Watch, parent: int | None) -> int:
         _say("not running")
         return DONE
     if not running.pid:
-        _say(f"one is running{shown(running)}, so it cannot be stopped from here")
+        _say(f"one is running{owner_text(running)}, so it cannot be stopped from here")
         return FAILED
-    with suppress(ProcessLookupError), held(running.pid) as send:
+    with suppress(ProcessLookupError), open_process(running.pid) as send:
         # Between the look and this another process may have come by that number.
         if lock.owner() == running and not is_dead(running, running.namespace):
             send(signal.SIGTERM)
@@ -126,12 +126,12 @@ def stop(watch: Watch, parent: int | None) -> int:
     return DONE
 
 
-def restart(watch: Watch, parent: int | None) -> int:
+def restart(watch: Watchdog, parent: int | None) -> int:
     """Stop it, if it runs, and start it with these options."""
     return stop(watch, parent) or start(watch, parent)
 
 
-def status(watch: Watch, parent: int | None) -> int:
+def status(watch: Watchdog, parent: int | None) -> int:
     """Say whether it runs, or a server's own."""
     running = Lock(_name(watch, parent)).owner()
     if running is None:
@@ -140,18 +140,18 @@ def status(watch: Watch, parent: int | None) -> int:
         return DONE if beside else NOT_RUNNING
     facts = process_facts(running.pid) if running.pid else None
     age = f", for {facts.age_seconds:.0f} s" if facts else ""
-    _say(f"running{shown(running)}{age}")
+    _say(f"running{owner_text(running)}{age}")
     return DONE
 
 
 def _beside() -> str:
     return "".join(
-        f"; the workers of server {parent} have a watchdog of their own{shown(owner)}"
+        f"; the workers of server {parent} have a watchdog of their own{owner_text(owner)}"
         for parent, owner in servers_with_their_own()
     )
 
 
-ACTIONS: dict[str, Callable[[Watch, int | None], int]] = {
+ACTIONS: dict[str, Callable[[Watchdog, int | None], int]] = {
     "run": run,
     "start": start,
     "stop": stop,
@@ -160,10 +160,10 @@ ACTIONS: dict[str, Callable[[Watch, int | None], int]] = {
 }
 
 
-def _run_until(asked: list[int], watch: Watch, parent: int | None, announce: Announcer) -> None:
+def _run_until(asked: list[int], watch: Watchdog, parent: int | None, announce: Announcer) -> None:
     stop = threading.Event()
     stores = Stores(watch.store_name, parent)
-    watchdog = Watchdog(watch.policy, stores, announce, parent=parent, is_watched=has_its_own)
+    watchdog = WatchdogLoop(watch.policy, stores, announce, parent=parent, is_watched=has_its_own)
     monitor = watch.monitor(announce)
     if monitor is not None:
         threading.Thread(target=monitor.run, args=(stop,), name="monitor", daemon=True).start()
@@ -214,7 +214,7 @@ def become(user: str) -> None:
         ) from None
 
 
-def _name(watch: Watch, parent: int | None) -> str:
+def _name(watch: Watchdog, parent: int | None) -> str:
     """One name for each thing that is watched, however it is written."""
     if parent is not None and watch.policy.ends_nothing:
         return f"monitor {pid_namespace()} {parent}"  # its server's workers are anybody's to watch

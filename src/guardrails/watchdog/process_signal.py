@@ -14,7 +14,7 @@ from pathlib import Path
 
 from guardrails.errors import ConfigurationError
 from guardrails.store.processes import pid_namespace, process_facts, process_status
-from guardrails.watchdog.pidfd import held
+from guardrails.watchdog.pidfd import open_process
 
 _MOST_PID_FILE = 64
 _CLOCKS_APART = 5.0  # seconds: clocks are coarse, and the file may lie on another host
@@ -71,7 +71,7 @@ class ProcessSignal:
             number, file = _read_pid_file(self._path)
         if number == os.getpid():
             raise OSError(f"process {number} is the monitor itself")
-        with held(number) as send:
+        with open_process(number) as send:
             # What is found now is true of the process that is held.
             if file is None:
                 if _start_of(number) != self._start:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from guardrails.store.contract import Blamed
+from guardrails.store.contract import Penalty
 from guardrails.watchdog.events import Announce, printable
-from guardrails.watchdog.overdue import Case
+from guardrails.watchdog.overdue import OverdueRequest
 from guardrails.worker import stacks
 
 log = logging.getLogger("guardrails.watch")
@@ -15,7 +15,7 @@ log = logging.getLogger("guardrails.watch")
 MOST_STACK_LINES = 60
 
 
-class Telling:
+class WatchdogReporter:
     """Tells of requests that are too old: what was seen, what was done, and how they ended.
 
     announce: is told of every event.   is_gone: whether the worker of a request is known to have
@@ -25,23 +25,23 @@ class Telling:
     def __init__(
         self,
         announce: Announce,
-        is_gone: Callable[[Case], bool],
+        is_gone: Callable[[OverdueRequest], bool],
         monotonic: Callable[[], float],
     ) -> None:
         self._announce = announce
         self._is_gone = is_gone
         self._monotonic = monotonic
-        self._over: list[Case] = []
+        self._over: list[OverdueRequest] = []
 
-    def overdue(self, case: Case, beside: int) -> None:
+    def overdue(self, overdue: OverdueRequest, beside: int) -> None:
         """A request is too old."""
-        message = f"{case}, thread {case.request.thread:#x}: more than {case.limit:g} s"
-        message += f"; {in_words(beside)} more with it" if beside else ""
-        self._announce("overdue", message, **case.facts(), beside=beside)
+        message = f"{overdue}, thread {overdue.request.thread:#x}: more than {overdue.limit:g} s"
+        message += f"; {requests_text(beside)} more with it" if beside else ""
+        self._announce("overdue", message, **overdue.facts(), beside=beside)
 
-    def stack(self, case: Case, dump: stacks.Dump | None) -> None:
+    def stack(self, overdue: OverdueRequest, dump: stacks.Dump | None) -> None:
         """Where it is, by the stacks of its worker; None where it shows none."""
-        request = case.request
+        request = overdue.request
         block = dump.of(request.thread) if dump is not None else None
         if block is None:
             self._announce(
@@ -55,40 +55,42 @@ class Telling:
         for line in block[:MOST_STACK_LINES]:
             log.warning("overdue: worker %d: %s", request.pid, printable(line))
 
-    def left_alone(self, case: Case, reason: str) -> None:
+    def left_alone(self, overdue: OverdueRequest, reason: str) -> None:
         """Nothing is done about it, for that reason, which is told once."""
-        if reason not in case.said:
-            case.said.add(reason)
-            self._announce("left-alone", f"{case}: {reason}", **case.facts())
+        if reason not in overdue.said:
+            overdue.said.add(reason)
+            self._announce("left-alone", f"{overdue}: {reason}", **overdue.facts())
 
-    def blamed(self, case: Case, done: Blamed, ban: float) -> None:
+    def blamed(self, overdue: OverdueRequest, done: Penalty, ban: float) -> None:
         """What its client has to bear, if anything. ban: seconds."""
-        what = [f"is charged {case.request.age_seconds:.0f} s"] if done.meters else []
+        what = [f"is charged {overdue.request.age_seconds:.0f} s"] if done.meters else []
         what += [f"is refused the same for {ban:g} s"] if done.banned else []
         if what:
-            who = case.request.client or "an unknown client"
-            self._announce("blamed", f"{who} {', and '.join(what)}", logging.INFO, **case.facts())
+            who = overdue.request.client or "an unknown client"
+            self._announce("blamed", f"{who} {', and '.join(what)}", logging.INFO, **overdue.facts())
 
-    def step(self, case: Case, what: str, step: str) -> None:
+    def step(self, overdue: OverdueRequest, what: str, step: str) -> None:
         """A step was taken."""
-        seconds = case.request.age_seconds - case.age_before
+        seconds = overdue.request.age_seconds - overdue.age_before
         if seconds >= 1:
-            what += f"; its worker has burnt {case.burnt:.1f} s of CPU in the last {seconds:.0f} s"
-        self._announce("step", f"{case}: {what}", **case.facts(), step=step, cpu=f"{case.burnt:.1f}")
+            what += f"; its worker has burnt {overdue.burnt:.1f} s of CPU in the last {seconds:.0f} s"
+        self._announce(
+            "step", f"{overdue}: {what}", **overdue.facts(), step=step, cpu=f"{overdue.burnt:.1f}"
+        )
 
-    def not_permitted(self, case: Case, error: OSError) -> None:
+    def not_permitted(self, overdue: OverdueRequest, error: OSError) -> None:
         """Its worker cannot be sent a signal."""
-        self._announce("not-permitted", f"worker {case.request.pid}: {error}", **case.facts())
+        self._announce("not-permitted", f"worker {overdue.request.pid}: {error}", **overdue.facts())
 
-    def stands(self, case: Case) -> None:
+    def stands(self, overdue: OverdueRequest) -> None:
         """Its worker has survived everything."""
-        message = f"worker {case.request.pid} does not end after SIGKILL"
-        self._announce("stands", message, **case.facts())
+        message = f"worker {overdue.request.pid} does not end after SIGKILL"
+        self._announce("stands", message, **overdue.facts())
 
-    def over(self, case: Case, wait: float) -> None:
+    def over(self, overdue: OverdueRequest, wait: float) -> None:
         """It is in flight no more. wait: seconds within which its worker is expected to end."""
-        case.tell_at = self._monotonic() + wait
-        self._over.append(case)
+        overdue.tell_at = self._monotonic() + wait
+        self._over.append(overdue)
 
     @property
     def waits(self) -> bool:
@@ -97,24 +99,24 @@ class Telling:
 
     def ends(self, *, at_once: bool = False) -> None:
         """Tell of the requests that are over, each when it is known what became of its worker."""
-        for case in list(self._over):
-            is_gone = self._is_gone(case)
-            if is_gone or at_once or self._monotonic() >= case.tell_at:
-                self._over.remove(case)
-                self._end(case, is_gone=is_gone)
+        for overdue in list(self._over):
+            is_gone = self._is_gone(overdue)
+            if is_gone or at_once or self._monotonic() >= overdue.tell_at:
+                self._over.remove(overdue)
+                self._end(overdue, is_gone=is_gone)
 
-    def _end(self, case: Case, *, is_gone: bool) -> None:
-        last = case.last_step
+    def _end(self, overdue: OverdueRequest, *, is_gone: bool) -> None:
+        last = overdue.last_step
         if is_gone and last:
-            self._announce("killed", f"{case}: its worker has ended after {last}", **case.facts())
+            self._announce("killed", f"{overdue}: its worker has ended after {last}", **overdue.facts())
         elif is_gone:
-            message = f"{case}: its worker has ended by itself"
-            self._announce("gone", message, logging.INFO, **case.facts())
+            message = f"{overdue}: its worker has ended by itself"
+            self._announce("gone", message, logging.INFO, **overdue.facts())
         else:
             after = f" after {last}" if last else ""
-            self._announce("ended", f"{case}: it has ended{after}", logging.INFO, **case.facts())
+            self._announce("ended", f"{overdue}: it has ended{after}", logging.INFO, **overdue.facts())
 
 
-def in_words(count: int) -> str:
+def requests_text(count: int) -> str:
     """So many requests."""
     return f"{count} request{'' if count == 1 else 's'}"

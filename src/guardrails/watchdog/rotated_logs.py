@@ -24,7 +24,7 @@ _TELL_SECONDS = 600.0
 _RETRY_SECONDS = 60.0
 
 
-class OldLogs:
+class RotatedLogs:
     """The files path.1, path.2 and so on, each plain or a .gz. wait: seconds."""
 
     def __init__(self, path: Path, announce: Announce, keep: int, wait: float) -> None:
@@ -84,7 +84,7 @@ class OldLogs:
         except OSError as error:
             self._work = None
             self._retry = now + _RETRY_SECONDS
-            text = in_words(error)
+            text = error_text(error)
             if self._tell_failure(now, text):
                 self._announce(
                     "log-not-compressed",
@@ -201,6 +201,6 @@ def _write(target: int, data: bytes) -> None:
         view = view[os.write(target, view) :]
 
 
-def in_words(error: OSError) -> str:
+def error_text(error: OSError) -> str:
     """An error, short enough to be told."""
     return printable(str(error))[:300]

@@ -23,36 +23,36 @@ log = logging.getLogger("guardrails")
 SHOW_STACKS, INTERRUPT = 1, 2
 PREFIX = "orders-"
 
-CarryOut = Callable[[int, int], object]
+CommandHandler = Callable[[int, int], object]
 """What is done at an order: called with the generation and the thread of a request."""
 
-_ORDER = struct.Struct("=QQQ")
+_COMMAND = struct.Struct("=QQQ")
 
 
 _starting = threading.Lock()
 
 
-class _Listening:
+class _State:
     """What this process does at each kind of order."""
 
     pid = 0
-    carry_out: dict[int, CarryOut]
+    handlers: dict[int, CommandHandler]
 
 
-def listen(kind: int, carry_out: CarryOut) -> None:
+def listen(kind: int, handlers: CommandHandler) -> None:
     """Take orders of a kind from now on, in a thread that is started at the first time.
 
     Raises OSError, StoreError, or RuntimeError where no thread can be started.
     """
     with _starting:
-        if _Listening.pid != os.getpid():
+        if _State.pid != os.getpid():
             _start()
-        _Listening.carry_out[kind] = carry_out
+        _State.handlers[kind] = handlers
 
 
 def is_listening(kind: int) -> bool:
     """Whether this process takes orders of a kind."""
-    return _Listening.pid == os.getpid() and kind in _Listening.carry_out
+    return _State.pid == os.getpid() and kind in _State.handlers
 
 
 def pipe_name(owner: Owner) -> str:
@@ -60,7 +60,7 @@ def pipe_name(owner: Owner) -> str:
     return f"{PREFIX}{owner.namespace}-{owner.pid}-{owner.start}"
 
 
-def give(owner: Owner, kind: int, generation: int, thread: int) -> bool:
+def send_command(owner: Owner, kind: int, generation: int, thread: int) -> bool:
     """Give an order to a process. False where it takes none."""
     from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
 
@@ -72,7 +72,9 @@ def give(owner: Owner, kind: int, generation: int, thread: int) -> bool:
             )
             try:
                 is_pipe = stat.S_ISFIFO(os.fstat(pipe).st_mode)
-                return is_pipe and os.write(pipe, _ORDER.pack(kind, generation, thread)) == _ORDER.size
+                return (
+                    is_pipe and os.write(pipe, _COMMAND.pack(kind, generation, thread)) == _COMMAND.size
+                )
             finally:
                 os.close(pipe)
     return False
@@ -89,9 +91,9 @@ def _start() -> None:
     os.mkfifo(path, 0o600)
     # Open for writing too, or it would end whenever somebody closes it.
     pipe = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    handlers: dict[int, CarryOut] = {}
+    handlers: dict[int, CommandHandler] = {}
     thread = threading.Thread(
-        target=_obey, args=(pipe, handlers), name="guardrails-orders", daemon=True
+        target=_serve, args=(pipe, handlers), name="guardrails-orders", daemon=True
     )
     try:
         thread.start()
@@ -99,18 +101,18 @@ def _start() -> None:
         os.close(pipe)
         path.unlink(missing_ok=True)
         raise
-    _Listening.pid, _Listening.carry_out = os.getpid(), handlers
+    _State.pid, _State.handlers = os.getpid(), handlers
 
 
-def _obey(pipe: int, handlers: dict[int, CarryOut]) -> None:
+def _serve(pipe: int, handlers: dict[int, CommandHandler]) -> None:
     while True:
         try:
-            order = os.read(pipe, _ORDER.size)
+            command = os.read(pipe, _COMMAND.size)
         except OSError as error:
             log.warning("orders: the pipe for them was closed (%s), and no more are taken", error)
             return
         try:
-            kind, generation, thread = _ORDER.unpack(order)
+            kind, generation, thread = _COMMAND.unpack(command)
             handlers[kind](generation, thread)
         except Exception:
             log.exception("orders: one was not carried out")

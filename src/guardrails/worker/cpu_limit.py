@@ -23,10 +23,10 @@ from types import FrameType
 from typing import Any
 
 from guardrails.errors import ConfigurationError, CPULimitError
-from guardrails.store.contract import Store, Visit
+from guardrails.store.contract import Store, StoreRequest
 from guardrails.store.processes import process_status
 from guardrails.worker import interrupt, retire
-from guardrails.worker.hooks import here as occasions
+from guardrails.worker.hooks import here as request_hooks
 from guardrails.worker.server import Server, threads_are_greenlets
 
 log = logging.getLogger("guardrails")
@@ -83,7 +83,7 @@ def _arrange(server: Server, watcher: _Watcher) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXCPU})
     if _all_block():
         watcher.start()
-        occasions.when_started(watcher.start_again)
+        request_hooks.when_started(watcher.start_again)
     else:
         # The other threads are there already: better late than killed.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXCPU})
@@ -111,14 +111,14 @@ class _Watcher:
         if budget is None:
             return
         if self._budget == math.inf:
-            occasions.before_request += (self.begin,)
-            occasions.after_response += (self.end,)
-            occasions.after_refusal += (self.end,)
+            request_hooks.before_request += (self.begin,)
+            request_hooks.after_response += (self.end,)
+            request_hooks.after_refusal += (self.end,)
         self._budget = min(self._budget, budget)
 
     def begin(self) -> None:
         """Before each request: move the soft limit on by its budget."""
-        soft, hard = _limit()
+        soft, hard = _cpu_limits()
         if not self._moved and soft != _UNLIMITED:
             # Somebody else's, as systemd's, must not be moved away.
             self._life = min(self._life, soft)
@@ -127,7 +127,7 @@ class _Watcher:
         wanted = min(self._request_soft, self._life, math.inf if hard == _UNLIMITED else hard)
         _resource().setrlimit(_resource().RLIMIT_CPU, (int(wanted), hard))
 
-    def end(self, _visit: Visit | None = None) -> None:
+    def end(self, _visit: StoreRequest | None = None) -> None:
         """After each request: what is burnt between them is nobody's."""
         self._request_soft = math.inf
 
@@ -140,7 +140,7 @@ class _Watcher:
         Which limit was passed is the kernel's to say: its count, taken at its ticks, may be ahead of
         the exact one. With each signal it moves the soft limit on by a second.
         """
-        passed = _limit()[0] - (sys.platform == "linux")
+        passed = _cpu_limits()[0] - (sys.platform == "linux")
         if passed >= self._life:
             self._retire_elsewhere()
         if passed >= self._request_soft and _is_the_apps(frame):
@@ -215,7 +215,7 @@ def _resource() -> Any:
     return import_module("resource")  # POSIX only, and so is this
 
 
-def _limit() -> tuple[int, int]:
+def _cpu_limits() -> tuple[int, int]:
     """The soft and the hard limit of CPU that are in force."""
     limits: tuple[int, int] = _resource().getrlimit(_resource().RLIMIT_CPU)
     return limits

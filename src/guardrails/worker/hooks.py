@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from guardrails.store.contract import Store, Visit
+from guardrails.store.contract import Store, StoreRequest
 from guardrails.worker.server import Server
 
 log = logging.getLogger("guardrails")
@@ -18,7 +18,7 @@ log = logging.getLogger("guardrails")
 AtStart = Callable[[Server, Store], object]
 
 
-class Occasions:
+class RequestHooks:
     """The callables of this process.
 
     before_request: called before each request is looked at.   after_response: called with each visit
@@ -27,7 +27,7 @@ class Occasions:
     """
 
     before_request: tuple[Callable[[], object], ...] = ()
-    after_response: tuple[Callable[[Visit], object], ...] = ()
+    after_response: tuple[Callable[[StoreRequest], object], ...] = ()
     after_refusal: tuple[Callable[[], object], ...] = ()
     at_start: tuple[AtStart, ...] = ()
     _began_in = 0
@@ -59,10 +59,10 @@ class Occasions:
         for relax in self.after_refusal:
             self._call(relax)
 
-    def response_over(self, visit: Visit) -> None:
+    def response_over(self, open_request: StoreRequest) -> None:
         """A response is over."""
         for look in self.after_response:
-            self._call(look, visit)
+            self._call(look, open_request)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         try:
@@ -73,4 +73,4 @@ class Occasions:
                 log.exception("a guard of the worker failed, and does nothing this time")
 
 
-here = Occasions()
+here = RequestHooks()

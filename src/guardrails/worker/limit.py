@@ -37,8 +37,8 @@ class LimitReport(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.name} soft {shown(self.after[0])} hard {shown(self.after[1])} "
-            f"(was {shown(self.before[0])}, {shown(self.before[1])}; {self.origin})"
+            f"{self.name} soft {limit_text(self.after[0])} hard {limit_text(self.after[1])} "
+            f"(was {limit_text(self.before[0])}, {limit_text(self.before[1])}; {self.origin})"
         )
 
 
@@ -137,10 +137,10 @@ def _both_sides(limit: Limit, before: tuple[int, int]) -> tuple[int, int]:
 def _refused(
     limit: Limit, asked: tuple[int, int], before: tuple[int, int], error: Exception
 ) -> ConfigurationError:
+    soft, hard, current = map(limit_text, (*asked, before[1]))
     return ConfigurationError(
-        f"{limit.name}: the system refuses soft {shown(asked[0])} and hard {shown(asked[1])} "
-        f"({error}): it has hard {shown(before[1])} now, and only a process with CAP_SYS_RESOURCE may "
-        "raise that; ask for less"
+        f"{limit.name}: the system refuses soft {soft} and hard {hard} ({error}): it has hard "
+        f"{current} now, and only a process with CAP_SYS_RESOURCE may raise that; ask for less"
     )
 
 
@@ -171,6 +171,6 @@ def is_above(soft: int, hard: int) -> bool:
     return hard != UNLIMITED and (soft == UNLIMITED or soft > hard)
 
 
-def shown(value: int) -> str:
+def limit_text(value: int) -> str:
     """A limit in words."""
     return "unlimited" if value == UNLIMITED else str(value)

@@ -81,16 +81,16 @@ def cgroup_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
         if not controllers:
             group = cgroups / path.lstrip("/")
             while cgroups in (group, *group.parents):
-                found += _limit(group / "memory.max")
+                found += _limit_in(group / "memory.max")
                 group = group.parent
         elif "memory" in controllers.split(","):
             for group in (cgroups / "memory" / path.lstrip("/"), cgroups / "memory"):
-                found += _limit(group / "memory.limit_in_bytes")
+                found += _limit_in(group / "memory.limit_in_bytes")
                 found += _hierarchical(group / "memory.stat")
     return min(found, default=None)
 
 
-def _limit(path: Path) -> list[int]:
+def _limit_in(path: Path) -> list[int]:
     text = "".join(_lines(path))
     return [int(text)] if text.isdecimal() and int(text) < _NO_LIMIT else []
 

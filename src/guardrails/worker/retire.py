@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from guardrails.store.contract import Store
-from guardrails.worker.hooks import here as occasions
+from guardrails.worker.hooks import here as request_hooks
 from guardrails.worker.server import Server
 
 log = logging.getLogger("guardrails")
@@ -27,11 +27,11 @@ class _Known:
     learnt_in = retired_in = 0
 
 
-def know_server(server: Server) -> None:
+def remember_server(server: Server) -> None:
     """Remember the server, and learn more at the first request, which knows for certain."""
     if _Known.learnt_in != os.getpid():
         _Known.pid, _Known.server = os.getpid(), server
-    occasions.when_started(_learn)
+    request_hooks.when_started(_learn)
 
 
 def _learn(server: Server, store: Store) -> None:

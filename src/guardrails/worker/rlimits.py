@@ -19,7 +19,7 @@ from guardrails.store.contract import Store
 from guardrails.store.processes import limit_numbers
 from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
 from guardrails.worker import cpu_limit, memory
-from guardrails.worker.hooks import here as occasions
+from guardrails.worker.hooks import here as request_hooks
 from guardrails.worker.limit import (
     UNLIMITED,
     Limit,
@@ -32,7 +32,7 @@ from guardrails.worker.limit import (
     restore,
     set_all,
 )
-from guardrails.worker.retire import know_server
+from guardrails.worker.retire import remember_server
 from guardrails.worker.server import (
     Server,
     gunicorn_server,
@@ -133,7 +133,7 @@ class ResourceLimits:
         resource = resource_module()
         if self.cpu_per_request is not None:
             cpu_limit.check_one_at_a_time(server)
-        know_server(server)
+        remember_server(server)
         named = {name for name, pid in _named.items() if pid == os.getpid()}
         fill_in = _defaults(self.limits, server) if self.defaults else ()
         asked = [*self.limits, *(limit for limit in fill_in if limit.name not in named)]
@@ -157,7 +157,7 @@ class ResourceLimits:
             say(f"rlimits: nice {self.nice} (was {was}; argument)")
         _warn(reports, server)
         if asked and not server.respawns:
-            occasions.when_started(_warn_where_death_is_final)
+            request_hooks.when_started(_warn_where_death_is_final)
         _named.update((limit.name, os.getpid()) for limit in self.limits)
         _applied[self] = (os.getpid(), tuple(reports))
         return tuple(reports)
@@ -271,14 +271,16 @@ def rlimits(
         ("argument", limits),
     ):
         prefix = ENVIRONMENT if origin == "environment" else ""
-        found |= {name: _limit(name, value, origin, prefix + name) for name, value in given.items()}
+        found |= {
+            name: _parse_limit(name, value, origin, prefix + name) for name, value in given.items()
+        }
     if defaults is None:
         defaults = _defaults_from_environment()
     elif not isinstance(defaults, bool):
         raise ConfigurationError(f"defaults: {defaults!r} is neither True nor False: write one of them")
     budget = None
     if cpu_per_request is not None:
-        budget = _seconds(cpu_per_request, "cpu_per_request")
+        budget = _whole_seconds(cpu_per_request, "cpu_per_request")
         if not budget:
             raise ConfigurationError(
                 f"cpu_per_request: {cpu_per_request!r} is no time at all: write at least a second"
@@ -305,7 +307,7 @@ def _defaults_from_environment() -> bool:
     return word in _ON
 
 
-def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
+def _parse_limit(name: str, value: object, origin: str, argument: str) -> Limit:
     known = limit_numbers()
     if name not in known:
         raise ConfigurationError(
@@ -313,15 +315,15 @@ def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
             f"capitals: {', '.join(known) or 'this system has none'}"
         )
     if not isinstance(value, str) or ":" not in value:
-        both = _value(name, value, argument)
+        both = _parse_value(name, value, argument)
         return Limit(name, both, both, origin)
     soft_text, _, hard_text = value.partition(":")
     if not soft_text and not hard_text:
         raise ConfigurationError(
             f'{argument}: {value!r} says nothing: write "SOFT:HARD", "SOFT:" or ":HARD"'
         )
-    soft = _value(name, soft_text, argument) if soft_text else None
-    hard = _value(name, hard_text, argument) if hard_text else None
+    soft = _parse_value(name, soft_text, argument) if soft_text else None
+    hard = _parse_value(name, hard_text, argument) if hard_text else None
     if soft is not None and hard is not None and is_above(soft, hard):
         raise ConfigurationError(
             f"{argument}: {value!r} has a soft limit above the hard one: write the smaller one first"
@@ -329,10 +331,10 @@ def _limit(name: str, value: object, origin: str, argument: str) -> Limit:
     return Limit(name, soft, hard, origin)
 
 
-def _value(name: str, value: object, argument: str) -> int:
+def _parse_value(name: str, value: object, argument: str) -> int:
     if isinstance(value, str) and value.strip().lower() == "unlimited":
         return UNLIMITED
-    number = _number(name, value, argument)
+    number = _parse_number(name, value, argument)
     if number > _LARGEST:
         raise ConfigurationError(
             f'{argument}: {value!r} is more than the system can count: write less, or "unlimited"'
@@ -340,11 +342,11 @@ def _value(name: str, value: object, argument: str) -> int:
     return number
 
 
-def _number(name: str, value: object, argument: str) -> int:
+def _parse_number(name: str, value: object, argument: str) -> int:
     if name in _SIZES:
         return parse_size(value, argument)
     if name == "CPU":
-        return _seconds(value, argument)
+        return _whole_seconds(value, argument)
     if name == "RTTIME":
         return parse_duration(value, argument)
     return parse_count(
@@ -352,7 +354,7 @@ def _number(name: str, value: object, argument: str) -> int:
     )
 
 
-def _seconds(value: object, argument: str) -> int:
+def _whole_seconds(value: object, argument: str) -> int:
     microseconds = parse_duration(value, argument)
     if microseconds % 1_000_000:
         raise ConfigurationError(

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.contract import Store, Visit
+from guardrails.store.contract import Store, StoreRequest
 from guardrails.store.processes import process_facts
 from guardrails.units import parse_count, parse_percent, parse_seconds, parse_size
 from guardrails.worker import memory, retire
-from guardrails.worker.hooks import here as occasions
+from guardrails.worker.hooks import here as request_hooks
 from guardrails.worker.server import Server, gunicorn_server, running_server
 
 log = logging.getLogger("guardrails")
@@ -63,12 +63,12 @@ class SizeLimit:
         self._apply(next((each for each in found if each is not None), None) or running_server({}))
 
     def _apply(self, server: Server) -> None:
-        retire.know_server(server)
+        retire.remember_server(server)
         guard = _guards.get(self)
         if guard is None:
             guard = _guards[self] = SizeGuard(self)
-            occasions.when_started(guard.begin)
-            occasions.after_response += (guard.look,)
+            request_hooks.when_started(guard.begin)
+            request_hooks.after_response += (guard.look,)
 
 
 _guards: dict[SizeLimit, SizeGuard] = {}
@@ -143,7 +143,7 @@ class SizeGuard:
         self._dear_at = self._say_at = 0.0
         self._pid = pid  # the last: other threads look as soon as it is there
 
-    def look(self, visit: Visit) -> None:
+    def look(self, open_request: StoreRequest) -> None:
         """After a response."""
         if self._pid != os.getpid() or not self._lock.acquire(blocking=False):
             return
@@ -152,16 +152,16 @@ class SizeGuard:
             self._until_look -= 1
             if self._until_look <= 0:
                 self._until_look = self._limit.every
-                self._measure(visit)
+                self._measure(open_request)
         finally:
             self._lock.release()
 
-    def _measure(self, visit: Visit) -> None:
+    def _measure(self, open_request: StoreRequest) -> None:
         size = memory.resident_bytes()
         growth, self._size = size - self._size, size
         if growth > self._most_growth:
             self._most_growth = growth
-            request = f"{visit.method:.20} {visit.path:.200}"
+            request = f"{open_request.method:.20} {open_request.path:.200}"
             # Another request may have grown it, in another thread or since the last look.
             self._growth = f"it grew most, by {growth / _MB:.1f} MB, when {request!a} ended"
         now = time.monotonic()

@@ -57,7 +57,7 @@ _PREFIX = "stack-"
 _KINDS = (_PREFIX, control_pipe.PREFIX)
 
 
-class _Listening:
+class _State:
     """This process's file of stacks. It is open for as long as the process lives."""
 
     pid = 0
@@ -72,10 +72,10 @@ def listen(server: Server) -> int:
     Returns the signal for the last resort, 0 without one. Never raises. A signal that somebody else
     uses is left to them.
     """
-    if _Listening.pid == os.getpid():
-        return _Listening.signal
-    inherited = _Listening.signal
-    _Listening.pid, _Listening.signal, _Listening.at_a_signal = os.getpid(), 0, False
+    if _State.pid == os.getpid():
+        return _State.signal
+    inherited = _State.signal
+    _State.pid, _State.signal, _State.at_a_signal = os.getpid(), 0, False
     if not DUMP_SIGNAL:
         return 0
     from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
@@ -88,23 +88,23 @@ def listen(server: Server) -> int:
             os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
             0o600,
         )
-        _Listening.file = os.fdopen(descriptor, "ab", buffering=0)  # open while the process lives
+        _State.file = os.fdopen(descriptor, "ab", buffering=0)  # open while the process lives
         if inherited or not catches(os.getpid(), DUMP_SIGNAL):
-            faulthandler.register(DUMP_SIGNAL, _Listening.file, all_threads=True)
-            _Listening.signal = DUMP_SIGNAL
-        _Listening.greenlets = server.greenlets
+            faulthandler.register(DUMP_SIGNAL, _State.file, all_threads=True)
+            _State.signal = DUMP_SIGNAL
+        _State.greenlets = server.greenlets
         in_main_thread = server.threads in (None, 1) or server.greenlets
-        _Listening.at_a_signal = in_main_thread and _takes_signals()
-        if not _Listening.at_a_signal:
+        _State.at_a_signal = in_main_thread and _takes_signals()
+        if not _State.at_a_signal:
             control_pipe.listen(control_pipe.SHOW_STACKS, lambda *_request: _write(None))
     except (OSError, StoreError, ValueError, RuntimeError) as error:
         log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
-    return _Listening.signal
+    return _State.signal
 
 
 def at_a_signal() -> bool:
     """Whether this process shows them at ASK_SIGNAL, and not at an order."""
-    return _Listening.pid == os.getpid() and _Listening.at_a_signal
+    return _State.pid == os.getpid() and _State.at_a_signal
 
 
 def file_name(owner: Owner) -> str:
@@ -125,7 +125,7 @@ class Dump(NamedTuple):
         """
         for block in self.blocks:
             words = block[0].replace("Current thread", "Thread").split()
-            if len(words) > 1 and words[1].startswith("0x") and _number(words[1]) == thread:
+            if len(words) > 1 and words[1].startswith("0x") and _thread_number(words[1]) == thread:
                 return block
         if any(block[0].startswith((_GREENLET, _NO_GREENLETS)) for block in self.blocks):
             if not self.complete:
@@ -134,14 +134,14 @@ class Dump(NamedTuple):
         return self.blocks[0] if len(self.blocks) == 1 else None
 
 
-def open_file(owner: Owner) -> int | None:
+def open_stack_file(owner: Owner) -> int | None:
     """A descriptor of a process's file; None where it has none."""
     from guardrails.store import directory  # noqa: PLC0415 - as above
 
     for folder in directory.folders():
         with suppress(OSError, StoreError):
             directory.verify_folder(folder)
-            descriptor = directory.open_file(folder / file_name(owner))
+            descriptor = directory.open_existing(folder / file_name(owner))
             if descriptor is not None:
                 try:
                     directory.verify_file(descriptor, folder / file_name(owner))
@@ -220,7 +220,7 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(process_status(f"/proc/{pid}").get("SigCgt", "0"), 16) >> (number - 1) & 1)
 
 
-def _number(text: str) -> int:
+def _thread_number(text: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
@@ -255,7 +255,7 @@ def _write(interrupted: FrameType | None) -> None:
             lines += _block(f"Thread 0x{ident:x}", top)
         elif interrupted is not None:
             lines += _block(f"Current thread 0x{ident:x}", interrupted)
-    greenlet = sys.modules.get("greenlet") if _Listening.greenlets else None
+    greenlet = sys.modules.get("greenlet") if _State.greenlets else None
     if greenlet is not None:
         kind: Any = greenlet.greenlet
         lines.append(_NO_GREENLETS)
@@ -265,7 +265,7 @@ def _write(interrupted: FrameType | None) -> None:
                 lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
     lines += [_END, ""]
     with suppress(OSError):
-        _Listening.file.write("\n".join(lines).encode("utf-8", "replace"))
+        _State.file.write("\n".join(lines).encode("utf-8", "replace"))
 
 
 def _block(title: str, frame: FrameType | None) -> Iterator[str]:

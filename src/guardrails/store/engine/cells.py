@@ -48,7 +48,7 @@ class Cells:
             self.words[index] = 0
 
 
-class Totals(Cells):
+class SlotCounts(Cells):
     """How many rows hold each slot. A place whose total is 0 is free; none is ever evicted."""
 
     def total(self, key: int) -> int:

@@ -1,28 +1,27 @@
 """How a request enters the shared store, inside the critical section of one file.
 
-It answers exactly as the memory store does, which is easier to read; here everything is looked at
-through numbers computed beforehand (`Program`, `Bound`), and charged in one go at the end.
+It answers exactly as the memory store does, which is easier to read. Here every check uses numbers
+computed beforehand (`CompiledRoute`, `CompiledRequirement`), and all charges are written at the end.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from guardrails.store.contract import (
-    BLAME,
     MOST_SLOTS,
+    PENALIZED,
     SHORTEST_RETRY,
-    Ask,
-    Asks,
+    EnterResult,
+    KeyedRequirement,
     Refusal,
+    RouteRequirements,
     Slot,
-    Verdict,
-    Visit,
+    StoreRequest,
 )
-from guardrails.store.engine.file import Program, StoreFile, merged
-from guardrails.store.gcra import MARK, SMALL_BITS, SMALL_MASK
+from guardrails.store.engine.file import CompiledRoute, StoreFile, merged
+from guardrails.store.gcra import REFUSED_UNTIL_RESUME, SMALL_BITS, SMALL_MASK
 from guardrails.store.layout import (
     A_GARBAGE,
-    BLAMED,
     G_ADMITTED,
     G_DELAYED,
     G_DRY_RUN_REFUSED,
@@ -30,6 +29,7 @@ from guardrails.store.layout import (
     G_SWITCH,
     H_SWITCH,
     H_SWITCHED,
+    HAS_PENALTIES,
     L_MEAN,
     ONE_CELL,
     ONE_SLOT,
@@ -71,38 +71,44 @@ class Charges:
         self.remaining = _UNBOUNDED
 
 
-def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
+def enter(
+    file: StoreFile, open_request: StoreRequest, final: bool, number: int
+) -> EnterResult | str | None:
     """Decide about a request: the verdict (None: switched off), or in words why there is none.
 
     The quick way in admits what is plainly admitted, and changes nothing until that is certain;
-    whatever else comes up is decided by `enter_with_care`.
+    whatever else comes up is decided by `enter_slow`.
     """
     words = file.words
-    asks = visit.asks
+    requirements = open_request.requirements
     switched = words[H_SWITCHED]
-    if (switched and switched != BLAMED) or visit.entered or type(asks) is not Asks:
-        return enter_with_care(file, visit, final, number)
-    program = asks.prepared
-    if program is None or program.token is not file.token:
-        program = file.prepare(asks)
-    if not program.simple:
-        return enter_with_care(file, visit, final, number)
+    if (
+        (switched and switched != HAS_PENALTIES)
+        or open_request.entered
+        or type(requirements) is not RouteRequirements
+    ):
+        return enter_slow(file, open_request, final, number)
+    compiled = requirements.compiled
+    if compiled is None or compiled.token is not file.token:
+        compiled = file.compile_route(requirements)
+    if not compiled.simple:
+        return enter_slow(file, open_request, final, number)
     now = file.now = file.clock()
-    if switched and file.blame_left(visit, now):
-        return enter_with_care(file, visit, final, number)
-    hashed = file.hashes.get(visit.key) or file.key_hash(visit.key)
+    if switched and file.penalty_left(open_request, now):
+        return enter_slow(file, open_request, final, number)
+    hashed = file.hashes.get(open_request.key) or file.key_hash(open_request.key)
     buffer = file.map
-    cells, totals = file.cells, file.totals
+    cells, slot_counts = file.cells, file.slot_counts
     first, mask = cells.first, cells.mask
-    if program.bans and visit.ban_key:
-        banned = file.key_hash(visit.ban_key)
-        for const in program.bans:
+    if compiled.bans and open_request.ban_key:
+        banned = file.key_hash(open_request.ban_key)
+        for const in compiled.bans:
             place = cells.find(banned ^ const)
             if place >= 0 and words[place + 1] >> SMALL_BITS > now:
-                return enter_with_care(file, visit, final, number)
+                return enter_slow(file, open_request, final, number)
     remaining = _UNBOUNDED
     written = []
-    for own, const, need, cost, limit, horizon in program.meters:
+    for own, const, need, cost, limit, horizon in compiled.meters:
         cell = const ^ hashed if own else const
         place = first + ((cell & mask) << 1)
         found, word = read_cell(buffer, place << 3)
@@ -112,11 +118,11 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         base = word >> SMALL_BITS
         if base <= now:
             base = now
-        elif word & MARK or base > now + horizon:
-            return enter_with_care(file, visit, final, number)
+        elif word & REFUSED_UNTIL_RESUME or base > now + horizon:
+            return enter_slow(file, open_request, final, number)
         room = limit - (base + need - now)
         if room < 0:
-            return enter_with_care(file, visit, final, number)
+            return enter_slow(file, open_request, final, number)
         if need:
             room //= need
             if room < remaining:
@@ -124,66 +130,68 @@ def enter(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | 
         if cost:
             written.append((place, cell, (base + cost) << SMALL_BITS))
     taken = []
-    for own, const, limit, max_hold, record in program.slots:
+    for own, const, limit, max_hold, record in compiled.slots:
         cell = const ^ hashed if own else const
-        place = totals.first + ((cell & totals.mask) << 1)
+        place = slot_counts.first + ((cell & slot_counts.mask) << 1)
         found, held = read_cell(buffer, place << 3)
         if found != cell:
-            place = totals.find(cell)
+            place = slot_counts.find(cell)
             held = words[place + 1] if place >= 0 else 0
         room = limit - 1 - held
         if room < 0:
-            return enter_with_care(file, visit, final, number)
+            return enter_slow(file, open_request, final, number)
         if room < remaining:
             remaining = room
         taken.append((place, cell, held, now + max_hold, record))
     row = file.free_rows.pop() if file.free_rows else file.take_row()
     if row < 0 or words[row] or len(taken) > MOST_SLOTS:
-        return enter_with_care(file, visit, final, number)
+        return enter_slow(file, open_request, final, number)
 
     # From here on all is known, and nothing can fail.
-    visit.row, visit.generation = row - file.first_row, number
+    open_request.row, open_request.generation = row - file.first_row, number
     ROW_CONTENT.pack_into(
         buffer,
         (row + 1) << 3,
         file.owner_bytes,
         now,
-        visit.thread,
+        open_request.thread,
         len(taken),
-        hashed if visit.ban_key else 0,
-        program.charged,
-        program.resource or file.resource_hash(visit),
-        visit.client.encode("latin-1", "replace"),
-        program.request_text or _request_text(program, visit),
+        hashed if open_request.ban_key else 0,
+        compiled.charged,
+        compiled.resource or file.resource_hash(open_request),
+        open_request.client.encode("latin-1", "replace"),
+        compiled.request_text or _request_text(compiled, open_request),
     )
     at = (row + R_FIRST_SLOT) << 3
     for _place, cell, _held, deadline, record in taken:
         write_slot(buffer, at, cell, now, deadline, record)
         at += SLOT_WORDS << 3
     words[row] = number
-    visit.entered = True
+    open_request.entered = True
     for place, cell, held, _deadline, _record in taken:
         # A total that was begun just now may have taken this place.
         if place >= 0 and words[place] == cell:
             words[place + 1] = held + 1
         else:
-            totals.add(cell, 1)
+            slot_counts.add(cell, 1)
     for place, cell, word in written:
         # A cell that was taken just now may have displaced this one.
         if place >= 0 and words[place] == cell:
             words[place + 1] = word
         else:
             file.write_cell(-1, cell, word, now)
-    for counter in program.counters:
+    for counter in compiled.counters:
         words[counter] += 1
-    verdict: Verdict = _new(
-        Verdict,
+    result: EnterResult = _new(
+        EnterResult,
         (True, 0, (), (), 0, remaining if remaining != _UNBOUNDED else None, number),
     )
-    return verdict
+    return result
 
 
-def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> Verdict | str | None:
+def enter_slow(
+    file: StoreFile, open_request: StoreRequest, final: bool, number: int
+) -> EnterResult | str | None:
     """The same for everything: refusals, dry runs, bans, delays, switches, a second entering."""
     words = file.words
     switch = words[H_SWITCH]
@@ -193,92 +201,103 @@ def enter_with_care(file: StoreFile, visit: Visit, final: bool, number: int) -> 
     by_guard = words[H_SWITCHED]
     dry_refusals: list[Refusal] = []
     charges = Charges()
-    positions = [(ask, _position(file, ask, switch, by_guard)) for ask in visit.asks]
-    refusals = _banned(file, visit, now, positions) if visit.ban_key else []
-    if by_guard & BLAMED and not all(position for _, position in positions):
-        left = file.blame_left(visit, now)
+    positions = [
+        (keyed, _position(file, keyed, switch, by_guard)) for keyed in open_request.requirements
+    ]
+    refusals = _banned(file, open_request, now, positions) if open_request.ban_key else []
+    if by_guard & HAS_PENALTIES and not all(position for _, position in positions):
+        left = file.penalty_left(open_request, now)
         if left:
-            refusals.append(Refusal(BLAME, left, banned=True))
-    for ask, position in () if refusals else positions:
+            refusals.append(Refusal(PENALIZED, left, banned=True))
+    for keyed, position in () if refusals else positions:
         if position == SWITCHED_OFF:
             continue
         dry = position == SWITCHED_DRY
-        refusal = _look(file, ask, visit, charges, now, dry)
+        refusal = _look(file, keyed, open_request, charges, now, dry)
         if refusal is not None:
             (dry_refusals if dry else refusals).append(refusal)
     if not refusals:
-        problem = _commit(file, visit, charges, now, number)
+        problem = _commit(file, open_request, charges, now, number)
         if problem is not None:
             return problem
     elif now >= file.reap_at and any(refusal.by_slot for refusal in refusals):
         return REAP_FIRST
     elif final:
         for refusal in refusals:
-            _refuse(file, refusal, visit, now, dry=False)
+            _refuse(file, refusal, open_request, now, dry=False)
     if dry_refusals and (final or not refusals):
         for refusal in dry_refusals:
-            _refuse(file, refusal, visit, now, dry=True)
+            _refuse(file, refusal, open_request, now, dry=True)
     if refusals:
-        return Verdict(False, 0, tuple(refusals), tuple(dry_refusals), charges.dry_delay, 0, number)
+        return EnterResult(False, 0, tuple(refusals), tuple(dry_refusals), charges.dry_delay, 0, number)
     remaining = charges.remaining if charges.remaining != _UNBOUNDED else None
-    return Verdict(True, charges.delay, (), tuple(dry_refusals), charges.dry_delay, remaining, number)
+    return EnterResult(
+        True, charges.delay, (), tuple(dry_refusals), charges.dry_delay, remaining, number
+    )
 
 
-def _position(file: StoreFile, ask: Ask, switch: int, by_guard: int) -> int:
+def _position(file: StoreFile, keyed: KeyedRequirement, switch: int, by_guard: int) -> int:
     """Where the switch stands for one ask: the strictest of store, guard and request."""
-    position = max(switch, SWITCHED_DRY if ask.dry_run else 0)
+    position = max(switch, SWITCHED_DRY if keyed.dry_run else 0)
     if not by_guard:
         return position
-    bound = file.bounds.get(ask.demand) or file.bind(ask.demand)
-    return max(position, file.words[bound.counter + G_SWITCH])
+    compiled = file.compiled.get(keyed.requirement) or file.compile_requirement(keyed.requirement)
+    return max(position, file.words[compiled.counter + G_SWITCH])
 
 
 def _banned(
-    file: StoreFile, visit: Visit, now: int, positions: Sequence[tuple[Ask, int]]
+    file: StoreFile,
+    open_request: StoreRequest,
+    now: int,
+    positions: Sequence[tuple[KeyedRequirement, int]],
 ) -> list[Refusal]:
     """The asks whose ban stands: who is banned is refused by that alone."""
     refusals = []
-    for ask, position in positions:
-        if not position and ask.demand.ban is not None:
-            bound = file.bounds.get(ask.demand) or file.bind(ask.demand)
-            left = _ban_left(file, bound.ban, visit, now)
+    for keyed, position in positions:
+        if not position and keyed.requirement.ban is not None:
+            compiled = file.compiled.get(keyed.requirement) or file.compile_requirement(
+                keyed.requirement
+            )
+            left = _ban_left(file, compiled.ban, open_request, now)
             if left:
-                refusals.append(_new(Refusal, (ask, left, True, False, False)))
+                refusals.append(_new(Refusal, (keyed, left, True, False, False)))
     return refusals
 
 
-def _ban_left(file: StoreFile, ban: tuple[int, int] | None, visit: Visit, now: int) -> int:
+def _ban_left(
+    file: StoreFile, ban: tuple[int, int] | None, open_request: StoreRequest, now: int
+) -> int:
     """For how much longer the visit's client is banned; 0 when it is not."""
-    if ban is None or not visit.ban_key:
+    if ban is None or not open_request.ban_key:
         return 0
-    place = file.cells.find(file.key_hash(visit.ban_key) ^ ban[0])
+    place = file.cells.find(file.key_hash(open_request.ban_key) ^ ban[0])
     left = (file.words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
     return left if 0 < left <= ban[1] else 0
 
 
 def _look(
     file: StoreFile,
-    ask: Ask,
-    visit: Visit,
+    keyed: KeyedRequirement,
+    open_request: StoreRequest,
     charges: Charges,
     now: int,
     dry: bool,
 ) -> Refusal | None:
     """Look at one ask: who refuses, or None with its charges noted."""
-    demand = ask.demand
-    bound = file.bounds.get(demand) or file.bind(demand)
+    requirement = keyed.requirement
+    compiled = file.compiled.get(requirement) or file.compile_requirement(requirement)
     words, cells = file.words, file.cells
-    if dry and (left := _ban_left(file, bound.shadow_ban, visit, now)):
-        return Refusal(ask, left, banned=True)
-    if demand.refused:
-        return Refusal(ask, demand.ban_for or None)
-    if demand.ban_only:
+    if dry and (left := _ban_left(file, compiled.shadow_ban, open_request, now)):
+        return Refusal(keyed, left, banned=True)
+    if requirement.refused:
+        return Refusal(keyed, requirement.ban_for or None)
+    if requirement.ban_only:
         return None
-    hashed = file.key_hash(visit.key if ask.key is None else ask.key)
+    hashed = file.key_hash(open_request.key if keyed.key is None else keyed.key)
     refused = never = by_slot = False
-    retry, delay, remaining = demand.ban_for, 0, _UNBOUNDED
+    retry, delay, remaining = requirement.ban_for, 0, _UNBOUNDED
     written: list[tuple[int, int, int]] = []
-    for const, need, cost, limit, resume, slack, horizon in bound.meters:
+    for const, need, cost, limit, resume, slack, horizon in compiled.meters:
         cell = hashed ^ const
         place = cells.first + ((cell & cells.mask) << 1)
         if words[place] != cell:
@@ -291,18 +310,18 @@ def _look(
             base, word = now, 0
             words[A_GARBAGE] += 1
         excess = base + need - now
-        allowed = resume if word & MARK else limit
+        allowed = resume if word & REFUSED_UNTIL_RESUME else limit
         if excess > allowed:
-            if not visit.may_wait or excess > allowed + slack:
+            if not open_request.may_wait or excess > allowed + slack:
                 refused = True
                 never = never or need > limit + slack
                 retry = max(retry, excess - resume)
             delay = max(delay, excess - allowed)
-        if cost or word & MARK:
+        if cost or word & REFUSED_UNTIL_RESUME:
             written.append((place, cell, (base + cost) << SMALL_BITS))
         if need:
             remaining = min(remaining, (allowed - excess) // need)
-    for const, tally in bound.tallies:
+    for const, tally in compiled.tallies:
         cell = hashed ^ const
         place = cells.find(cell)
         word = words[place + 1] if place >= 0 else 0
@@ -314,21 +333,21 @@ def _look(
             retry = max(retry, (word >> SMALL_BITS) - now)
         written.append((place, cell, word + 1 if count < SMALL_MASK else word))
         remaining = min(remaining, tally.limit - count - 1)
-    for const, slot, record in bound.slots:
-        held = file.totals.total(hashed ^ const)
+    for const, slot, record in compiled.slots:
+        held = file.slot_counts.total(hashed ^ const)
         if held >= slot.limit:
             refused = by_slot = True
             retry = max(retry, SHORTEST_RETRY, words[record + L_MEAN] // slot.limit)
         remaining = min(remaining, slot.limit - held - 1)
     if refused:
-        return Refusal(ask, None if never else retry, by_slot=by_slot, never=never)
+        return Refusal(keyed, None if never else retry, by_slot=by_slot, never=never)
     charges.cells += written
-    charges.slots += [(hashed ^ const, slot, record) for const, slot, record in bound.slots]
-    charges.counters.append(bound.counter + G_ADMITTED)
-    if bound.charged and ask.key is None and not dry:
-        charges.charged.append(bound.charged)
+    charges.slots += [(hashed ^ const, slot, record) for const, slot, record in compiled.slots]
+    charges.counters.append(compiled.counter + G_ADMITTED)
+    if compiled.charged and keyed.key is None and not dry:
+        charges.charged.append(compiled.charged)
     if delay:
-        charges.counters.append(bound.counter + G_DELAYED)
+        charges.counters.append(compiled.counter + G_DELAYED)
     if dry:
         charges.dry_delay = max(charges.dry_delay, delay)
     else:
@@ -337,29 +356,31 @@ def _look(
     return None
 
 
-def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: int) -> str | None:
+def _commit(
+    file: StoreFile, open_request: StoreRequest, charges: Charges, now: int, number: int
+) -> str | None:
     """Take the row, then charge. What can fail is checked first, and said in words."""
     words = file.words
-    row = visit.row + file.first_row if visit.entered else file.take_row()
+    row = open_request.row + file.first_row if open_request.entered else file.take_row()
     if row < 0:
         return f"shared store: all {file.rows.records} rows are taken by requests in flight"
-    slots = words[row + R_SLOTS] if visit.entered else 0
+    slots = words[row + R_SLOTS] if open_request.entered else 0
     if slots + len(charges.slots) > MOST_SLOTS:
         return f"a request can hold {MOST_SLOTS} slots, and this one asks for more"
-    if not visit.entered:
-        visit.row, visit.generation = row - file.first_row, number
+    if not open_request.entered:
+        open_request.row, open_request.generation = row - file.first_row, number
         ROW_CONTENT.pack_into(
             file.buffer,
             (row + 1) * 8,
             file.owner_bytes,
             now,
-            visit.thread,
+            open_request.thread,
             0,
-            file.key_hash(visit.key) if visit.ban_key else 0,
+            file.key_hash(open_request.key) if open_request.ban_key else 0,
             0,
-            file.resource_hash(visit),
-            visit.client.encode("latin-1", "replace"),
-            _request_text(None, visit),
+            file.resource_hash(open_request),
+            open_request.client.encode("latin-1", "replace"),
+            _request_text(None, open_request),
         )
     at = row + R_FIRST_SLOT + slots * SLOT_WORDS
     for cell, slot, record in charges.slots:
@@ -370,10 +391,10 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
         at += SLOT_WORDS
     words[row + R_SLOTS] = slots + len(charges.slots)
     words[row + R_CHARGED] = merged(words[row + R_CHARGED], charges.charged)
-    words[row + R_GENERATION] = visit.generation
-    visit.entered = True
+    words[row + R_GENERATION] = open_request.generation
+    open_request.entered = True
     for cell, _slot, _record in charges.slots:
-        file.totals.add(cell, 1)
+        file.slot_counts.add(cell, 1)
     for place, cell, word in charges.cells:
         if place >= 0 and words[place] == cell:
             words[place + 1] = word
@@ -384,37 +405,39 @@ def _commit(file: StoreFile, visit: Visit, charges: Charges, now: int, number: i
     return None
 
 
-def _request_text(program: Program | None, visit: Visit) -> bytes:
+def _request_text(compiled: CompiledRoute | None, open_request: StoreRequest) -> bytes:
     """Method, host and path as a row shows them."""
     text = REQUEST_TEXT.pack(
-        visit.method.encode("latin-1", "replace"),
-        visit.host.encode("latin-1", "replace"),
+        open_request.method.encode("latin-1", "replace"),
+        open_request.host.encode("latin-1", "replace"),
         # A row's text ends at a NUL.
-        visit.path.replace("\0", "?").encode("latin-1", "replace"),
+        open_request.path.replace("\0", "?").encode("latin-1", "replace"),
     )
-    if program is not None:
-        program.request_text = text
+    if compiled is not None:
+        compiled.request_text = text
     return text
 
 
-def _refuse(file: StoreFile, refusal: Refusal, visit: Visit, now: int, *, dry: bool) -> None:
+def _refuse(
+    file: StoreFile, refusal: Refusal, open_request: StoreRequest, now: int, *, dry: bool
+) -> None:
     """Count a refusal, mark the meters that refused, and raise the ban unless it stands."""
     words = file.words
-    demand, key, _ = refusal.ask
-    key = visit.key if key is None else key
-    bound = file.bounds.get(demand) or file.bind(demand)
-    words[bound.counter + (G_DRY_RUN_REFUSED if dry else G_REFUSED)] += 1
+    requirement, key, _ = refusal.keyed
+    key = open_request.key if key is None else key
+    compiled = file.compiled.get(requirement) or file.compile_requirement(requirement)
+    words[compiled.counter + (G_DRY_RUN_REFUSED if dry else G_REFUSED)] += 1
     if refusal.banned:
         return
-    for const, need, _cost, limit, resume, slack, horizon in bound.meters:
+    for const, need, _cost, limit, resume, slack, horizon in compiled.meters:
         if resume < limit:
             place = file.cells.find(file.key_hash(key) ^ const)
             word = words[place + 1] if place >= 0 else 0
             excess = (word >> SMALL_BITS) + need - now
-            if limit < excess - (slack if visit.may_wait else 0) and excess - need <= horizon:
-                words[place + 1] = word | MARK
-    ban = bound.shadow_ban if dry else bound.ban
-    if ban is not None and visit.ban_key:
-        cell = file.key_hash(visit.ban_key) ^ ban[0]
+            if limit < excess - (slack if open_request.may_wait else 0) and excess - need <= horizon:
+                words[place + 1] = word | REFUSED_UNTIL_RESUME
+    ban = compiled.shadow_ban if dry else compiled.ban
+    if ban is not None and open_request.ban_key:
+        cell = file.key_hash(open_request.ban_key) ^ ban[0]
         place = file.cells.find(cell)
-        file.write_cell(place, cell, (now + demand.ban_for) << SMALL_BITS, now)
+        file.write_cell(place, cell, (now + requirement.ban_for) << SMALL_BITS, now)

@@ -22,8 +22,8 @@ from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
 from guardrails.store import layout
-from guardrails.store.contract import Asks, Demand, Meter, Visit
-from guardrails.store.engine.cells import Cells, Totals
+from guardrails.store.contract import Meter, Requirement, RouteRequirements, StoreRequest
+from guardrails.store.engine.cells import Cells, SlotCounts
 from guardrails.store.engine.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
 from guardrails.store.gcra import SMALL_BITS
 from guardrails.store.layout import (
@@ -31,18 +31,18 @@ from guardrails.store.layout import (
     A_HELD_TOO_LONG,
     A_RECLAIMED,
     A_REPAIRED,
-    BLAMED,
     G_ADMITTED,
     G_CPU,
     G_HASH,
     G_HORIZON,
     G_METER,
-    H_BLAMED_UNTIL,
     H_CONDEMNED,
     H_NUMBER,
+    H_PENALIZED_UNTIL,
     H_RETIRED,
     H_SWITCHED,
     H_UNDER_WAY,
+    HAS_PENALTIES,
     LOCK_FLOCK,
     MUTEX_OFFSET,
     R_CHARGED,
@@ -83,16 +83,16 @@ class _Inside(threading.local):
     number = 0
 
 
-class Bound:
+class CompiledRequirement:
     """A demand in terms of one file: keyed hashes and word numbers, computed once."""
 
     __slots__ = ("ban", "charged", "counter", "meters", "shadow_ban", "slots", "tallies")
 
-    def __init__(self, demand: Demand, file: "StoreFile") -> None:
-        self.counter = file.record("guards", demand.guard)
-        self.charged = file.note_charged(self.counter, demand)
-        self.ban = _ban(demand.ban, file)
-        self.shadow_ban = _ban(demand.shadow_ban, file)
+    def __init__(self, requirement: Requirement, file: "StoreFile") -> None:
+        self.counter = file.record("guards", requirement.guard)
+        self.charged = file.note_charged(self.counter, requirement)
+        self.ban = _ban(requirement.ban, file)
+        self.shadow_ban = _ban(requirement.shadow_ban, file)
         self.meters = tuple(
             (
                 file.name_hash(meter.name),
@@ -103,15 +103,16 @@ class Bound:
                 meter.slack,
                 meter.horizon,
             )
-            for meter in demand.meters
+            for meter in requirement.meters
         )
-        self.tallies = tuple((file.name_hash(tally.name), tally) for tally in demand.tallies)
+        self.tallies = tuple((file.name_hash(tally.name), tally) for tally in requirement.tallies)
         self.slots = tuple(
-            (file.name_hash(slot.name), slot, file.record("slots", slot.name)) for slot in demand.slots
+            (file.name_hash(slot.name), slot, file.record("slots", slot.name))
+            for slot in requirement.slots
         )
 
 
-class Program:
+class CompiledRoute:
     """Recurring asks in terms of one file, flat: what the quick way in reads.
 
     Each meter and each slot has its hash, to be mixed with the visitor's where `own` is true.
@@ -129,27 +130,27 @@ class Program:
         "token",
     )
 
-    def __init__(self, asks: Asks, file: "StoreFile") -> None:
+    def __init__(self, requirements: RouteRequirements, file: "StoreFile") -> None:
         self.token = file.token
         self.request_text = b""
         self.resource = 0
-        self.simple = len(asks) > 0
+        self.simple = len(requirements) > 0
         meters, slots, bans, counters, charged = [], [], [], [], []
-        for demand, key, dry_run in asks:
-            if dry_run or demand.refused or demand.tallies:
+        for requirement, key, dry_run in requirements:
+            if dry_run or requirement.refused or requirement.tallies:
                 self.simple = False
-            bound = file.bounds.get(demand) or file.bind(demand)
+            compiled = file.compiled.get(requirement) or file.compile_requirement(requirement)
             own, mixed = key is None, 0 if key is None else file.key_hash(key)
-            for const, need, cost, limit, _resume, _slack, horizon in bound.meters:
+            for const, need, cost, limit, _resume, _slack, horizon in compiled.meters:
                 meters.append((own, const ^ mixed, need, cost, limit, horizon))
-            for const, slot, record in bound.slots:
+            for const, slot, record in compiled.slots:
                 slots.append((own, const ^ mixed, slot.limit, slot.max_hold, record))
-            if bound.ban is not None:
-                bans.append(bound.ban[0])
-            if not demand.ban_only:
-                counters.append(bound.counter + G_ADMITTED)
-            if own and bound.charged:
-                charged.append(bound.charged)
+            if compiled.ban is not None:
+                bans.append(compiled.ban[0])
+            if not requirement.ban_only:
+                counters.append(compiled.counter + G_ADMITTED)
+            if own and compiled.charged:
+                charged.append(compiled.charged)
         self.charged = merged(0, charged)
         self.meters, self.slots = tuple(meters), tuple(slots)
         self.bans, self.counters = tuple(bans), tuple(counters)
@@ -183,7 +184,7 @@ class StoreFile:
         self.pid = self.owner.pid
         self.owner_bytes = layout.ROW_OWNER.pack(*self.owner)
         self.free_rows: list[int] = []
-        self.bounds: dict[Demand, Bound] = {}
+        self.compiled: dict[Requirement, CompiledRequirement] = {}
         # Stands for this file in what outlives it, so that nothing keeps its memory mapped.
         self.token = object()
         self.hashes: OrderedDict[bytes, int] = OrderedDict()
@@ -200,7 +201,7 @@ class StoreFile:
         """Take up what a valid header says."""
         self.sections = layout.read_directory(self.buffer)
         self.cells = Cells(self.words, self.sections["cells"])
-        self.totals = Totals(self.words, self.sections["totals"])
+        self.slot_counts = SlotCounts(self.words, self.sections["totals"])
         self.rows = self.sections["rows"]
         self.first_row = self.rows.word
         self.row_words = self.rows.records * ROW_WORDS
@@ -289,17 +290,17 @@ class StoreFile:
         digest = hashlib.blake2b(text, digest_size=8, key=self._secret, person=person).digest()
         return int.from_bytes(digest, "little") or 1
 
-    def prepare(self, asks: Asks) -> "Program":
+    def compile_route(self, requirements: RouteRequirements) -> "CompiledRoute":
         """Put recurring asks in terms of this file, and remember it there. Needs the lock."""
-        program = asks.prepared = Program(asks, self)
-        return program
+        compiled = requirements.compiled = CompiledRoute(requirements, self)
+        return compiled
 
-    def bind(self, demand: Demand) -> Bound:
+    def compile_requirement(self, requirement: Requirement) -> CompiledRequirement:
         """Put a demand in terms of this file. Needs the lock, since it may take a record."""
-        if len(self.bounds) >= _MOST_BOUNDS:
-            self.bounds.clear()
-        bound = self.bounds[demand] = Bound(demand, self)
-        return bound
+        if len(self.compiled) >= _MOST_BOUNDS:
+            self.compiled.clear()
+        compiled = self.compiled[requirement] = CompiledRequirement(requirement, self)
+        return compiled
 
     def record(self, section_name: str, name: str) -> int:
         """The first word of a guard's or slot's record, made if need be; the last is shared."""
@@ -319,13 +320,13 @@ class StoreFile:
                 return word
         return last
 
-    def note_charged(self, record: int, demand: Demand) -> int:
+    def note_charged(self, record: int, requirement: Requirement) -> int:
         """Write down what a guard's CPU costs, for who blames; the record's number plus one, or 0."""
-        if not demand.cpu or not demand.meters:
+        if not requirement.cpu or not requirement.meters:
             return 0
-        meter = demand.meters[0]
+        meter = requirement.meters[0]
         self.words[record + G_METER] = self.name_hash(meter.name)
-        self.words[record + G_CPU] = round(demand.cpu * (1 << layout.CPU_BITS))
+        self.words[record + G_CPU] = round(requirement.cpu * (1 << layout.CPU_BITS))
         self.words[record + G_HORIZON] = meter.horizon
         section = self.sections["guards"]
         return (record - section.word) // (section.stride // 8) + 1
@@ -338,39 +339,43 @@ class StoreFile:
         step = section.stride // 8
         return [section.word + (n - 1) * step for n in numbers if 0 < n <= section.records]
 
-    def resource_hash(self, visit: Visit) -> int:
+    def resource_hash(self, open_request: StoreRequest) -> int:
         """The hash of what is asked for. Its last bit is set for a path in its usual spelling.
 
         Computed once for all requests whose asks recur, since those are for the same path.
         """
         # No asks at all are everybody's.
-        program = visit.asks.prepared if visit.asks and type(visit.asks) is Asks else None
-        if program is not None and program.resource and program.token is self.token:
-            found: int = program.resource
+        compiled = (
+            open_request.requirements.compiled
+            if open_request.requirements and type(open_request.requirements) is RouteRequirements
+            else None
+        )
+        if compiled is not None and compiled.resource and compiled.token is self.token:
+            found: int = compiled.resource
             return found
-        usual = visit.resource == (visit.path.rstrip("/") or "/")
-        text = visit.resource.encode("utf-8", "surrogatepass")
+        usual = open_request.resource == (open_request.path.rstrip("/") or "/")
+        text = open_request.resource.encode("utf-8", "surrogatepass")
         found = self._hash(text, b"resource") & ~1 | usual or 2
-        if program is not None and program.token is self.token:
-            program.resource = found
+        if compiled is not None and compiled.token is self.token:
+            compiled.resource = found
         return found
 
-    def blame_cell(self, client: int, resource: int) -> int:
+    def penalty_cell(self, client: int, resource: int) -> int:
         """The cell that says until when a client is refused what it asked for and was killed."""
         return client ^ self.name_hash("blamed") ^ resource & ~1 or 1
 
-    def blame_left(self, visit: Visit, now: int) -> int:
+    def penalty_left(self, open_request: StoreRequest, now: int) -> int:
         """For how much longer a visit is refused because of one that was killed. Needs the lock."""
         words = self.words
-        if words[H_BLAMED_UNTIL] <= now:
-            words[H_SWITCHED] &= ~BLAMED
+        if words[H_PENALIZED_UNTIL] <= now:
+            words[H_SWITCHED] &= ~HAS_PENALTIES
             return 0
-        if not visit.ban_key or not visit.asks:
+        if not open_request.ban_key or not open_request.requirements:
             return 0
-        cell = self.blame_cell(self.key_hash(visit.ban_key), self.resource_hash(visit))
+        cell = self.penalty_cell(self.key_hash(open_request.ban_key), self.resource_hash(open_request))
         place = self.cells.find(cell)
         left = (words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
-        return left if 0 < left <= words[H_BLAMED_UNTIL] - now else 0
+        return left if 0 < left <= words[H_PENALIZED_UNTIL] - now else 0
 
     def names(self, section_name: str) -> dict[int, str]:
         """The names of all records, by their first word."""
@@ -447,7 +452,7 @@ class StoreFile:
         keys = [words[slot + S_KEY] for slot in self.held_slots(row)]
         words[row + R_GENERATION] = 0
         for key in keys:
-            self.totals.add(key, -1)
+            self.slot_counts.add(key, -1)
 
     def drop_rows(self, rows: list[tuple[int, int]], now: int, _number: int) -> int:
         """Free the rows of dead owners, and the slots held too long. How many slots came back."""
@@ -463,7 +468,7 @@ class StoreFile:
                 if now > words[slot + S_DEADLINE]:
                     key = words[slot + S_KEY]
                     words[slot + S_KEY] = 0
-                    self.totals.add(key, -1)
+                    self.slot_counts.add(key, -1)
                     words[A_HELD_TOO_LONG] += 1
                     freed += 1
         return freed
@@ -476,7 +481,7 @@ class StoreFile:
                 self.words[word] = 0
         for row in self.live_rows():
             for slot in self.held_slots(row):
-                self.totals.add(self.words[slot + S_KEY], 1)
+                self.slot_counts.add(self.words[slot + S_KEY], 1)
 
     def _repair(self) -> None:
         """Undo what a broken acquisition left. May itself be broken off, and is then done again."""

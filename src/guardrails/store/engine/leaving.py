@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from guardrails.store.contract import Debit, Slot, Visit
+from guardrails.store.contract import Debit, Slot, StoreRequest
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.gcra import MARK, SMALL_BITS
+from guardrails.store.gcra import REFUSED_UNTIL_RESUME, SMALL_BITS
 from guardrails.store.layout import (
     L_MEAN,
     ONE_CELL,
@@ -24,14 +24,14 @@ read_slot = ONE_SLOT.unpack_from
 write_seen = WORKER_SEEN.pack_into
 
 
-def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) -> None:
+def leave(file: StoreFile, open_request: StoreRequest, debits: Sequence[Debit], _number: int) -> None:
     """Charge what the request cost, and drop its row with all it holds."""
     words = file.words
-    row = visit.row + file.first_row
+    row = open_request.row + file.first_row
     now = file.clock()
     # A file that took the place of a removed one may have fewer rows than the visit's.
-    fits = visit.generation and visit.row < file.row_words
-    if fits and words[row + R_GENERATION] == visit.generation:
+    fits = open_request.generation and open_request.row < file.row_words
+    if fits and words[row + R_GENERATION] == open_request.generation:
         slots = words[row + R_SLOTS]
         words[row + R_GENERATION] = 0
         at = (row + R_FIRST_SLOT) << 3
@@ -39,13 +39,13 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
             cell, since, _deadline, record = read_slot(file.map, at)
             at += SLOT_WORDS << 3
             if cell:
-                totals = file.totals
-                place = totals.first + ((cell & totals.mask) << 1)
+                slot_counts = file.slot_counts
+                place = slot_counts.first + ((cell & slot_counts.mask) << 1)
                 found, held = read_cell(file.map, place << 3)
                 if found == cell and held:
                     words[place + 1] = held - 1
                 else:
-                    totals.add(cell, -1)
+                    slot_counts.add(cell, -1)
                 mean = words[record + L_MEAN]
                 words[record + L_MEAN] = _moving_mean(mean, now - since)
         file.free_rows.append(row)
@@ -58,7 +58,7 @@ def leave(file: StoreFile, visit: Visit, debits: Sequence[Debit], _number: int) 
 
 def update(
     file: StoreFile,
-    visit: Visit,
+    open_request: StoreRequest,
     change: tuple[Sequence[Debit], Sequence[Slot]],
     _number: int,
 ) -> None:
@@ -68,15 +68,15 @@ def update(
     now = file.clock()
     if debits:
         debit(file, debits, now)
-    row = visit.row + file.first_row
-    fits = visit.entered and visit.row < file.row_words
-    if release and fits and words[row + R_GENERATION] == visit.generation:
+    row = open_request.row + file.first_row
+    fits = open_request.entered and open_request.row < file.row_words
+    if release and fits and words[row + R_GENERATION] == open_request.generation:
         records = {file.record("slots", slot.name) for slot in release}
         for slot in file.held_slots(row):
             if words[slot + S_RECORD] in records:
                 key = words[slot + S_KEY]
                 words[slot + S_KEY] = 0
-                file.totals.add(key, -1)
+                file.slot_counts.add(key, -1)
                 record = words[slot + S_RECORD]
                 lasted = now - words[slot + S_SINCE]
                 words[record + L_MEAN] = _moving_mean(words[record + L_MEAN], lasted)
@@ -106,9 +106,9 @@ def debit_cell(file: StoreFile, cell: int, amount: int, horizon: int, now: int) 
     if tat <= now:
         return
     if place >= 0:
-        words[place + 1] = tat << SMALL_BITS | word & MARK
+        words[place + 1] = tat << SMALL_BITS | word & REFUSED_UNTIL_RESUME
     else:
-        file.write_cell(-1, cell, tat << SMALL_BITS | word & MARK, now)
+        file.write_cell(-1, cell, tat << SMALL_BITS | word & REFUSED_UNTIL_RESUME, now)
 
 
 def _moving_mean(mean: int, lasted: int) -> int:
