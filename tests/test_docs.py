@@ -146,7 +146,7 @@ def test_every_flag_that_a_page_names_is_one_of_the_command(page):
 def test_every_event_and_every_option_of_the_watchdog_is_explained():
     page = (ROOT / "docs/watchdog.md").read_text(encoding="utf-8")
     sources = "\n".join(
-        path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("src/guardrails/worker/*.py"))
+        path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("src/guardrails/watchdog/*.py"))
     )
     events = set(re.findall(r'(?:announce|_tell)\(\s*"([a-z-]+)"', sources))
 

@@ -30,9 +30,10 @@ def check_keywords(caller: str, given: Iterable[str], known: Iterable[str]) -> N
     for name in given:
         if name not in known:
             nearest = get_close_matches(name, known, n=1, cutoff=0.5)
-            remedy = f"did you mean {nearest[0]}?" if nearest else "leave it out"
+            remedy = f"write {nearest[0]}" if nearest else "leave it out"
             raise ConfigurationError(
-                f"{caller}: {name!r} is not an option: {remedy} The options are {', '.join(sorted(known))}"
+                f"{caller}: {name!r} is not an option: {remedy}; the options are "
+                + ", ".join(sorted(known))
             )
 
 

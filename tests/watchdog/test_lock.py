@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from guardrails.store.processes import this_process
+from guardrails.watchdog import lock as lock_module
 from guardrails.watchdog.lock import Lock
 
 pytestmark = pytest.mark.one_python
@@ -34,7 +35,7 @@ def test_who_has_taken_it_is_its_owner(lock):
 
 def test_the_note_of_a_killed_one_is_not_taken_for_the_next_ones(lock, monkeypatch):
     """Between taking the lock and saying who it is lies an instant, in which the old note stands."""
-    monkeypatch.setattr("guardrails.watchdog.lock._NOTE_SECONDS", 20)
+    monkeypatch.setattr(lock_module, "_NOTE_SECONDS", 20)
     dead = subprocess.Popen(["true"])
     dead.wait()
     lock.path.write_text(json.dumps(this_process()._replace(pid=dead.pid, start=1)))

@@ -773,8 +773,8 @@ def test_who_is_killed_while_it_renames_leaves_a_log_that_is_rotated_by_the_next
         setattr(module, name, step)
     for name in ("open", "fchown", "fchmod", "unlink"):
         stop_at(os, name)
-    stop_at(infolder, "rename")
-    stop_at(handle, "_send")
+    stop_at(safe_files, "rename")
+    stop_at(pidfd, "_send")
     pid = int(sys.argv[2])
     log_growth.LogFile(sys.argv[1], lambda *_, **__: None, most=100, keep=100, reopen_pid=pid).look(0)
     """

@@ -235,7 +235,7 @@ def test_every_value_is_checked_when_it_is_built(told, options, message):
 
 def test_importing_it_starts_nothing():
     code = (
-        "import threading, sys, signal, guardrails.worker.monitor\n"
+        "import threading, sys, signal, guardrails.watchdog.monitor\n"
         "print(threading.active_count(), signal.getsignal(signal.SIGURG) == signal.SIG_DFL)"
     )
     done = subprocess.run(

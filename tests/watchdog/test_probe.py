@@ -717,7 +717,7 @@ def test_the_first_process_may_be_meant_in_a_container_alone(monkeypatch):
     for pid in (1, "1", "-1", "9" * 5000):
         with pytest.raises(ConfigurationError, match="is not a process that could be meant"):
             ProcessSignal(pid, "USR1")
-    monkeypatch.setattr("guardrails.watchdog.process_signal.pid_namespace", lambda: 4026532000)
+    monkeypatch.setattr(process_signal, "pid_namespace", lambda: 4026532000)
     ProcessSignal(1, "USR1")
     with pytest.raises(ConfigurationError, match="is not a process that could be meant"):
         ProcessSignal(0, "USR1")

@@ -185,7 +185,7 @@ from guardrails.watchdog import process
 
 looks = []
 
-class Looking(process.Watchdog):
+class Looking(process.WatchdogLoop):
     def __init__(self, policy, stores, announce, **options):
         super().__init__(policy, stores, announce, **options)
         self.announce = announce
@@ -194,7 +194,7 @@ class Looking(process.Watchdog):
         looks.append(self)
         {look}
 
-process.Watchdog = Looking
+process.WatchdogLoop = Looking
 sys.exit(cli.main(["watch", *sys.argv[1:], "--poll=50ms", "run"]))
 """
 
@@ -338,9 +338,9 @@ def test_what_is_wrong_is_one_sentence_and_no_traceback(words, said):
 def test_who_becomes_another_user_is_nothing_of_root_any_more():
     code = (
         "import contextlib, json, os\n"
-        "from guardrails.ops import watch\n"
+        "from guardrails.watchdog import process\n"
         "os.setgroups([0, 4, 6])\n"
-        "watch.become('nobody')\n"
+        "process.become('nobody')\n"
         "for back in (os.setuid, os.setgid, os.seteuid, os.setegid):\n"
         "    with contextlib.suppress(PermissionError):\n"
         "        back(0)\n"
