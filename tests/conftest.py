@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 import guardrails
 from guardrails import testing
-from guardrails.worker import cpu_clock
+from guardrails.worker import cpu_clock, process
 from support import Browser, HandCPU
 
 # A deadline by the wall clock would be a timing assertion.
@@ -66,6 +66,14 @@ def cpu(monkeypatch):
     hand = HandCPU()
     monkeypatch.setattr(cpu_clock, "now", hand)
     return hand
+
+
+@pytest.fixture
+def worker_process(monkeypatch):
+    """What this process has, made anew for a test, as after a fork."""
+    fresh = process.WorkerProcess()
+    monkeypatch.setattr(process, "_process", fresh)
+    return fresh
 
 
 @pytest.fixture

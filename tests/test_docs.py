@@ -14,7 +14,7 @@ import page as servers_page
 import pytest
 
 import guardrails
-from guardrails.request.checks import CODES
+from guardrails.request.setup_checks import CODES
 from guardrails.store import directory
 from guardrails.store.layout import plan
 from guardrails.store.lifecycle import DEFAULT_ROWS

@@ -66,7 +66,8 @@ def check_word(value: object, words: Any, argument: str) -> Any:
     """
     known = get_args(words)
     if value not in known or isinstance(value, bool):
-        listed = " or ".join(f'"{word}"' for word in known)
+        *others, last = (f'"{word}"' for word in known)
+        listed = f"{', '.join(others)} or {last}"
         raise ConfigurationError(f"{argument}: {value!r} is unknown: write {listed}")
     return value
 

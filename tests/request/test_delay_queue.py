@@ -1,7 +1,5 @@
 """Holding a request back before refusing it: on the store's clock, whose sleep is not slept."""
 
-import os
-
 import pytest
 
 from guardrails import CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing, throttle
@@ -221,9 +219,8 @@ def test_who_waited_for_a_slot_still_waits_for_its_turn(clock, store):
         MaxConcurrentReqs(1, wait="20s"),
         store=waiting,
     )
-    app._admission._waiting.may_wait(os.getpid())
-    app._admission._waiting._threads.update(range(8))
     holder = Exchange(app).call()
+    app._admission._delays._threads.update(range(8))
     clock.sleep = lambda seconds: (slept.append(seconds), holder.close(), sleep(seconds))
     waiting._sleep = clock.sleep
     slept.clear()

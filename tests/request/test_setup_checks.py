@@ -18,7 +18,7 @@ from guardrails import (
     throttle,
 )
 from guardrails.request import setup_checks
-from guardrails.request.checks import CODES
+from guardrails.request.setup_checks import CODES
 from support import JOIN_SECONDS, Browser, PassingStore, lines
 
 REQUESTS_BETWEEN_LOOKS = 1024

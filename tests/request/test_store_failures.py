@@ -69,9 +69,11 @@ def test_whatever_a_store_raises_and_wherever_no_request_fails(store, verb, erro
 
 
 @pytest.mark.parametrize("error", STORE_ERRORS, ids=lambda error: type(error).__name__)
-def test_denying_refuses_with_503_while_the_store_fails(store, error):
+def test_refuse_answers_with_503_while_the_store_fails(store, error):
     faulty = FaultyStore(store, error, nth=2, persistent=True, verbs=["enter"])
-    site = Browser(throttle(testing.hello, SpeedLimit("9/second"), store=faulty, on_store_error="deny"))
+    site = Browser(
+        throttle(testing.hello, SpeedLimit("9/second"), store=faulty, on_store_error="refuse")
+    )
 
     assert site.get("/").status_code == 200
     refused = site.get("/")
@@ -82,14 +84,14 @@ def test_denying_refuses_with_503_while_the_store_fails(store, error):
     assert site.get("/").status_code == 200
 
 
-def test_denying_never_refuses_robots_txt_nor_an_exempt_path(store):
+def test_refuse_never_refuses_robots_txt_nor_an_exempt_path(store):
     faulty = FaultyStore(store, StoreError("gone"), nth=1, persistent=True)
     site = Browser(
         throttle(
             testing.hello,
             SpeedLimit("9/second"),
             store=faulty,
-            on_store_error="deny",
+            on_store_error="refuse",
             exempt_paths=["/healthz"],
             exempt=["192.0.2.9"],
         )
@@ -101,11 +103,11 @@ def test_denying_never_refuses_robots_txt_nor_an_exempt_path(store):
     assert site.get("/").status_code == 503
 
 
-def test_denying_does_not_refuse_in_a_dry_run(store):
+def test_refuse_does_not_refuse_in_a_dry_run(store):
     faulty = FaultyStore(store, StoreError("gone"), nth=1, persistent=True)
     site = Browser(
         throttle(
-            testing.hello, SpeedLimit("9/second"), store=faulty, on_store_error="deny", dry_run=True
+            testing.hello, SpeedLimit("9/second"), store=faulty, on_store_error="refuse", dry_run=True
         )
     )
 
@@ -121,7 +123,7 @@ def test_allowing_lets_everything_pass_while_the_store_fails(store):
     assert site.statuses(2) == [200, 429]
 
 
-@pytest.mark.parametrize("on_store_error", ["fallback", "allow", "deny"])
+@pytest.mark.parametrize("on_store_error", ["fallback", "allow", "refuse"])
 def test_a_blocked_agent_is_refused_without_any_store(store, on_store_error):
     faulty = FaultyStore(store, StoreError("gone"), nth=1, persistent=True)
     site = Browser(
@@ -167,7 +169,7 @@ def test_a_failure_is_logged_with_what_is_done_about_it(store, caplog):
     for on_store_error, said in [
         ("fallback", "the store failed; until it is back, counting in this process alone"),
         ("allow", 'the store failed; until it is back, on_store_error="allow" is obeyed'),
-        ("deny", 'the store failed; until it is back, on_store_error="deny" is obeyed'),
+        ("refuse", 'the store failed; until it is back, on_store_error="refuse" is obeyed'),
     ]:
         caplog.clear()
         faulty = FaultyStore(store, StoreError("gone"), nth=1, persistent=True)

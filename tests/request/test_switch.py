@@ -203,3 +203,21 @@ def test_what_came_in_while_off_gives_nothing_back_that_it_never_took(serve, sto
     assert site.get("/").status_code == 503
     counted.close()
     assert nothing_is_left_in(store)
+
+
+@pytest.mark.parametrize(("word", "admitted"), [("OFF", 3), (" Off ", 3), ("Dry-Run", 3), ("ON", 1)])
+def test_the_case_of_the_word_in_the_environment_does_not_count(store, monkeypatch, word, admitted):
+    monkeypatch.setenv("GUARDRAILS", word)
+    site = Browser(throttle(testing.hello, SpeedLimit("1/minute"), store=store, enabled=False))
+
+    assert site.statuses(3).count(200) == admitted
+
+
+@pytest.mark.parametrize("word", ["", "  "])
+def test_an_empty_word_in_the_environment_is_no_word(store, monkeypatch, word):
+    monkeypatch.setenv("GUARDRAILS", word)
+
+    assert Browser(throttle(testing.hello, SpeedLimit("1/minute"), store=store)).statuses(2) == [
+        200,
+        429,
+    ]

@@ -134,7 +134,7 @@ throttle(
     enabled=True,
     dry_run=False,
     on_decision=note,
-    on_store_error="deny",
+    on_store_error="refuse",
 )
 
 # Who is asking.

@@ -3,16 +3,13 @@
 import pytest
 
 from guardrails import SpeedLimit, StoreError, testing, throttle
-from guardrails.worker import hooks
 from support import Browser
 
 
 @pytest.fixture
-def heard(monkeypatch):
+def heard(worker_process):
     heard = []
-    monkeypatch.setattr(
-        hooks.here, "after_response", (lambda open_request: heard.append(open_request.path),)
-    )
+    worker_process.hooks.after_response = (lambda open_request: heard.append(open_request.path),)
     return heard
 
 

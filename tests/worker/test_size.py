@@ -11,7 +11,7 @@ import pytest
 
 import guardrails
 from guardrails import SpeedLimit, testing
-from guardrails.worker import hooks, memory, retire, size
+from guardrails.worker import memory, process, retire, size
 
 MB = 1 << 20
 
@@ -23,13 +23,11 @@ class Worker:
         self.resident = self.shared = 0
         self.signals = []
         self.clock = clock
-        monkeypatch.setattr(memory, "resident_bytes", lambda: self.resident)
+        monkeypatch.setattr(memory, "resident_bytes", lambda _statm: self.resident)
         monkeypatch.setattr(memory, "unshared_bytes", self.unshared)
         # Others look at the time, and at processes, by these modules too.
         monkeypatch.setattr(size, "time", SimpleNamespace(monotonic=lambda: clock() / 1e6))
-        own_os = SimpleNamespace(
-            getpid=os.getpid, kill=lambda _pid, number: self.signals.append(number)
-        )
+        own_os = SimpleNamespace(kill=lambda _pid, number: self.signals.append(number))
         monkeypatch.setattr(retire, "os", own_os)
         self.serve = serve
         self.dear_looks = 0
@@ -43,7 +41,7 @@ class Worker:
         guardrails.size_limit(**options).apply()
         self.browser = self.serve(SpeedLimit("1000/second"), app=self.app)
         found = guardrails.worker.server.Server(server, processes, 1, respawns, 15 if respawns else 0)
-        hooks.here.begin(found, self.browser.application_under_test.store)
+        process.current_process().hooks.start(found, self.browser.application_under_test.store)
         return self
 
     def app(self, environ, start_response):
@@ -56,16 +54,7 @@ class Worker:
 
 
 @pytest.fixture
-def worker(monkeypatch, serve, clock):
-    for name in ("at_start", "before_request", "after_response"):
-        monkeypatch.setattr(hooks.here, name, ())
-    monkeypatch.setattr(hooks.here, "_began_in", 0)
-    monkeypatch.setattr(hooks.here, "_said", frozenset())
-    monkeypatch.setattr(size, "_guards", {})
-    monkeypatch.setattr(retire._Known, "server", None)
-    monkeypatch.setattr(retire._Known, "store", None)
-    monkeypatch.setattr(retire._Known, "retired_in", 0)
-    monkeypatch.setattr(retire._Known, "learnt_in", 0)
+def worker(monkeypatch, serve, clock, worker_process):
     return Worker(monkeypatch, serve, clock)
 
 
@@ -152,7 +141,8 @@ def test_nobody_retires_whom_nobody_would_start_again(worker, caplog):
 
 def test_it_may_be_put_in_force_after_the_first_request(worker, serve):
     serve(SpeedLimit("9/s")).get("/")
-    hooks.here._began_with = (guardrails.worker.server.Server("gunicorn", 2, 1, True, 15), serve().get)
+    gunicorn = guardrails.worker.server.Server("gunicorn", 2, 1, True, 15)
+    process.current_process().hooks._started_with = (gunicorn, serve().get)
     worker.under()
     worker.grow(200)
     assert worker.signals == [15]
@@ -160,7 +150,7 @@ def test_it_may_be_put_in_force_after_the_first_request(worker, serve):
 
 def test_a_forked_process_is_no_worker(worker, monkeypatch):
     worker.under()
-    monkeypatch.setattr(retire._Known, "pid", 1)
+    monkeypatch.setattr(process, "_process", process.WorkerProcess(process.current_process()))
     worker.grow(200)
     assert worker.signals == []
 
@@ -178,11 +168,11 @@ def test_one_worker_at_a_time(worker, monkeypatch):
 
 def test_limits_differ_from_worker_to_worker_within_the_jitter(worker, monkeypatch):
     worker.under(jitter="20%")
-    (guard,) = size._guards.values()
+    (guard,) = process.current_process().size_guards.values()
     drawn = set()
-    for pid in range(1, 30):
-        guard._pid = 0
-        monkeypatch.setattr(size, "os", SimpleNamespace(getpid=lambda pid=pid: pid))
+    for _ in range(1, 30):
+        forked = process.WorkerProcess(process.current_process())
+        monkeypatch.setattr(process, "_process", forked)
         guard.begin(guardrails.worker.server.Server("gunicorn", 2, 1, True, 15), None)
         drawn.add(guard._unshared)
     assert len(drawn) > 20
@@ -209,7 +199,7 @@ def test_without_a_limit_of_the_cgroup_a_part_of_it_is_said_to_be_no_size(worker
 
 def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
     worker.under()
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 1 // 0)
+    monkeypatch.setattr(memory, "resident_bytes", lambda _statm: 1 // 0)
     worker.grow(1)
     worker.grow(1)
     assert caplog.text.count("a guard of the worker failed, and does nothing this time") == 1
@@ -274,13 +264,14 @@ def test_a_parent_of_the_first_version_counts_too_and_junk_does_not(tmp_path):
 
 
 def test_the_size_is_right_also_when_somebody_takes_its_descriptor(tmp_path):
-    before = memory.resident_bytes()
+    statm = memory.Statm()
+    before = memory.resident_bytes(statm)
     (tmp_path / "other").write_text("1 1 1\n")
     other = os.open(tmp_path / "other", os.O_RDONLY)
-    os.dup2(other, memory._Statm.descriptor)
-    assert memory.resident_bytes() > before / 2
-    os.close(memory._Statm.descriptor)
-    assert memory.resident_bytes() > before / 2
+    os.dup2(other, statm.descriptor)
+    assert memory.resident_bytes(statm) > before / 2
+    os.close(statm.descriptor)
+    assert memory.resident_bytes(statm) > before / 2
     os.close(other)
 
 
@@ -296,7 +287,7 @@ child = os.fork()
 if not child:
     before = memory.unshared_bytes()
     own = bytearray(os.urandom(32 << 20))
-    print(memory.resident_bytes() >> 20, before >> 20, memory.unshared_bytes() >> 20)
+    print(memory.resident_bytes(memory.Statm()) >> 20, before >> 20, memory.unshared_bytes() >> 20)
     sys.stdout.flush()
     os._exit(0)
 os.waitpid(child, 0)
@@ -320,7 +311,7 @@ def test_what_a_fork_left_shared_is_not_unshared():
 def test_without_proc_psutil_is_asked_or_missed_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)
     with pytest.raises(guardrails.ConfigurationError, match=r"wsgi-guardrails\[psutil\]"):
-        memory.resident_bytes(tmp_path)
+        memory.resident_bytes(memory.Statm(tmp_path))
 
     class Psutil:
         class Process:
@@ -331,7 +322,7 @@ def test_without_proc_psutil_is_asked_or_missed_in_a_sentence(tmp_path, monkeypa
                 return type("", (), {"uss": 5 * MB})
 
     monkeypatch.setitem(sys.modules, "psutil", Psutil)
-    assert memory.resident_bytes(tmp_path) == 7 * MB
+    assert memory.resident_bytes(memory.Statm(tmp_path)) == 7 * MB
     assert memory.unshared_bytes(tmp_path) == 5 * MB
 
 

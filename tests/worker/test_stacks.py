@@ -18,9 +18,11 @@ from asking import private_store
 
 import guardrails
 from guardrails import SpeedLimit, testing
+from guardrails.store.process_files import remove_files_of_dead
 from guardrails.store.processes import this_process
 from guardrails.watchdog.actions import Processes
 from guardrails.worker import control_pipe, interrupt, stacks
+from guardrails.worker.process import current_process
 from support import Browser
 
 STUCK = """
@@ -133,10 +135,10 @@ def test_lazy_objects_are_not_evaluated_for_a_dump(monkeypatch):
     lazy = Lazy()
     file = io.BytesIO()
     monkeypatch.setitem(sys.modules, "greenlet", SimpleNamespace(greenlet=type("greenlet", (), {})))
-    monkeypatch.setattr(stacks._State, "greenlets", True)
-    monkeypatch.setattr(stacks._State, "file", file)
+    writer = stacks.StackFile(control_pipe.ControlPipe())
+    writer._shows_greenlets, writer._file = True, file
     Lazy.evaluated = 0
-    stacks._write(None)
+    writer.write(None)
     assert stacks.parse(file.getvalue().decode()).complete
     assert Lazy.evaluated == 0
     assert lazy is not None
@@ -152,9 +154,10 @@ def test_what_is_raised_while_stacks_are_written_reaches_the_app(monkeypatch):
         raise DeadlineError
 
     monkeypatch.setattr(stacks, "_block", late)
-    monkeypatch.setattr(stacks._State, "file", io.BytesIO())
+    writer = stacks.StackFile(control_pipe.ControlPipe())
+    writer._file = io.BytesIO()
     with pytest.raises(DeadlineError):
-        stacks._write_at_a_signal(0, sys._getframe())
+        writer._write_at_a_signal(0, sys._getframe())
 
 
 def test_of_a_dump_that_was_cut_off_no_other_stack_is_taken():
@@ -167,10 +170,9 @@ def test_no_thread_waits_for_orders_where_threads_are_greenlets(monkeypatch):
     """It would hold up the hub, and with it every request."""
     patched = SimpleNamespace(is_module_patched=lambda name: name == "threading")
     monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
-    monkeypatch.setattr(control_pipe._State, "pid", 0)
     before = set(threading.enumerate())
     with pytest.raises(RuntimeError, match="threads are greenlets here"):
-        control_pipe.listen(control_pipe.SHOW_STACKS, lambda *_: None)
+        control_pipe.ControlPipe().handle(control_pipe.SHOW_STACKS, lambda *_: None)
     assert set(threading.enumerate()) == before
 
 
@@ -199,9 +201,10 @@ def test_a_dump_is_cut_into_its_threads():
 LISTENING = """
 import os, signal, sys
 from guardrails.worker import stacks
+from guardrails.worker.process import current_process
 from guardrails.worker.server import Server
 {before}
-print(stacks.listen(Server("plain", threads=1)))
+print(current_process().stacks.install(Server("plain", threads=1)))
 """
 
 
@@ -229,18 +232,18 @@ def test_what_dead_processes_left_is_removed(tmp_path):
     me = this_process()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for kind in ("stack", "orders"):
+    for kind in ("stack", "control"):
         (tmp_path / f"{kind}-{me.namespace}-{dead.pid}-1").touch()
         (tmp_path / f"{kind}-{me.namespace}-{os.getpid()}-{me.start}").touch()
         (tmp_path / f"{kind}-1-{dead.pid}-1").touch()  # of another container
     (tmp_path / "stack-of-cards-2").touch()
 
-    stacks._sweep(tmp_path)
+    remove_files_of_dead(tmp_path)
 
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"stack-of-cards-2"} | {
         name
-        for kind in ("stack", "orders")
+        for kind in ("stack", "control")
         for name in (f"{kind}-{me.namespace}-{os.getpid()}-{me.start}", f"{kind}-1-{dead.pid}-1")
     }
 
@@ -305,7 +308,7 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     assert answers == ["raised", "on"]
     assert seen == ["interrupted"]
     assert store.requests() == []
-    assert interrupt._at_work == {}
+    assert current_process().interrupts._at_work == {}
     release.set()
     entered.clear()
     answers.clear()
@@ -320,17 +323,17 @@ def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
     assert entered.wait(20)
     (request,) = store.requests()
 
-    interrupt.interrupt(request.generation + 1, request.thread)
+    current_process().interrupts.interrupt(request.generation + 1, request.thread)
     release.set()
     thread.join(20)
 
     assert answers == [200, "on"]
-    assert interrupt._at_work == {}
+    assert current_process().interrupts._at_work == {}
 
 
 def command(request):
     """Order its end, and do a little: an exception would come meanwhile."""
-    interrupt.interrupt(request.generation, request.thread)
+    current_process().interrupts.interrupt(request.generation, request.thread)
     for _ in range(1000):
         pass
 
@@ -409,7 +412,8 @@ def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch,
 def ordered(interrupted, monkeypatch):
     """Requests are ordered to end, each in its last instant; gives whom."""
     store = interrupted[1]
-    real = interrupt._end
+    interrupts = current_process().interrupts
+    real = interrupts._end
     ordered = []
 
     def end(generation, work):
@@ -420,7 +424,7 @@ def ordered(interrupted, monkeypatch):
             pytest.fail("nobody interrupted it")
         real(generation, work)
 
-    monkeypatch.setattr(interrupt, "_end", end)
+    monkeypatch.setattr(interrupts, "_end", end)
     return ordered
 
 
@@ -432,7 +436,7 @@ def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, ordered)
     assert len(ordered) == 1
     assert app.errors == {}
     assert store.requests() == []
-    assert interrupt._at_work == {}
+    assert current_process().interrupts._at_work == {}
 
 
 def test_an_order_in_the_last_instant_does_not_replace_the_apps_own_exception(interrupted, ordered):
@@ -441,7 +445,7 @@ def test_an_order_in_the_last_instant_does_not_replace_the_apps_own_exception(in
     with pytest.raises(ValueError, match="the app's own"):
         Browser(app).get("/")
     assert len(ordered) == 1
-    assert interrupt._at_work == {}
+    assert current_process().interrupts._at_work == {}
 
 
 def test_who_left_a_response_open_is_met_nowhere_else(interrupted):
@@ -460,7 +464,7 @@ def test_who_left_a_response_open_is_met_nowhere_else(interrupted):
     assert Browser(later).get("/").status_code == 200
     held.close()
     assert store.requests() == []
-    assert interrupt._at_work == {}
+    assert current_process().interrupts._at_work == {}
 
 
 def test_an_order_between_two_parts_of_a_response_ends_it_at_the_next(interrupted):
@@ -543,7 +547,9 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
 
     monkeypatch.setattr(interrupt, "_raise_in", tidied)
     ordering = threading.Thread(
-        target=interrupt.interrupt, args=(request.generation, request.thread), daemon=True
+        target=current_process().interrupts.interrupt,
+        args=(request.generation, request.thread),
+        daemon=True,
     )
     ordering.start()
     ordering.join(20)
@@ -552,7 +558,7 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
 
     assert answers == ["raised", "on"]
     assert store.requests() == []
-    assert interrupt._at_work == {}
+    assert current_process().interrupts._at_work == {}
 
 
 def streaming(environ, start_response):
@@ -587,7 +593,7 @@ def test_who_closes_the_pipe_for_orders_ends_them_and_nothing_more(caplog):
     os.close(reading)
     os.close(writing)
     control_pipe._serve(reading, {})
-    assert "the pipe for them was closed" in caplog.text
+    assert "control pipe: it was closed" in caplog.text
 
 
 def serve_in_a_row(app, count, told):
@@ -647,7 +653,7 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
     assert told["elsewhere"] == 0
     assert app.errors == {}
     assert store.requests() == []
-    assert interrupt._at_work == {}
+    assert current_process().interrupts._at_work == {}
 
 
 def test_without_being_asked_for_no_thread_is_started(serve):

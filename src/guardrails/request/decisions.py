@@ -1,4 +1,4 @@
-"""The store's answer in words: a decision, and for a refusal one log line and the user's callback."""
+"""From the store's answer to a decision; a refusal is logged, and the user's callback is called."""
 
 from __future__ import annotations
 
@@ -17,39 +17,52 @@ from guardrails.decision import (
 )
 from guardrails.errors import ConfigurationError
 from guardrails.guards.base import BoundGuard, Guard
-from guardrails.request.failures import Reporter
-from guardrails.request.response import OpenRequest
+from guardrails.request.failures import FailureLog
+from guardrails.request.open_request import OpenRequest
+from guardrails.request.options import OnDecision
 from guardrails.store.contract import PENALIZED, PENALTY_GUARD, EnterResult, StoreRequest
 
 log = logging.getLogger("guardrails")
 
 _new: Callable[..., Decision] = tuple.__new__  # several times faster than the named constructor
 
-OnDecision = Callable[[Decision, dict[str, Any]], object]
 
+class DecisionMaker:
+    """Turns what a store answers into decisions.
 
-class Conclusion:
-    """Concludes from a verdict.
+    Args:
+        guards: the guards by their names; nested throttles may add to them.
+        failures: where an error of `on_decision` is reported.
+        on_decision: called with (decision, environ) for refusals and dry-run refusals.
 
-    posts: the guards on duty, by name; more of them may come.   on_decision: called for refusals and
-    dry-run refusals.
+    Raises:
+        ConfigurationError: `on_decision` is not callable.
     """
 
     def __init__(
-        self, bound_guards: Mapping[str, BoundGuard], reporter: Reporter, on_decision: OnDecision | None
+        self,
+        guards: Mapping[str, BoundGuard],
+        failures: FailureLog,
+        on_decision: OnDecision | None,
     ) -> None:
         if on_decision is not None and not callable(on_decision):
             raise ConfigurationError(
                 f"on_decision: {on_decision!r} is not callable: give a function of (decision, environ)"
             )
-        self._bound_guards = bound_guards
-        self._reporter = reporter
+        self._guards = guards
+        self._failures = failures
         self._on_decision = on_decision
 
-    def conclude(
+    def decide(
         self, result: EnterResult | None, open_request: OpenRequest, environ: dict[str, Any]
     ) -> Decision:
-        """Put a verdict into words, and tell those who want to know. No verdict: all may pass."""
+        """Return the decision; a refusal is logged, and `on_decision` is called.
+
+        Args:
+            result: what the store answered; None where no guard was asked.
+            open_request: the request.
+            environ: its environ.
+        """
         if result is None:
             return Decision()
         admitted, delay, _, dry_run_refusals, dry_run_delay, remaining, number = result
@@ -61,12 +74,12 @@ class Conclusion:
                 outcome = DELAYED_DRY_RUN
             return _new(Decision, (True, outcome, None, None, None, remaining, None, number))
         decision = self._refusal(result, open_request)
-        self._log(decision, open_request)
+        _log_refusal(decision, open_request)
         if self._on_decision is not None:
             try:
                 self._on_decision(decision, environ)
             except Exception as error:
-                self._reporter.report(error, "on_decision raised")
+                self._failures.report(error, "on_decision raised")
         return decision
 
     def _refusal(self, result: EnterResult, open_request: OpenRequest) -> Decision:
@@ -81,9 +94,9 @@ class Conclusion:
         first = refusals[0]
         if first.keyed is PENALIZED:
             return self._penalize(result, open_request)
-        bound = self._bound_guards[first.keyed.requirement.guard]
+        bound = self._guards[first.keyed.requirement.guard]
         if any(refusal.never for refusal in refusals):
-            self._reporter.say_once(
+            self._failures.warn(
                 f"never {bound.name}",
                 f"{bound.name}: a request costs more than could ever be admitted, so it is refused "
                 "for good: lower its cost, or raise the burst",
@@ -124,20 +137,21 @@ class Conclusion:
         plain = shown_key(getattr(guard, "by", "client"), key, open_request)
         return open_request.store.pseudonym(key or b"") if plain is None else plain
 
-    def _log(self, decision: Decision, open_request: OpenRequest) -> None:
-        if log.isEnabledFor(logging.INFO):
-            log.info(
-                "%s by %.200s%s: %s from %s, %.20a %.200a, %s, reference %x",
-                decision.outcome,
-                decision.guard,
-                " (banned)" if open_request.banned else "",
-                decision.key,
-                open_request.client or "an unknown client",
-                open_request.method,
-                open_request.path,
-                "no retry" if decision.retry_after is None else f"retry after {decision.retry_after} s",
-                decision.id,
-            )
+
+def _log_refusal(decision: Decision, open_request: OpenRequest) -> None:
+    if log.isEnabledFor(logging.INFO):
+        log.info(
+            "%s by %.200s%s: %s from %s, %.20a %.200a, %s, reference %x",
+            decision.outcome,
+            decision.guard,
+            " (banned)" if open_request.banned else "",
+            decision.key,
+            open_request.client or "an unknown client",
+            open_request.method,
+            open_request.path,
+            "no retry" if decision.retry_after is None else f"retry after {decision.retry_after} s",
+            decision.id,
+        )
 
 
 def _seconds(microseconds: int) -> int:

@@ -1,7 +1,7 @@
-"""Who may hold a request back: at most a quarter of a worker's threads, and never its only one.
+"""Which requests may be held back: at most a quarter of a worker's threads, and never its only one.
 
-How many threads there are is learnt by seeing them: no server says it, and the flags of the WSGI
-environ are known to be wrong on some.
+No server says how many threads it has, and some set the flags of the WSGI environ wrongly. So the
+number is learnt from the threads that serve requests.
 """
 
 import threading
@@ -13,27 +13,25 @@ _MOST_COUNTED = 4096
 
 
 class DelayQueue:
-    """Counts the threads that serve requests, and those that wait."""
+    """Counts the threads of this process that serve requests, and those that wait."""
 
     def __init__(self) -> None:
-        self._begin(0)
+        self.start_process()
 
-    def _begin(self, pid: int) -> None:
-        self._pid = pid
+    def start_process(self) -> None:
+        """Forget the threads of the process that this one was forked from."""
         self._lock = threading.Lock()
         self._threads: set[int] = set()
         self._waiting = 0
 
-    def may_wait(self, pid: int) -> bool:
-        """Whether one more may wait in this process; notes the thread that asks."""
-        if pid != self._pid:
-            self._begin(pid)
+    def may_wait(self) -> bool:
+        """Return whether one more request may wait; this notes the thread that asks."""
         if len(self._threads) < _MOST_COUNTED:
             self._threads.add(threading.get_ident())
         return self._waiting < len(self._threads) // THREADS_PER_WAITING_ONE
 
     def enter(self) -> bool:
-        """Take a place, if there is one."""
+        """Take a place, and return whether there was one."""
         with self._lock:
             if self._waiting >= len(self._threads) // THREADS_PER_WAITING_ONE:
                 return False

@@ -1,45 +1,46 @@
-"""Errors of guardrails' own: counted always, logged once a minute each."""
+"""Errors of guardrails' own: each is counted, and logged at most once a minute."""
 
 import logging
 from collections import Counter
 
-from cachetools import TTLCache
-
 from guardrails.errors import StoreError, is_failure
+from guardrails.once import Once
 
 log = logging.getLogger("guardrails")
 
-_SILENCE_SECONDS = 60
-_MOST_REMEMBERED = 256
+_PERIOD_SECONDS = 60.0
 
 
-class Reporter:
-    """Says everything once in a while. `errors` counts by the error's name."""
+class FailureLog:
+    """Reports errors that cost no client a response.
+
+    Attributes:
+        errors: how many there were, by the name of their class.
+    """
 
     def __init__(self) -> None:
         self.errors: Counter[str] = Counter()
-        self._said: TTLCache[str, bool] = TTLCache(maxsize=_MOST_REMEMBERED, ttl=_SILENCE_SECONDS)
+        self._first_in_period = Once(_PERIOD_SECONDS)
 
     def report(self, error: Exception, what: str) -> None:
-        """Count an error, and log it with its trace. What ends a request is none, and is raised on."""
+        """Count an error, and log it.
+
+        Args:
+            error: the error.
+            what: what failed, and what guardrails does now.
+
+        Raises:
+            Exception: the error itself, where it is no failure but ends the request.
+        """
         if not is_failure(error):
             raise error
         self.errors[type(error).__name__] += 1
-        if self._first_in_a_while(f"{what} {type(error).__name__}"):
-            # A store that is busy or gone says all in its sentence; what is unexpected needs its trace.
+        if self._first_in_period(f"{what} {type(error).__name__}"):
+            # The sentence of a StoreError says all. An unexpected error needs its traceback.
             expected = isinstance(error, StoreError)
             log.error("%s: %s", what, error, exc_info=None if expected else error)
 
-    def say_once(self, about: str, message: str) -> None:
-        """Warn of something."""
-        if self._first_in_a_while(about):
+    def warn(self, about: str, message: str) -> None:
+        """Log a warning, at most once a minute for each `about`."""
+        if self._first_in_period(about):
             log.warning("%s", message)
-
-    def _first_in_a_while(self, about: str) -> bool:
-        try:
-            if about in self._said:
-                return False
-            self._said[about] = True
-        except (KeyError, RuntimeError):  # two threads at once: at worst it is said twice
-            return True
-        return True

@@ -1,15 +1,17 @@
-"""What is asked of the store for a request: worked out once per method, host and path.
+"""What the guards require for a request: worked out once per method, host and path.
 
-Most guards ask the same for every request that they cover, so a plan holds their asks ready; only
-what differs from request to request (an agent, a header's value, a tier) is looked at each time.
+Most guards require the same for every request that they cover, so a route holds their requirements
+ready. Only what differs from request to request (an agent, a header's value, a tier) is looked at each
+time.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from guardrails.client.exemptions import Exemptions
 from guardrails.client.keys import Request
 from guardrails.client.reader import Client
 from guardrails.guards.base import BoundGuard, Guard
@@ -17,60 +19,74 @@ from guardrails.paths import canonical_path, path_readings, wsgi_text
 from guardrails.store.contract import KeyedRequirement, Requirement, RouteRequirements
 
 NEVER_REFUSED = "/robots.txt"
-"""A refused robots.txt tells crawlers that all is forbidden, or that all is allowed."""
+"""A crawler takes a refused robots.txt for one that forbids everything, or that allows everything."""
+
+NO_REQUIREMENTS = RouteRequirements()
+"""The requirements for an exempt request."""
 
 _MOST_ROUTES = 4096
 _LONGEST_REMEMBERED = 512
-NO_REQUIREMENTS = RouteRequirements()
-"""What is asked for an exempt request."""
-
-
-class Duty(NamedTuple):
-    """A guard to ask about a request, and whether only its ban counts for it."""
-
-    bound: BoundGuard
-    ban_only: bool
 
 
 class Route:
     """What is known of every request with this method, host and path.
 
-    exempt: nothing may refuse it.   duties: who is asked.   varying: those of them whose demand has
-    to be asked for each time.   asks: what is asked for a client that no guard exempts, as long as
-    the varying ones say the usual; None where it is never the same.   watched: the same with the
-    per-client guards running dry.   resource: the path that stands for all its spellings.
+    Attributes:
+        exempt: nothing may refuse such a request.
+        guards: the guards to ask, each with whether only its ban counts here.
+        varying: those of them whose requirement has to be worked out for each request.
+        requirements: what they require for a client that no guard exempts, while the varying ones
+            require the usual; None where that is never the same.
+        dry_requirements: the same with the per-client guards running dry.
+        resource: the path that stands for all its spellings.
     """
 
     __slots__ = (
-        "duties",
+        "dry_requirements",
         "exempt",
+        "guards",
         "host",
         "method",
         "path",
         "requirements",
         "resource",
         "varying",
-        "watched",
     )
-
-    def __init__(self, method: str, host: str, path: str, duties: tuple[Duty, ...] | None) -> None:
-        self.method, self.host, self.path = method, host, path
-        self.resource = canonical_path(path)
-        self.exempt = duties is None
-        self.duties = duties or ()
-        self.varying = tuple(
-            duty.bound for duty in self.duties if duty.bound.varies and not duty.ban_only
-        )
-        self.requirements: RouteRequirements | None = None
-        self.watched: RouteRequirements | None = None
-
-
-class RouteTable:
-    """Makes plans for one throttle, and keeps the last 4,096."""
 
     def __init__(
         self,
-        bound_guards: Sequence[BoundGuard],
+        method: str,
+        host: str,
+        path: str,
+        guards: tuple[tuple[BoundGuard, bool], ...] | None,
+    ) -> None:
+        self.method, self.host, self.path = method, host, path
+        self.resource = canonical_path(path)
+        self.exempt = guards is None
+        self.guards = guards or ()
+        self.varying = tuple(bound for bound, ban_only in self.guards if bound.varies and not ban_only)
+        self.requirements: RouteRequirements | None = None
+        self.dry_requirements: RouteRequirements | None = None
+
+
+class RouteTable:
+    """Makes the routes of one throttle, and keeps the last 4,096.
+
+    Args:
+        guards: the guards of the throttle.
+        exempt: which clients no guard refuses.
+        exempt_paths: prefixes of paths that no guard refuses.
+        dry_run: whether all guards run dry.
+        callable_failed: called when a callable of the user's raises; it returns the key and the
+            requirement that the guard has then, None for none.
+        exempt_failed: called when an exempting callable raises.
+        met_twice: called when an outer throttle has asked a guard already.
+    """
+
+    def __init__(
+        self,
+        guards: Sequence[BoundGuard],
+        exempt: Exemptions,
         exempt_paths: tuple[str, ...],
         *,
         dry_run: bool,
@@ -78,88 +94,80 @@ class RouteTable:
         exempt_failed: Callable[[Exception], object],
         met_twice: Callable[[BoundGuard], object],
     ) -> None:
-        self._bound_guards = bound_guards
-        self.names = tuple(bound.name for bound in bound_guards)
+        self._guards = guards
+        self.names = tuple(bound.name for bound in guards)
+        self._exempt = exempt
+        self._exempts = bool(exempt)
         self._exempt_paths = tuple(map(wsgi_text, exempt_paths))
         self._dry_run = dry_run
         self._callable_failed = callable_failed
         self._exempt_failed = exempt_failed
         self._met_twice = met_twice
+        # On the hot path, where an OrderedDict costs half of what cachetools does.
         self._routes: OrderedDict[tuple[str, str, str, str], Route] = OrderedDict()
 
-    def route(self, method: str, host: str, path: str, sent_script: str = "") -> Route:
-        """The plan of such a request. `sent_script`: the SCRIPT_NAME that a header set."""
-        known = self._routes.get((method, host, path, sent_script))
-        if known is not None:
-            return known
-        route = Route(method, host, path, self._duties(method, host, path, sent_script))
-        route.requirements = self._usual_asks(route, watched=False)
-        route.watched = self._usual_asks(route, watched=True)
-        if len(method) + len(host) + len(path) <= _LONGEST_REMEMBERED:
-            if len(self._routes) >= _MOST_ROUTES:
-                self._routes.popitem(last=False)
-            self._routes[method, host, path, sent_script] = route
-        return route
+    def find(self, environ: dict[str, Any]) -> Route:
+        """Return the route of a request."""
+        get = environ.get
+        script = get("SCRIPT_NAME", "")
+        key = (
+            get("REQUEST_METHOD", "GET"),
+            get("HTTP_HOST") or get("SERVER_NAME", ""),
+            script + get("PATH_INFO", ""),
+            # A SCRIPT_NAME that a header set, as gunicorn lets proxies do.
+            script if script and "HTTP_SCRIPT_NAME" in environ else "",
+        )
+        return self._routes.get(key) or self._make(*key)
 
     def requirements(
         self,
         route: Route,
         client: Client | None,
         environ: dict[str, Any],
-        met: tuple[Guard, ...] = (),
         *,
-        as_usual: bool = True,
+        check_exempt: bool = True,
     ) -> Sequence[KeyedRequirement]:
-        """What is asked for one request. `met`: guards that an outer throttle asks already.
-
-        as_usual: whether asks without a key of their own will do, which mean the visit's client.
-        """
-        if client is not None and not client.exempt and as_usual:
-            requirements = route.watched if client.undeclared_proxy else route.requirements
-            if requirements is not None:
+        """Return what the guards require for one request: NO_REQUIREMENTS if it is exempt."""
+        if route.exempt or (check_exempt and self._exempts and self.is_exempt(route, client, environ)):
+            return NO_REQUIREMENTS
+        if client is not None and not client.exempt:
+            ready = route.dry_requirements if client.undeclared_proxy else route.requirements
+            if ready is not None:
                 for bound in route.varying:
-                    if self._requirement(bound, environ)[1] is not bound.usual_requirement:
+                    try:
+                        if bound.guard.requirement(bound, environ) is not bound.usual_requirement:
+                            break
+                    except Exception:  # it is asked again, and reported, one by one
                         break
                 else:
-                    return requirements
-        return self._asks_one_by_one(route, client, environ, met)
+                    return ready
+        return self.requirements_one_by_one(route, client, environ)
 
-    def _duties(self, method: str, host: str, path: str, sent_script: str) -> tuple[Duty, ...] | None:
-        readings = path_readings(path, sent_script)
-        if readings.all_under(self._exempt_paths, besides=NEVER_REFUSED):
-            return None
-        covered = [(bound, bound.covers(method, host, readings)) for bound in self._bound_guards]
-        for bound, covers in covered:
-            bound.met = bound.met or covers
-        return tuple(
-            Duty(bound, ban_only=not covers) for bound, covers in covered if covers or bound.ban_for
-        )
+    def is_exempt(self, route: Route, client: Client | None, environ: dict[str, Any]) -> bool:
+        """Return whether no guard may refuse a request."""
+        if route.exempt or (client is not None and 0 in client.exempt):
+            return True
+        return bool(self._exempt.callables) and self._exempt.chosen(environ, self._exempt_failed)
 
-    def _usual_asks(self, route: Route, *, watched: bool) -> RouteRequirements | None:
-        requirements = []
-        for bound, ban_only in route.duties:
-            if bound.exempt.callables:
-                return None
-            dry_run = self._runs_dry(bound, watched=watched)
-            if ban_only:
-                requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
-            elif bound.usual_requirement is None or not (bound.own_key or bound.fixed_key is not None):
-                return None
-            else:
-                requirements.append(KeyedRequirement(bound.usual_requirement, bound.fixed_key, dry_run))
-        return RouteRequirements(requirements)
-
-    def _asks_one_by_one(
+    def requirements_one_by_one(
         self,
         route: Route,
         client: Client | None,
         environ: dict[str, Any],
-        met: tuple[Guard, ...],
+        met: tuple[Guard, ...] = (),
     ) -> Sequence[KeyedRequirement]:
+        """Return the same, each with the client's key.
+
+        Args:
+            route: of the request.
+            client: of the request.
+            environ: of the request.
+            met: the guards that an outer throttle has asked; none of them is asked again.
+        """
         request = Request(environ, client, route.method, route.host, route.path)
-        watched = client is not None and client.undeclared_proxy
+        undeclared = client is not None and client.undeclared_proxy
         requirements = []
-        for bound, ban_only in route.duties:
+        for bound, ban_only in route.guards:
             if client is not None and bound.number in client.exempt:
                 continue
             if bound.guard in met:
@@ -167,7 +175,7 @@ class RouteTable:
                 continue
             if bound.exempt.callables and bound.exempt.chosen(environ, self._exempt_failed):
                 continue
-            dry_run = self._runs_dry(bound, watched=watched)
+            dry_run = self._runs_dry(bound, undeclared=undeclared)
             if ban_only:
                 requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
                 continue
@@ -179,11 +187,48 @@ class RouteTable:
                 requirements.append(KeyedRequirement(requirement, key, dry_run))
         return requirements
 
-    def _runs_dry(self, bound: BoundGuard, *, watched: bool) -> bool:
-        return self._dry_run or bound.guard.dry_run or (watched and bound.by_client)
+    def _make(self, method: str, host: str, path: str, sent_script: str) -> Route:
+        route = Route(method, host, path, self._covering(method, host, path, sent_script))
+        route.requirements = self._ready_requirements(route, undeclared=False)
+        route.dry_requirements = self._ready_requirements(route, undeclared=True)
+        # A long path is not remembered: a client could fill the memory with such paths.
+        if len(method) + len(host) + len(path) <= _LONGEST_REMEMBERED:
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.popitem(last=False)
+            self._routes[method, host, path, sent_script] = route
+        return route
+
+    def _covering(
+        self, method: str, host: str, path: str, sent_script: str
+    ) -> tuple[tuple[BoundGuard, bool], ...] | None:
+        """Return the guards to ask, with whether only the ban counts; None for an exempt path."""
+        readings = path_readings(path, sent_script)
+        if readings.all_under(self._exempt_paths, besides=NEVER_REFUSED):
+            return None
+        covered = [(bound, bound.covers(method, host, readings)) for bound in self._guards]
+        for bound, covers in covered:
+            bound.met = bound.met or covers
+        return tuple((bound, not covers) for bound, covers in covered if covers or bound.ban_for)
+
+    def _ready_requirements(self, route: Route, *, undeclared: bool) -> RouteRequirements | None:
+        requirements = []
+        for bound, ban_only in route.guards:
+            if bound.exempt.callables:
+                return None
+            dry_run = self._runs_dry(bound, undeclared=undeclared)
+            if ban_only:
+                requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
+            elif bound.usual_requirement is None or not (bound.own_key or bound.fixed_key is not None):
+                return None
+            else:
+                requirements.append(KeyedRequirement(bound.usual_requirement, bound.fixed_key, dry_run))
+        return RouteRequirements(requirements)
+
+    def _runs_dry(self, bound: BoundGuard, *, undeclared: bool) -> bool:
+        return self._dry_run or bound.guard.dry_run or (undeclared and bound.by_client)
 
     def _key(self, bound: BoundGuard, request: Request) -> tuple[bytes | None, Requirement | None]:
-        """Whom a demand is for; with a demand only where a callable of the user's failed."""
+        """Return whom a requirement is for; and a requirement where a callable of the user's failed."""
         if bound.fixed_key is not None:
             return bound.fixed_key, None
         try:
@@ -194,7 +239,7 @@ class RouteTable:
     def _requirement(
         self, bound: BoundGuard, environ: dict[str, Any]
     ) -> tuple[bytes | None, Requirement | None]:
-        """What a guard demands; with a key only where a callable of the user's failed."""
+        """Return what a guard requires; with a key where a callable of the user's failed."""
         if not bound.varies:
             return None, bound.usual_requirement
         try:

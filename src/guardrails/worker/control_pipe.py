@@ -1,7 +1,7 @@
-"""What somebody outside may ask of a worker, at a named pipe in the user's folder of stores.
+"""Control commands for a worker, read from a FIFO in the user's folder of stores.
 
-A thread of the worker waits there. It runs Python, so it sees the other threads standing still; who
-holds the interpreter's lock for ever also holds up the orders.
+A thread of the worker reads them. The thread runs Python, so the other threads stand still while a
+command is carried out. Commands are not processed while another thread keeps the GIL.
 """
 
 from __future__ import annotations
@@ -13,95 +13,111 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from guardrails.errors import StoreError
+from guardrails.store.process_files import CONTROL, file_name
 from guardrails.store.processes import Owner, this_process
 from guardrails.worker.server import threads_are_greenlets
 
 log = logging.getLogger("guardrails")
 
 SHOW_STACKS, INTERRUPT = 1, 2
-PREFIX = "orders-"
+"""The kinds of command."""
 
 CommandHandler = Callable[[int, int], object]
-"""What is done at an order: called with the generation and the thread of a request."""
+"""Carries out a command; it is called with the generation and the thread of a request."""
 
 _COMMAND = struct.Struct("=QQQ")
 
 
-_starting = threading.Lock()
+class ControlPipe:
+    """The control pipe of one process. It is made when the first kind of command gets its handler."""
 
+    def __init__(self) -> None:
+        self._handlers: dict[int, CommandHandler] = {}
+        self._opening = threading.Lock()
+        self._path: Path | None = None
 
-class _State:
-    """What this process does at each kind of order."""
+    def handle(self, kind: int, handler: CommandHandler) -> None:
+        """Carry out commands of a kind from now on.
 
-    pid = 0
-    handlers: dict[int, CommandHandler]
+        Args:
+            kind: SHOW_STACKS or INTERRUPT.
+            handler: what carries a command out.
 
+        Raises:
+            OSError: the pipe cannot be made.
+            StoreError: there is no folder for the pipe.
+            RuntimeError: no thread can be started, or threads are greenlets here.
+        """
+        with self._opening:
+            if self._path is None:
+                self._path = self._open()
+            self._handlers[kind] = handler
 
-def listen(kind: int, handlers: CommandHandler) -> None:
-    """Take orders of a kind from now on, in a thread that is started at the first time.
+    def handles(self, kind: int) -> bool:
+        """Return whether commands of a kind are carried out."""
+        return kind in self._handlers
 
-    Raises OSError, StoreError, or RuntimeError where no thread can be started.
-    """
-    with _starting:
-        if _State.pid != os.getpid():
-            _start()
-        _State.handlers[kind] = handlers
+    def close(self) -> None:
+        """Remove the pipe's name. The thread ends with the process."""
+        path, self._path = self._path, None
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
 
+    def _open(self) -> Path:
+        from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
 
-def is_listening(kind: int) -> bool:
-    """Whether this process takes orders of a kind."""
-    return _State.pid == os.getpid() and kind in _State.handlers
-
-
-def pipe_name(owner: Owner) -> str:
-    """What the pipe of a process is called."""
-    return f"{PREFIX}{owner.namespace}-{owner.pid}-{owner.start}"
+        if threads_are_greenlets():
+            raise RuntimeError("threads are greenlets here, and one that waits at a pipe holds up all")
+        path = directory.own_folder() / file_name(CONTROL, this_process())
+        with suppress(FileNotFoundError):
+            path.unlink()
+        os.mkfifo(path, 0o600)
+        # Open for writing too: otherwise reading ends whenever a sender closes the pipe.
+        pipe = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        thread = threading.Thread(
+            target=_serve, args=(pipe, self._handlers), name="guardrails-control", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            os.close(pipe)
+            path.unlink(missing_ok=True)
+            raise
+        return path
 
 
 def send_command(owner: Owner, kind: int, generation: int, thread: int) -> bool:
-    """Give an order to a process. False where it takes none."""
+    """Send a command to a process.
+
+    Args:
+        owner: the process.
+        kind: SHOW_STACKS or INTERRUPT.
+        generation: the number of the request that is meant.
+        thread: the thread that is meant.
+
+    Returns:
+        False where the process has no control pipe.
+    """
     from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
 
     for folder in directory.folders():
         with suppress(OSError, StoreError):
             directory.verify_folder(folder)
             pipe = os.open(
-                folder / pipe_name(owner), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+                folder / file_name(CONTROL, owner),
+                os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW,
             )
             try:
                 is_pipe = stat.S_ISFIFO(os.fstat(pipe).st_mode)
-                return (
-                    is_pipe and os.write(pipe, _COMMAND.pack(kind, generation, thread)) == _COMMAND.size
-                )
+                command = _COMMAND.pack(kind, generation, thread)
+                return is_pipe and os.write(pipe, command) == len(command)
             finally:
                 os.close(pipe)
     return False
-
-
-def _start() -> None:
-    from guardrails.store import directory  # noqa: PLC0415 - as above
-
-    if threads_are_greenlets():
-        raise RuntimeError("threads are greenlets here, and one that waits at a pipe holds up all")
-    path = directory.own_folder() / pipe_name(this_process())
-    with suppress(FileNotFoundError):
-        path.unlink()
-    os.mkfifo(path, 0o600)
-    # Open for writing too, or it would end whenever somebody closes it.
-    pipe = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    handlers: dict[int, CommandHandler] = {}
-    thread = threading.Thread(
-        target=_serve, args=(pipe, handlers), name="guardrails-orders", daemon=True
-    )
-    try:
-        thread.start()
-    except RuntimeError:
-        os.close(pipe)
-        path.unlink(missing_ok=True)
-        raise
-    _State.pid, _State.handlers = os.getpid(), handlers
 
 
 def _serve(pipe: int, handlers: dict[int, CommandHandler]) -> None:
@@ -109,20 +125,10 @@ def _serve(pipe: int, handlers: dict[int, CommandHandler]) -> None:
         try:
             command = os.read(pipe, _COMMAND.size)
         except OSError as error:
-            log.warning("orders: the pipe for them was closed (%s), and no more are taken", error)
+            log.warning("control pipe: it was closed (%s), and no more commands are read", error)
             return
         try:
             kind, generation, thread = _COMMAND.unpack(command)
             handlers[kind](generation, thread)
         except Exception:
-            log.exception("orders: one was not carried out")
-
-
-def _after_a_fork() -> None:
-    """Another thread of the parent's may have held it."""
-    global _starting
-    _starting = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_a_fork)
+            log.exception("control pipe: a command was not carried out")

@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from guardrails.once import Once
+
 log = logging.getLogger("guardrails")
 
 thread_nanoseconds: Callable[[], int] = time.thread_time_ns
@@ -43,7 +45,7 @@ class _GreenletClock:
         self._before: Callable[[str, Any], object] | None = None
         self._began = 0
         self._running: Any = None
-        self._said = False
+        self._first_time = Once()
         self._passing_on = False
         self._install()
 
@@ -74,8 +76,7 @@ class _GreenletClock:
     def _missed(self) -> None:
         """Somebody set another trace function and does not call ours: begin anew, before theirs."""
         self._charge(self._running, thread_nanoseconds())
-        if not self._said:
-            self._said = True
+        if self._first_time():
             log.warning(
                 "another trace function of greenlet's has taken the place of guardrails', so some CPU "
                 "was charged to the wrong request: let it call the function that was there before"

@@ -23,10 +23,11 @@ from types import FrameType
 from typing import Any
 
 from guardrails.errors import ConfigurationError, CPULimitError
+from guardrails.once import Once
 from guardrails.store.contract import Store, StoreRequest
 from guardrails.store.processes import process_status
 from guardrails.worker import interrupt, retire
-from guardrails.worker.hooks import here as request_hooks
+from guardrails.worker.process import WorkerProcess, current_process
 from guardrails.worker.server import Server, threads_are_greenlets
 
 log = logging.getLogger("guardrails")
@@ -52,15 +53,15 @@ def watch(server: Server, life: int | None, budget: int | None) -> None:
 
     Raises ConfigurationError where this thread cannot arrange for it.
     """
-    watcher = _Known.watcher
-    if watcher is None or _Known.pid != os.getpid():
-        watcher = _Watcher()
+    process = current_process()
+    if process.cpu_watcher is None:
+        watcher = CPULimitWatcher()
         _arrange(server, watcher)
-        _Known.watcher, _Known.pid = watcher, os.getpid()
-    watcher.ask(life, budget)
+        process.cpu_watcher = watcher
+    process.cpu_watcher.add(life, budget)
 
 
-def _arrange(server: Server, watcher: _Watcher) -> None:
+def _arrange(server: Server, watcher: CPULimitWatcher) -> None:
     """Have the watcher told of SIGXCPU, by a handler or by a thread."""
     if _server_catches():
         log.info("rlimits: CPU: the server has a way of its own to end a worker at its soft limit")
@@ -83,7 +84,7 @@ def _arrange(server: Server, watcher: _Watcher) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXCPU})
     if _all_block():
         watcher.start()
-        request_hooks.when_started(watcher.start_again)
+        current_process().hooks.when_started(watcher.start_again)
     else:
         # The other threads are there already: better late than killed.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXCPU})
@@ -94,26 +95,27 @@ def _arrange(server: Server, watcher: _Watcher) -> None:
         )
 
 
-class _Watcher:
+class CPULimitWatcher:
     """What happens at the soft limit, in the process that made it."""
 
     def __init__(self) -> None:
         self._life: float = math.inf
         self._budget: float = math.inf
         self._request_soft: float = math.inf
-        self._said = False
-        self._waiting_in = 0
+        self._first_time = Once()
+        self._waiting_in: WorkerProcess | None = None
         self._moved = False
 
-    def ask(self, life: int | None, budget: int | None) -> None:
+    def add(self, life: int | None, budget: int | None) -> None:
         """Take on another limit: the smallest counts."""
         self._life = min(self._life, math.inf if life is None else life)
         if budget is None:
             return
         if self._budget == math.inf:
-            request_hooks.before_request += (self.begin,)
-            request_hooks.after_response += (self.end,)
-            request_hooks.after_refusal += (self.end,)
+            hooks = current_process().hooks
+            hooks.before_request += (self.begin,)
+            hooks.after_response += (self.end,)
+            hooks.after_refusal += (self.end,)
         self._budget = min(self._budget, budget)
 
     def begin(self) -> None:
@@ -160,7 +162,7 @@ class _Watcher:
 
     def start(self) -> None:
         """Wait for the signal in a thread that does nothing else, and is a thread everywhere."""
-        self._waiting_in = os.getpid()
+        self._waiting_in = current_process()
         monkey = sys.modules.get("gevent.monkey")
         start = (
             monkey.get_original("_thread", "start_new_thread") if monkey else _thread.start_new_thread
@@ -169,8 +171,8 @@ class _Watcher:
 
     def start_again(self, _server: Server, _store: Store) -> None:
         """At the first request of a process: a fork leaves threads behind."""
-        if self._waiting_in != os.getpid():
-            self._said = False
+        if self._waiting_in is not current_process():
+            self._first_time = Once()
             self.start()
 
     def _wait(self) -> None:
@@ -180,9 +182,8 @@ class _Watcher:
                 self._retire()
 
     def _retire(self) -> None:
-        if self._said:
+        if not self._first_time():
             return
-        self._said = True
         pid = os.getpid()
         if not retire.retire(
             lambda: log.warning(
@@ -221,15 +222,8 @@ def _cpu_limits() -> tuple[int, int]:
     return limits
 
 
-class _Known:
-    """The one watcher of a process."""
-
-    pid = 0
-    watcher: _Watcher | None = None
-
-
 def _is_ours(handler: object) -> bool:
-    return isinstance(getattr(handler, "__self__", None), _Watcher)
+    return isinstance(getattr(handler, "__self__", None), CPULimitWatcher)
 
 
 def _server_catches() -> bool:

@@ -1,76 +1,82 @@
-"""Where the guards of the worker itself join in: before each request, and when it is over.
+"""Per-process hooks around each request.
 
-Nothing is here until a limit or a size guard is put in force in this process; the request path then
-calls what it finds, in order. What fails is said once, and costs nobody a response.
+There are none until a resource limit or a size guard is put in force. A hook that raises is logged
+once, and costs no client a response.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 
+from guardrails.once import Once
 from guardrails.store.contract import Store, StoreRequest
 from guardrails.worker.server import Server
 
 log = logging.getLogger("guardrails")
 
-AtStart = Callable[[Server, Store], object]
+StartHook = Callable[[Server, Store], object]
 
 
 class RequestHooks:
-    """The callables of this process.
+    """The hooks of one process.
 
-    before_request: called before each request is looked at.   after_response: called with each visit
-    when its response is over and it has been left.   after_refusal: called when a request was
-    refused.   at_start: see `when_started`.
+    Args:
+        inherited: the hooks of the process that this one was forked from.
+
+    Attributes:
+        before_request: called before guardrails looks at a request.
+        after_response: called with each request when its response is closed and the store was left.
+        after_refusal: called when a request was refused.
+        at_start: called once per process, at its first request; see `when_started`.
     """
 
-    before_request: tuple[Callable[[], object], ...] = ()
-    after_response: tuple[Callable[[StoreRequest], object], ...] = ()
-    after_refusal: tuple[Callable[[], object], ...] = ()
-    at_start: tuple[AtStart, ...] = ()
-    _began_in = 0
-    _began_with: tuple[Server, Store] | None = None
-    _said: frozenset[object] = frozenset()
+    def __init__(self, inherited: RequestHooks | None = None) -> None:
+        self.before_request: tuple[Callable[[], object], ...] = ()
+        self.after_response: tuple[Callable[[StoreRequest], object], ...] = ()
+        self.after_refusal: tuple[Callable[[], object], ...] = ()
+        self.at_start: tuple[StartHook, ...] = ()
+        if inherited is not None:
+            self.before_request = inherited.before_request
+            self.after_response = inherited.after_response
+            self.after_refusal = inherited.after_refusal
+            self.at_start = inherited.at_start
+        self._started_with: tuple[Server, Store] | None = None
+        self._first_failure = Once()
 
-    def when_started(self, begin: AtStart) -> None:
-        """Call it once per process, at its first request; at once, if that has been already."""
-        if begin in self.at_start:
+    def when_started(self, hook: StartHook) -> None:
+        """Call a hook at the first request of each process; at once, if that request has come."""
+        if hook in self.at_start:
             return
-        self.at_start += (begin,)
-        if self._began_with is not None and self._began_in == os.getpid():
-            self._call(begin, *self._began_with)
+        self.at_start += (hook,)
+        if self._started_with is not None:
+            self._call(hook, *self._started_with)
 
-    def begin(self, server: Server, store: Store) -> None:
-        """The first request of a process: call those that prepare for it."""
-        if self._began_in != os.getpid():
-            self._began_in, self._began_with = os.getpid(), (server, store)
-            for begin in self.at_start:
-                self._call(begin, server, store)
+    def start(self, server: Server, store: Store) -> None:
+        """Call the hooks of the first request. Any further call does nothing."""
+        if self._started_with is None:
+            self._started_with = (server, store)
+            for hook in self.at_start:
+                self._call(hook, server, store)
 
     def request_comes(self) -> None:
-        """A request is about to be looked at."""
-        for prepare in self.before_request:
-            self._call(prepare)
+        """Call the hooks before a request."""
+        for hook in self.before_request:
+            self._call(hook)
 
     def request_refused(self) -> None:
-        """A request was refused."""
-        for relax in self.after_refusal:
-            self._call(relax)
+        """Call the hooks after a refusal."""
+        for hook in self.after_refusal:
+            self._call(hook)
 
     def response_over(self, open_request: StoreRequest) -> None:
-        """A response is over."""
-        for look in self.after_response:
-            self._call(look, open_request)
+        """Call the hooks after a response."""
+        for hook in self.after_response:
+            self._call(hook, open_request)
 
-    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+    def _call(self, hook: Callable[..., object], *arguments: object) -> None:
         try:
-            function(*arguments)
+            hook(*arguments)
         except Exception:
-            if function not in self._said:
-                self._said |= {function}
+            if self._first_failure(hook):
                 log.exception("a guard of the worker failed, and does nothing this time")
-
-
-here = RequestHooks()

@@ -1,13 +1,12 @@
-"""Ending one request by an exception in its thread, at the wish of a watchdog. Opt-in.
+"""Ending one request by an exception in its thread, when a watchdog asks for it. Opt-in.
 
-The order names a request; if that is still in flight, `RequestInterruptedError` is raised in its
-thread. Python raises it between two bytecodes: code that loops is ended at once, a sleep or a wait
-for a lock when it comes back by itself, C code likewise.
+The command names a request. If that request is still in flight, `RequestInterruptedError` is raised in
+its thread. Python raises it between two bytecodes: a loop ends at once; a sleep, a wait for a lock or a
+call of C code ends when it returns.
 
-The exception must meet that request's app and nothing else: neither the next request in its thread, nor
-the server, nor what is done here before and after. So a request can be met only in `at_work`, within
-which its app is called or asked for a part of its response. An order that comes in between is kept for
-the next part.
+The exception must reach the app of that request and nothing else: not the next request of the thread,
+not the server, not guardrails. So a request can be interrupted only within `at_work`, which calls its
+app or takes one part of its response. A command that comes between two parts is applied at the next.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from types import CodeType
 from typing import TypeVar
 
 from guardrails.errors import RequestInterruptedError, StoreError
-from guardrails.worker import control_pipe
+from guardrails.worker.control_pipe import INTERRUPT, ControlPipe
 from guardrails.worker.server import Server
 
 log = logging.getLogger("guardrails")
@@ -31,21 +30,20 @@ Result = TypeVar("Result")
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., object])
 
 APP_CALLERS: set[CodeType] = set()
-"""The functions of guardrails that call the app, or a part of its response, directly."""
+"""The functions of guardrails that call the app, or take a part of its response, directly."""
+
+_NOTHING = object()
+_MOST_PENDING = 16
 
 
 def calls_the_app(function: AnyFunction) -> AnyFunction:
-    """Note that a function calls the app: code below its frame is the app's own."""
+    """Note that a function calls the app: what its frame calls is the app's own code."""
     APP_CALLERS.add(function.__code__)
     return function
 
 
-_NOTHING = object()
-_MOST_KEPT = 16
-
-
 class _Work:
-    """What a thread does for a request now, and whether it was told to end."""
+    """What a thread does for a request now, and whether it was interrupted."""
 
     __slots__ = ("interrupted", "thread")
 
@@ -54,105 +52,110 @@ class _Work:
         self.interrupted = False
 
 
-_at_work: dict[int, _Work] = {}
-"""By the generation of the request."""
+class RequestInterrupts:
+    """Interrupts requests of one process.
 
-_kept: deque[int] = deque(maxlen=_MOST_KEPT)
-"""Generations that were to end while nothing was done for them. Who had ended is not seen again."""
-
-_lock = threading.RLock()
-"""Held from the look at who is at work until the exception is on its way, or taken back. Python may
-tidy up memory meanwhile, and run whatever destroys things."""
-
-
-def listen(server: Server) -> bool:
-    """Take orders for the requests of this process from now on. Never raises.
-
-    Not where coroutines serve: an exception in their thread would meet whichever of them runs.
+    Args:
+        control_pipe: where the commands come from.
     """
-    if server.greenlets or not hasattr(os, "mkfifo"):
-        return False
-    try:
-        control_pipe.listen(control_pipe.INTERRUPT, interrupt)
-    except (OSError, StoreError, RuntimeError) as error:
-        log.warning("interruptible: no watchdog can end a single request of this worker: %s", error)
-        return False
-    return True
 
+    def __init__(self, control_pipe: ControlPipe) -> None:
+        self._control_pipe = control_pipe
+        self._at_work: dict[int, _Work] = {}
+        # Interrupts that arrived between two parts of a response; applied at the next part.
+        self._pending: deque[int] = deque(maxlen=_MOST_PENDING)
+        # Held from the look at who is at work until the exception is raised, or taken back. It is
+        # reentrant, since Python may run destructors meanwhile.
+        self._lock = threading.RLock()
 
-def is_listening() -> bool:
-    """Whether some throttle of this process takes such orders."""
-    return control_pipe.is_listening(control_pipe.INTERRUPT)
+    def install(self, server: Server) -> bool:
+        """Let watchdogs interrupt the requests of this process from now on. Never raises.
 
+        Args:
+            server: what runs this process.
 
-def interrupt(generation: int, _thread: int) -> None:
-    """End that request of this process by an exception, once."""
-    with _lock:
-        work = _at_work.get(generation)
-        if work is None:
-            _kept.append(generation)
-        elif not work.interrupted:
-            work.interrupted = True
-            _raise_in(work.thread, RequestInterruptedError)
-
-
-@calls_the_app
-def at_work(generation: int, step: Callable[..., Result], *arguments: object) -> Result:
-    """Call `step(*arguments)`, and let an order end it meanwhile.
-
-    What is done when the order comes is done: a step that has just returned, or raised, counts.
-    """
-    if generation in _at_work:
-        return step(*arguments)  # an inner throttle's
-    work = _Work()
-    result: object = _NOTHING
-    own: BaseException | None = None
-    try:
+        Returns:
+            False where that cannot be. An exception in a thread of coroutines would reach whichever of
+            them runs.
+        """
+        if server.greenlets or not hasattr(os, "mkfifo"):
+            return False
         try:
-            _begin(generation, work)
-            result = step(*arguments)
+            self._control_pipe.handle(INTERRUPT, self.interrupt)
+        except (OSError, StoreError, RuntimeError) as error:
+            log.warning("interruptible: no watchdog can end a single request of this worker: %s", error)
+            return False
+        return True
+
+    def is_installed(self) -> bool:
+        """Return whether some throttle of this process lets its requests be interrupted."""
+        return self._control_pipe.handles(INTERRUPT)
+
+    def interrupt(self, generation: int, _thread: int) -> None:
+        """End a request of this process by an exception, once.
+
+        Args:
+            generation: the number of the request.
+        """
+        with self._lock:
+            work = self._at_work.get(generation)
+            if work is None:
+                self._pending.append(generation)
+            elif not work.interrupted:
+                work.interrupted = True
+                _raise_in(work.thread, RequestInterruptedError)
+
+    @calls_the_app
+    def at_work(self, generation: int, step: Callable[..., Result], *arguments: object) -> Result:
+        """Call `step(*arguments)`, which may be interrupted meanwhile.
+
+        A step that has returned, or raised, just before the exception arrives counts as done.
+
+        Args:
+            generation: the number of the request.
+            step: calls the app, or takes a part of its response.
+            arguments: of the step.
+
+        Returns:
+            What the step returns.
+        """
+        if generation in self._at_work:
+            return step(*arguments)  # an inner throttle's
+        work = _Work()
+        result: object = _NOTHING
+        own: BaseException | None = None
+        try:
+            try:
+                self._begin(generation, work)
+                result = step(*arguments)
+            except BaseException as error:
+                own = error
+            finally:
+                self._end(generation, work)
         except BaseException as error:
-            own = error
-        finally:
-            _end(generation, work)
-    except BaseException as error:
-        _end(generation, work)  # it may have been cut short
-        late = isinstance(error, RequestInterruptedError) and work.interrupted
-        if not late or (own is None and result is _NOTHING):
-            raise
-    if own is not None:
-        try:
-            raise own
-        finally:
-            own = None  # else it would hold itself, by its traceback
-    return result  # type: ignore[return-value]
+            self._end(generation, work)  # the exception may have cut it short
+            late = isinstance(error, RequestInterruptedError) and work.interrupted
+            if not late or (own is None and result is _NOTHING):
+                raise
+        if own is not None:
+            try:
+                raise own
+            finally:
+                own = None  # otherwise the error holds itself, by its traceback
+        return result  # type: ignore[return-value]
 
+    def _begin(self, generation: int, work: _Work) -> None:
+        with self._lock:
+            self._at_work[generation] = work
+            if generation in self._pending:
+                self._pending.remove(generation)
+                raise RequestInterruptedError
 
-def _begin(generation: int, work: _Work) -> None:
-    with _lock:
-        _at_work[generation] = work
-        if generation in _kept:
-            _kept.remove(generation)
-            raise RequestInterruptedError
-
-
-def _end(generation: int, work: _Work) -> None:
-    with _lock:
-        _at_work.pop(generation, None)
-        if work.interrupted:
-            _raise_in(work.thread, None)
-
-
-def _after_a_fork() -> None:
-    """The thread that carries out orders is the parent's, and may have held the lock."""
-    global _lock
-    _lock = threading.RLock()
-    _at_work.clear()
-    _kept.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_a_fork)
+    def _end(self, generation: int, work: _Work) -> None:
+        with self._lock:
+            self._at_work.pop(generation, None)
+            if work.interrupted:
+                _raise_in(work.thread, None)
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

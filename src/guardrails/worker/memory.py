@@ -17,35 +17,44 @@ _NO_LIMIT = 2**60
 """cgroup v1 writes "no limit" as a number near 2**63."""
 
 
-class _Statm:
-    """The process's own statm, kept open: reading it anew costs a fraction of opening it."""
+class Statm:
+    """The statm of this process, kept open: reading it costs a fraction of opening it.
 
-    pid = 0
-    descriptor = -1
+    Args:
+        proc: the folder of this process in /proc.
+    """
+
+    def __init__(self, proc: Path = _PROC) -> None:
+        self._path = proc / "statm"
+        self.descriptor = -1
+
+    def fields(self) -> list[bytes]:
+        """Return its seven numbers, also where somebody has closed or replaced the descriptor."""
+        for _ in range(2):
+            if self.descriptor < 0:
+                how = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+                self.descriptor = os.open(self._path, how)
+            with suppress(OSError):
+                fields = os.pread(self.descriptor, 128, 0).split()
+                if len(fields) == _STATM_FIELDS and all(map(bytes.isdigit, fields)):
+                    return fields
+            self.descriptor = -1
+        return self._path.read_bytes().split()
 
 
-def _own_statm() -> list[bytes]:
-    """Its seven numbers, also where somebody has closed the descriptor or taken it for another file."""
-    for _ in range(2):
-        if _Statm.pid != os.getpid():
-            _Statm.descriptor = os.open(_PROC / "statm", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            _Statm.pid = os.getpid()
-        with suppress(OSError):
-            fields = os.pread(_Statm.descriptor, 128, 0).split()
-            if len(fields) == _STATM_FIELDS and all(map(bytes.isdigit, fields)):
-                return fields
-        _Statm.pid = 0
-    return (_PROC / "statm").read_bytes().split()
+def resident_bytes(statm: Statm) -> int:
+    """Return the bytes of this process that are in memory, shared or not.
 
+    Cheap: one line of /proc/self/statm. Without /proc, psutil is asked.
 
-def resident_bytes(proc: Path = _PROC) -> int:
-    """What is in memory of this process, shared or not. Cheap: one line of /proc/self/statm.
+    Args:
+        statm: the statm of this process.
 
-    Without /proc psutil says it; a ConfigurationError names the extra where that is not installed.
+    Raises:
+        ConfigurationError: there is no /proc, and psutil is not installed; it names the extra.
     """
     try:
-        fields = _own_statm() if proc is _PROC else (proc / "statm").read_bytes().split()
-        pages = int(fields[1])
+        pages = int(statm.fields()[1])
     except OSError:
         return int(_psutil().memory_info().rss)
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -12,72 +12,69 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from guardrails.store.contract import Store
-from guardrails.worker.hooks import here as request_hooks
+from guardrails.worker.process import current_process
 from guardrails.worker.server import Server
 
 log = logging.getLogger("guardrails")
 
 
-class _Known:
-    """What is known of where the process `pid` is; whoever it forks is no worker."""
-
-    pid = 0
-    server: Server | None = None
-    store: Store | None = None
-    learnt_in = retired_in = 0
-
-
 def remember_server(server: Server) -> None:
-    """Remember the server, and learn more at the first request, which knows for certain."""
-    if _Known.learnt_in != os.getpid():
-        _Known.pid, _Known.server = os.getpid(), server
-    request_hooks.when_started(_learn)
+    """Remember what runs this process. The first request knows it for certain, and corrects it."""
+    process = current_process()
+    if not process.is_server_certain:
+        process.server = server
+    process.hooks.when_started(_learn_server)
 
 
-def _learn(server: Server, store: Store) -> None:
-    _Known.pid, _Known.server, _Known.store = os.getpid(), server, store
-    _Known.learnt_in = _Known.pid
+def _learn_server(server: Server, store: Store) -> None:
+    process = current_process()
+    process.server, process.store, process.is_server_certain = server, store, True
 
 
 def may_retire() -> bool:
-    """Whether this worker can retire, and somebody starts another one in its place."""
-    server = _Known.server
-    here = _Known.pid == os.getpid()
-    return here and server is not None and server.respawns and bool(server.retire_signal)
+    """Return whether this worker can retire, and its server starts another one in its place."""
+    # A process that a worker forks knows no server, so it does not retire.
+    server = current_process().server
+    return server is not None and server.respawns and bool(server.retire_signal)
 
 
 def is_retiring() -> bool:
-    """Whether it was told to already."""
-    return _Known.retired_in == os.getpid()
+    """Return whether this worker was told to retire."""
+    return current_process().is_retiring
 
 
 def retire(say: Callable[[], object], *, one_at_a_time: bool = False) -> bool:
-    """Let this worker finish its requests and end. Any number of times; False where it cannot.
+    """Let this worker finish its requests and end. It may be called any number of times.
 
-    say: called just before, since some servers end the worker at once if it is idle.
-    one_at_a_time: not while another worker of the same store is about it.
+    Args:
+        say: called just before, since some servers end an idle worker at once.
+        one_at_a_time: not while another worker of the same store is retiring (False).
+
+    Returns:
+        False where this worker cannot retire, or not now.
     """
-    server, store = _Known.server, _Known.store
-    if is_retiring():
+    process = current_process()
+    server = process.server
+    if process.is_retiring:
         return True
     if server is None or not may_retire():
         return False
-    if store is not None:
+    if process.store is not None:
         try:
-            if not store.begin_retiring() and one_at_a_time:
+            if not process.store.begin_retiring() and one_at_a_time:
                 return False
         except Exception as error:
-            log.warning("retiring: the store cannot be told: %s", error)
-    _Known.retired_in = os.getpid()
-    with suppress(Exception):  # an app's own log handlers may raise; it retires all the same
+            log.warning("retiring: the store does not show it: %s", error)
+    process.is_retiring = True
+    with suppress(Exception):  # an app's own log handlers may raise; the worker retires all the same
         say()
-    os.kill(os.getpid(), server.retire_signal)
+    os.kill(process.pid, server.retire_signal)
     return True
 
 
 def why_not() -> str:
-    """Why this process cannot retire, in words."""
-    server = _Known.server
+    """Return why this process cannot retire, in words."""
+    server = current_process().server
     name = server.name if server is not None else "an unknown server"
     if server is not None and server.respawns:
         return f"{name} has no way to let a worker finish its requests and end"

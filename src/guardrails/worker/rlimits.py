@@ -19,7 +19,6 @@ from guardrails.store.contract import Store
 from guardrails.store.processes import limit_numbers
 from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
 from guardrails.worker import cpu_limit, memory
-from guardrails.worker.hooks import here as request_hooks
 from guardrails.worker.limit import (
     UNLIMITED,
     Limit,
@@ -32,6 +31,7 @@ from guardrails.worker.limit import (
     restore,
     set_all,
 )
+from guardrails.worker.process import current_process
 from guardrails.worker.retire import remember_server
 from guardrails.worker.server import (
     Server,
@@ -128,15 +128,15 @@ class ResourceLimits:
             self._check(server)
             _put_off(self)
             return ()
-        if _applied.get(self, (0, ()))[0] == os.getpid():
-            return _applied[self][1]
+        process = current_process()
+        if self in process.applied_limits:
+            return process.applied_limits[self]
         resource = resource_module()
         if self.cpu_per_request is not None:
             cpu_limit.check_one_at_a_time(server)
         remember_server(server)
-        named = {name for name, pid in _named.items() if pid == os.getpid()}
         fill_in = _defaults(self.limits, server) if self.defaults else ()
-        asked = [*self.limits, *(limit for limit in fill_in if limit.name not in named)]
+        asked = [*self.limits, *(limit for limit in fill_in if limit.name not in process.named_limits)]
         # Before anything is done: what is refused leaves all as it was.
         for limit in asked:
             check(resource, limit)
@@ -157,9 +157,9 @@ class ResourceLimits:
             say(f"rlimits: nice {self.nice} (was {was}; argument)")
         _warn(reports, server)
         if asked and not server.respawns:
-            request_hooks.when_started(_warn_where_death_is_final)
-        _named.update((limit.name, os.getpid()) for limit in self.limits)
-        _applied[self] = (os.getpid(), tuple(reports))
+            process.hooks.when_started(_warn_where_death_is_final)
+        process.named_limits.update(limit.name for limit in self.limits)
+        process.applied_limits[self] = tuple(reports)
         return tuple(reports)
 
     def _check(self, server: Server) -> None:
@@ -172,10 +172,6 @@ class ResourceLimits:
         if self.nice is not None:
             check_priority(self.nice)
 
-
-_applied: dict[ResourceLimits, tuple[int, tuple[LimitReport, ...]]] = {}
-_named: dict[str, int] = {}
-"""In which process each limit was asked for: no default of a later value overrides it there."""
 
 _entered: dict[ResourceLimits, list[list[LimitReport]]] = {}
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrails.errors import ConfigurationError
+from guardrails.once import Once
 from guardrails.store.contract import Store, StoreRequest
 from guardrails.store.processes import process_facts
 from guardrails.units import parse_count, parse_percent, parse_seconds, parse_size
 from guardrails.worker import memory, retire
-from guardrails.worker.hooks import here as request_hooks
+from guardrails.worker.process import WorkerProcess, current_process
 from guardrails.worker.server import Server, gunicorn_server, running_server
 
 log = logging.getLogger("guardrails")
@@ -64,14 +65,11 @@ class SizeLimit:
 
     def _apply(self, server: Server) -> None:
         retire.remember_server(server)
-        guard = _guards.get(self)
-        if guard is None:
-            guard = _guards[self] = SizeGuard(self)
-            request_hooks.when_started(guard.begin)
-            request_hooks.after_response += (guard.look,)
-
-
-_guards: dict[SizeLimit, SizeGuard] = {}
+        process = current_process()
+        if self not in process.size_guards:
+            guard = process.size_guards[self] = SizeGuard(self)
+            process.hooks.when_started(guard.begin)
+            process.hooks.after_response += (guard.look,)
 
 
 def size_limit(
@@ -121,11 +119,11 @@ class SizeGuard:
     def __init__(self, limit: SizeLimit) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._pid = 0
+        self._process: WorkerProcess | None = None
 
     def begin(self, server: Server, _store: Store) -> None:
         """At the first request of a process."""
-        limit, pid = self._limit, os.getpid()
+        limit, process = self._limit, current_process()
         # Whoever was forked from may have held it.
         self._lock = threading.Lock()
         self._server = server
@@ -134,18 +132,19 @@ class SizeGuard:
         self._resident = None if limit.resident is None else round(limit.resident * factor)
         if limit.share is not None:
             self._unshared = self._of_the_cgroup(limit.share, factor)
-        facts = process_facts(pid)
+        facts = process_facts(process.pid)
         self._born = time.monotonic() - (facts.age_seconds if facts else 0.0)
         self._requests = 0
         self._until_look = limit.every
-        self._size = memory.resident_bytes()
+        self._size = memory.resident_bytes(current_process().statm)
         self._most_growth, self._growth = 0, "it has not grown since its first request"
-        self._dear_at = self._say_at = 0.0
-        self._pid = pid  # the last: other threads look as soon as it is there
+        self._dear_at = 0.0
+        self._may_say_again = Once(_SAY_AGAIN)
+        self._process = process  # the last: other threads look as soon as it is there
 
     def look(self, open_request: StoreRequest) -> None:
         """After a response."""
-        if self._pid != os.getpid() or not self._lock.acquire(blocking=False):
+        if self._process is not current_process() or not self._lock.acquire(blocking=False):
             return
         try:
             self._requests += 1
@@ -157,7 +156,7 @@ class SizeGuard:
             self._lock.release()
 
     def _measure(self, open_request: StoreRequest) -> None:
-        size = memory.resident_bytes()
+        size = memory.resident_bytes(current_process().statm)
         growth, self._size = size - self._size, size
         if growth > self._most_growth:
             self._most_growth = growth
@@ -181,15 +180,14 @@ class SizeGuard:
         if retire.is_retiring():
             return
         possible = retire.may_retire()
-        if not possible and now < self._say_at:
+        if not possible and not self._may_say_again(now=now):
             return
-        self._say_at = now + _SAY_AGAIN
 
         def say(what: str = "it finishes its requests and retires") -> None:
             log.warning(
                 "size: worker %d takes %.1f MB, %.1f MB of them unshared, after %d requests and %d s; "
                 "%s: %s",
-                self._pid,
+                os.getpid(),
                 size / _MB,
                 unshared / _MB,
                 self._requests,

@@ -25,8 +25,9 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from guardrails.errors import StoreError
-from guardrails.store.processes import Owner, is_dead, process_status, this_process
-from guardrails.worker import control_pipe
+from guardrails.store.process_files import STACKS, file_name, remove_files_of_dead
+from guardrails.store.processes import Owner, process_status, this_process
+from guardrails.worker.control_pipe import SHOW_STACKS, ControlPipe
 from guardrails.worker.server import Server
 
 log = logging.getLogger("guardrails")
@@ -53,63 +54,115 @@ _END = "End of the stacks"
 _QUIET_SECONDS = 0.5
 _HEADS = ("Thread 0x", "Current thread 0x", _GREENLET, _NO_GREENLETS)
 _PY_SPY_SECONDS = 10
-_PREFIX = "stack-"
-_KINDS = (_PREFIX, control_pipe.PREFIX)
 
 
-class _State:
-    """This process's file of stacks. It is open for as long as the process lives."""
+class StackFile:
+    """This process's file of stacks. The file is open, and lies there, as long as the process lives.
 
-    pid = 0
-    signal = 0
-    file: Any = None
-    greenlets = at_a_signal = False
-
-
-def listen(server: Server) -> int:
-    """From now on write this process's stacks when asked.
-
-    Returns the signal for the last resort, 0 without one. Never raises. A signal that somebody else
-    uses is left to them.
+    Args:
+        control_pipe: where commands to show the stacks come from.
+        inherited: the same of the process that this one was forked from.
     """
-    if _State.pid == os.getpid():
-        return _State.signal
-    inherited = _State.signal
-    _State.pid, _State.signal, _State.at_a_signal = os.getpid(), 0, False
-    if not DUMP_SIGNAL:
-        return 0
-    from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
 
-    try:
-        folder = directory.own_folder()
-        _sweep(folder)
-        descriptor = os.open(
-            folder / file_name(this_process()),
-            os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o600,
-        )
-        _State.file = os.fdopen(descriptor, "ab", buffering=0)  # open while the process lives
-        if inherited or not catches(os.getpid(), DUMP_SIGNAL):
-            faulthandler.register(DUMP_SIGNAL, _State.file, all_threads=True)
-            _State.signal = DUMP_SIGNAL
-        _State.greenlets = server.greenlets
-        in_main_thread = server.threads in (None, 1) or server.greenlets
-        _State.at_a_signal = in_main_thread and _takes_signals()
-        if not _State.at_a_signal:
-            control_pipe.listen(control_pipe.SHOW_STACKS, lambda *_request: _write(None))
-    except (OSError, StoreError, ValueError, RuntimeError) as error:
-        log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
-    return _State.signal
+    def __init__(self, control_pipe: ControlPipe, inherited: StackFile | None = None) -> None:
+        self._control_pipe = control_pipe
+        # After a fork faulthandler's handler is there still, and it is ours.
+        self.has_handler: bool = inherited is not None and inherited.has_handler
+        self._file: Any = None
+        self._path: Path | None = None
+        self._shows_greenlets = False
+        self._is_installed = False
+        self.dump_signal: int = 0
+        self.at_a_signal: bool = False
 
+    def install(self, server: Server) -> int:
+        """Write this process's stacks when somebody asks from now on. Never raises.
 
-def at_a_signal() -> bool:
-    """Whether this process shows them at ASK_SIGNAL, and not at an order."""
-    return _State.pid == os.getpid() and _State.at_a_signal
+        A signal that has another handler is left to that handler.
 
+        Args:
+            server: what runs this process.
 
-def file_name(owner: Owner) -> str:
-    """What a process's file is called."""
-    return f"{_PREFIX}{owner.namespace}-{owner.pid}-{owner.start}"
+        Returns:
+            The signal at which faulthandler writes them, the last resort; 0 without one.
+        """
+        if self._is_installed or not DUMP_SIGNAL:
+            return self.dump_signal
+        self._is_installed = True
+        from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
+
+        try:
+            folder = directory.own_folder()
+            remove_files_of_dead(folder)
+            path = folder / file_name(STACKS, this_process())
+            descriptor = os.open(
+                path,
+                os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+                0o600,
+            )
+            self._file = os.fdopen(descriptor, "ab", buffering=0)
+            self._path = path
+            if self.has_handler or not catches(os.getpid(), DUMP_SIGNAL):
+                faulthandler.register(DUMP_SIGNAL, self._file, all_threads=True)
+                self.dump_signal, self.has_handler = DUMP_SIGNAL, True
+            self._shows_greenlets = server.greenlets
+            in_main_thread = server.threads in (None, 1) or server.greenlets
+            self.at_a_signal = in_main_thread and self._takes_signals()
+            if not self.at_a_signal:
+                self._control_pipe.handle(SHOW_STACKS, lambda *_request: self.write(None))
+        except (OSError, StoreError, ValueError, RuntimeError) as error:
+            log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
+        return self.dump_signal
+
+    def close(self) -> None:
+        """Remove the file's name."""
+        path, self._path = self._path, None
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
+
+    def write(self, interrupted: FrameType | None) -> None:
+        """Write where every thread and every greenlet is.
+
+        Args:
+            interrupted: where this thread was; None where it does nothing but write.
+        """
+        if self._file is None:
+            return
+        lines: list[str] = []
+        own_frame = sys._getframe()  # noqa: SLF001 - tells this thread from the others
+        for ident, top in sys._current_frames().items():  # noqa: SLF001 - as faulthandler, but safe
+            if top is not own_frame:
+                lines += _block(f"Thread 0x{ident:x}", top)
+            elif interrupted is not None:
+                lines += _block(f"Current thread 0x{ident:x}", interrupted)
+        greenlet = sys.modules.get("greenlet") if self._shows_greenlets else None
+        if greenlet is not None:
+            kind: Any = greenlet.greenlet
+            lines.append(_NO_GREENLETS)
+            for found in gc.get_objects():
+                # Not isinstance, which asks the object: a lazy object would be evaluated.
+                if issubclass(type(found), kind) and found.gr_frame is not None:
+                    lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
+        lines += [_END, ""]
+        with suppress(OSError):
+            self._file.write("\n".join(lines).encode("utf-8", "replace"))
+
+    def _takes_signals(self) -> bool:
+        """Set Python's handler. Only the main thread may, and some servers do not let it."""
+        handler = signal.getsignal(ASK_SIGNAL)
+        is_ours = isinstance(getattr(handler, "__self__", None), StackFile)
+        if handler != signal.SIG_DFL and not is_ours:
+            return False
+        with suppress(ValueError):
+            signal.signal(ASK_SIGNAL, self._write_at_a_signal)
+            signal.siginterrupt(ASK_SIGNAL, False)  # no system call of a request is interrupted
+            return signal.getsignal(ASK_SIGNAL) == self._write_at_a_signal
+        return False
+
+    def _write_at_a_signal(self, _signal: int, frame: FrameType | None) -> None:
+        # An exception that is raised in here is meant for the request, so it is not caught.
+        self.write(frame)
 
 
 class Dump(NamedTuple):
@@ -141,10 +194,11 @@ def open_stack_file(owner: Owner) -> int | None:
     for folder in directory.folders():
         with suppress(OSError, StoreError):
             directory.verify_folder(folder)
-            descriptor = directory.open_existing(folder / file_name(owner))
+            path = folder / file_name(STACKS, owner)
+            descriptor = directory.open_existing(path)
             if descriptor is not None:
                 try:
-                    directory.verify_file(descriptor, folder / file_name(owner))
+                    directory.verify_file(descriptor, path)
                 except StoreError:
                     os.close(descriptor)
                     raise
@@ -227,47 +281,6 @@ def _thread_number(text: str) -> int:
         return -1
 
 
-def _takes_signals() -> bool:
-    """Whether Python could set its handler. Only the main thread may, and not under every server."""
-    if signal.getsignal(ASK_SIGNAL) not in (signal.SIG_DFL, _write_at_a_signal):
-        return False
-    with suppress(ValueError):
-        signal.signal(ASK_SIGNAL, _write_at_a_signal)
-        signal.siginterrupt(ASK_SIGNAL, False)  # the request must not feel it
-        return signal.getsignal(ASK_SIGNAL) is _write_at_a_signal
-    return False
-
-
-def _write_at_a_signal(_signal: int, frame: FrameType | None) -> None:
-    # What is raised in here is somebody else's, by a signal or an order for that request.
-    _write(frame)
-
-
-def _write(interrupted: FrameType | None) -> None:
-    """Write down where every thread and every greenlet is.
-
-    interrupted: where this thread was, None where it does nothing but write.
-    """
-    lines: list[str] = []
-    me = sys._getframe()  # noqa: SLF001 - to tell this thread from the others
-    for ident, top in sys._current_frames().items():  # noqa: SLF001 - faulthandler's safe sister
-        if top is not me:
-            lines += _block(f"Thread 0x{ident:x}", top)
-        elif interrupted is not None:
-            lines += _block(f"Current thread 0x{ident:x}", interrupted)
-    greenlet = sys.modules.get("greenlet") if _State.greenlets else None
-    if greenlet is not None:
-        kind: Any = greenlet.greenlet
-        lines.append(_NO_GREENLETS)
-        for found in gc.get_objects():
-            # Not isinstance, which asks the object: a lazy one would do whatever it stands for.
-            if issubclass(type(found), kind) and found.gr_frame is not None:
-                lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
-    lines += [_END, ""]
-    with suppress(OSError):
-        _State.file.write("\n".join(lines).encode("utf-8", "replace"))
-
-
 def _block(title: str, frame: FrameType | None) -> Iterator[str]:
     yield f"{title} (most recent call first):"
     for _ in range(_DEEPEST):
@@ -278,15 +291,3 @@ def _block(title: str, frame: FrameType | None) -> Iterator[str]:
         yield f'  File "{file}", line {frame.f_lineno} in {code.co_name}'
         frame = frame.f_back
     yield "  ..."
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what dead processes left, here and at the pipes for orders."""
-    namespace = this_process().namespace
-    for path in folder.glob("*-*-*-*"):
-        kind, *numbers = path.name.split("-")
-        if f"{kind}-" in _KINDS and len(numbers) == 3 and all(number.isdecimal() for number in numbers):
-            found, pid, start = map(int, numbers)
-            if found == namespace and is_dead(Owner(pid, start, namespace), namespace):
-                with suppress(OSError):
-                    path.unlink()

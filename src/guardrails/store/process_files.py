@@ -1,0 +1,47 @@
+"""Files of single processes in the user's folder of stores: stacks and control pipes.
+
+A file is named after what it is and after its process. The process removes its files when it ends. What
+a killed process left is removed by the next look at the workers, and by the next process that starts.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from guardrails.store.processes import Owner, is_dead, pid_namespace
+
+STACKS, CONTROL = "stack", "control"
+_KINDS = (STACKS, CONTROL)
+
+
+def file_name(kind: str, owner: Owner) -> str:
+    """Return the name of a process's file of a kind."""
+    return f"{kind}-{owner.namespace}-{owner.pid}-{owner.start}"
+
+
+def remove_files_of_dead(folder: Path | None = None) -> None:
+    """Remove the files of processes that have ended. Never raises.
+
+    Args:
+        folder: where to look; the folders of this user by default.
+    """
+    from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
+
+    namespace = pid_namespace()
+    for each in directory.folders() if folder is None else (folder,):
+        with suppress(OSError):
+            for path in each.glob("*-*-*-*"):
+                owner = _owner(path.name)
+                if owner is not None and owner.namespace == namespace and is_dead(owner, namespace):
+                    with suppress(OSError):
+                        path.unlink()
+
+
+def _owner(name: str) -> Owner | None:
+    """Return the process that a file belongs to; None for any other file."""
+    kind, *numbers = name.split("-")
+    if kind not in _KINDS or len(numbers) != 3 or not all(map(str.isdecimal, numbers)):
+        return None
+    namespace, pid, start = map(int, numbers)
+    return Owner(pid, start, namespace)

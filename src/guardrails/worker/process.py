@@ -1,0 +1,91 @@
+"""What a process that serves requests has: one object, renewed after every fork.
+
+Everything that belongs to a process, and not to the program, is in `WorkerProcess`: the server and the
+store, the hooks, the control pipe, the file of stacks, the limits that were applied. A fork makes a new
+one. Nothing else in guardrails compares process numbers by hand.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import TYPE_CHECKING
+
+from guardrails.worker.control_pipe import ControlPipe
+from guardrails.worker.hooks import RequestHooks
+from guardrails.worker.interrupt import RequestInterrupts
+from guardrails.worker.memory import Statm
+from guardrails.worker.server import Server
+from guardrails.worker.stacks import StackFile
+
+if TYPE_CHECKING:
+    from guardrails.store.contract import Store
+    from guardrails.worker.cpu_limit import CPULimitWatcher
+    from guardrails.worker.limit import LimitReport
+    from guardrails.worker.rlimits import ResourceLimits
+    from guardrails.worker.size import SizeGuard, SizeLimit
+
+
+class WorkerProcess:
+    """What this process has.
+
+    Args:
+        parent: the same of the process that this one was forked from. Hooks and size guards are the
+            program's, so they are kept. Threads, locks, open files and limits are not.
+
+    Attributes:
+        pid: the number of the process.
+        server: the server that runs it, as far as it is known; None before anybody asked.
+        store: the store of its first request; None before that.
+        is_retiring: whether the process was told to finish its requests and end.
+        applied_limits: the limits that were set in this process, with what was reported of them.
+        named_limits: the names of the limits that somebody asked for. No default overrides them.
+        cpu_watcher: what waits for the soft limit of CPU; None without one.
+        size_guards: the size guards in force.
+    """
+
+    def __init__(self, parent: WorkerProcess | None = None) -> None:
+        self.pid = os.getpid()
+        self.hooks: RequestHooks = RequestHooks(parent.hooks if parent else None)
+        self.control_pipe = ControlPipe()
+        self.interrupts = RequestInterrupts(self.control_pipe)
+        self.stacks: StackFile = StackFile(self.control_pipe, parent.stacks if parent else None)
+        self.statm = Statm()
+        self.server: Server | None = None
+        self.store: Store | None = None
+        self.is_server_certain = False
+        self.is_retiring = False
+        self.applied_limits: dict[ResourceLimits, tuple[LimitReport, ...]] = {}
+        self.named_limits: set[str] = set()
+        self.cpu_watcher: CPULimitWatcher | None = None
+        self.size_guards: dict[SizeLimit, SizeGuard] = dict(parent.size_guards) if parent else {}
+
+    def close(self) -> None:
+        """Remove the files of this process."""
+        self.control_pipe.close()
+        self.stacks.close()
+
+
+def current_process() -> WorkerProcess:
+    """Return what the process that calls has."""
+    # uWSGI forks without Python's hooks, so the number is compared here too, and nowhere else.
+    if _process.pid != os.getpid():
+        _renew()
+    return _process
+
+
+def _renew() -> None:
+    global _process
+    _process = WorkerProcess(_process)
+
+
+def _close_at_exit() -> None:
+    # A child that the server forks may run the parent's exit functions: the files are the parent's.
+    if _process.pid == os.getpid():
+        _process.close()
+
+
+_process = WorkerProcess()
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
