@@ -6,6 +6,7 @@ from asking import private_store
 from hypothesis import HealthCheck, settings
 
 import guardrails
+import leftovers
 from guardrails import testing
 from guardrails.worker import cpu_clock, process
 from support import Browser, HandCPU
@@ -21,6 +22,20 @@ settings.register_profile(
 )
 settings.register_profile("brief", settings.get_profile("ci"), max_examples=50)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_sessionstart(session):
+    session.config.shared_memory_before = leftovers.files()
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """The whole run leaves shared memory as it was. Its workers only do their part."""
+    if hasattr(session.config, "workerinput"):
+        return
+    left = leftovers.left_since(session.config.shared_memory_before)
+    if left:
+        session.config.get_terminal_writer().line(f"\nleft in shared memory: {left}", red=True)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ class Observer:
 
     def __init__(self, url: str, pause: Callable[[float], None]) -> None:
         self.url, self.pause = url, pause
+        self.files_before = files_of_guardrails()
         self.store = guardrails.open_store(url)
 
     def __enter__(self) -> Self:
@@ -70,9 +71,14 @@ class Observer:
         return held
 
     def left_files(self) -> list[Path]:
-        """The store's files that still exist."""
-        name = self.url.removeprefix("shm:").partition("?")[0]
-        folders = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - looked at only
-        return [
-            path for folder in folders for path in folder.glob(f"guardrails-{os.geteuid()}/{name}*")
-        ]
+        """The files of guardrails that the demo has made and that still exist."""
+        deadline = time.monotonic() + RELEASE_DEADLINE_SECONDS
+        while (left := files_of_guardrails() - self.files_before) and time.monotonic() < deadline:
+            self.pause(0.1)
+        return sorted(left)
+
+
+def files_of_guardrails() -> set[Path]:
+    """All files in the folders where guardrails puts the files of this user, but the folder's lock."""
+    folders = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108 - looked at only
+    return {path for folder in folders for path in folder.glob(f"guardrails-{os.geteuid()}/[!.]*")}

@@ -169,7 +169,7 @@ def test_a_failure_is_logged_with_what_is_done_about_it(store, caplog):
     for on_store_error, said in [
         ("fallback", "the store failed; until it is back, counting in this process alone"),
         ("allow", 'the store failed; until it is back, on_store_error="allow" is obeyed'),
-        ("refuse", 'the store failed; until it is back, on_store_error="refuse" is obeyed'),
+        ("refuse", 'the store failed; until it is back, on_store_error="refuse" applies'),
     ]:
         caplog.clear()
         faulty = FaultyStore(store, StoreError("gone"), nth=1, persistent=True)

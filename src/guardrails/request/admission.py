@@ -146,5 +146,5 @@ class Admission:
         if self._on_store_error == "fallback":
             what = "counting in this process alone"
         else:
-            what = f'on_store_error="{self._on_store_error}" is obeyed'
+            what = f'on_store_error="{self._on_store_error}" applies'
         self._failures.report(error, f"the store failed; until it is back, {what}")

@@ -83,7 +83,7 @@ class DecisionMaker:
         return decision
 
     def _refusal(self, result: EnterResult, open_request: OpenRequest) -> Decision:
-        """The decision of a refusal, or of what would have been one."""
+        """Return the decision of a refusal, or of what would have been one without a dry run."""
         refusals = result.refusals or result.dry_run_refusals
         if not refusals:
             return Decision(False, REJECTED, retry_after=1, status=503)
@@ -93,7 +93,7 @@ class DecisionMaker:
         )
         first = refusals[0]
         if first.keyed is PENALIZED:
-            return self._penalize(result, open_request)
+            return self._penalty(result, open_request)
         bound = self._guards[first.keyed.requirement.guard]
         if any(refusal.never for refusal in refusals):
             self._failures.warn(
@@ -104,7 +104,7 @@ class DecisionMaker:
         retries = [refusal.retry for refusal in refusals]
         retry_after = None
         if None not in retries:
-            # The latest of all, rounded up: nobody is told to come back too early.
+            # The latest of all, rounded up: no client is told to come back too early.
             retry_after = _seconds(max(retry for retry in retries if retry is not None))
         return Decision(
             admitted=result.admitted,
@@ -119,8 +119,8 @@ class DecisionMaker:
             id=result.number,
         )
 
-    def _penalize(self, result: EnterResult, open_request: StoreRequest) -> Decision:
-        """The decision about a client whose request for the same was killed by a watchdog."""
+    def _penalty(self, result: EnterResult, open_request: StoreRequest) -> Decision:
+        """Return the decision about a client whose request for the same path was killed by a watchdog."""
         return Decision(
             admitted=False,
             outcome=REJECTED,
@@ -133,7 +133,7 @@ class DecisionMaker:
         )
 
     def _shown_key(self, guard: Guard, key: bytes | None, open_request: OpenRequest) -> str:
-        """A client as its address, a header's or cookie's value as a keyed hash."""
+        """Return how a key is shown: a client by its address, a header's or cookie's value as a keyed hash."""
         plain = shown_key(getattr(guard, "by", "client"), key, open_request)
         return open_request.store.pseudonym(key or b"") if plain is None else plain
 
@@ -155,5 +155,5 @@ def _log_refusal(decision: Decision, open_request: OpenRequest) -> None:
 
 
 def _seconds(microseconds: int) -> int:
-    """Whole seconds for Retry-After, at least one."""
+    """Return whole seconds for Retry-After, at least one."""
     return max(1, -(-microseconds // 1_000_000))

@@ -23,7 +23,7 @@ _REASONS = {
 
 @cache
 def status_line(status: int) -> str:
-    """The status with its phrase."""
+    """Return a status with its phrase."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -35,8 +35,16 @@ def refuse(
 ) -> Iterable[bytes]:
     """Answer a refused request.
 
-    drain: read what the client is still sending, so that it sees the answer and not a reset. At
-    most 256 KB and one second, only with a Content-Length, and not where it waits to be asked.
+    Args:
+        decision: the refusal.
+        environ: of the request.
+        start_response: of the server.
+        drain: read the body that the client is still sending, so that the client sees the answer and
+            not a reset. At most 256 KB and one second, only with a Content-Length, and never where the
+            client waits to be asked for the body.
+
+    Returns:
+        The response.
     """
     if drain and environ.get("CONTENT_LENGTH"):
         _drain(environ)
@@ -71,13 +79,13 @@ def _drain(environ: dict[str, Any]) -> None:
         body = environ["wsgi.input"]
         while left > 0 and (seconds := deadline - time.monotonic()) > 0:
             if socket is not None and (timeout is None or timeout > seconds):
-                # A read waits for all it was asked for: without this a trickle could hold us.
+                # A read waits until it has all: without a limit a slow client could hold the thread.
                 socket.settimeout(seconds)
             chunk = body.read(min(left, _CHUNK))
             if not chunk:
                 break
             left -= len(chunk)
-    except Exception:  # noqa: S110 - the client is gone or too slow: it is answered all the same
+    except Exception:  # noqa: S110 - the client is gone or too slow: the answer is sent in any case
         pass
     finally:
         if socket is not None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
-from guardrails.store import layout, lifecycle, scoreboard
+from guardrails.store import layout, lifecycle, process_files, scoreboard
 from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
@@ -162,6 +162,7 @@ class SharedStore:
         return _in_flight(self._looked_after())
 
     def workers(self) -> Records[Worker]:
+        process_files.remove_files_of_dead()
         return scoreboard.workers(self._looked_after())
 
     def register(self, facts: WorkerFacts) -> None:

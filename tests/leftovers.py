@@ -1,0 +1,48 @@
+"""A run of the tests leaves the folders of shared memory as it found them, but for the folder's lock.
+
+What lies there is noted when a run begins. What is new when it ends was left by a test, or by guardrails,
+unless a living process has it: another run may be under way on the same machine.
+"""
+
+import fcntl
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+
+FOLDERS = [
+    Path(parent, f"guardrails-{os.geteuid()}")
+    for parent in ("/dev/shm", tempfile.gettempdir())  # noqa: S108 - where guardrails puts its files
+]
+LONGEST_SECONDS = 10
+
+
+def files():
+    """All that lies in the folders of this user; a folder's lock stays there."""
+    return {path for folder in FOLDERS for path in folder.glob("*") if path.name != ".lock"}
+
+
+def left_since(before, seconds=LONGEST_SECONDS):
+    """What is new and nobody's; processes that are about to end have some seconds to remove it."""
+    deadline = time.monotonic() + seconds
+    while (left := {path for path in files() - before if not _is_used(path)}) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    return sorted(left)
+
+
+def _is_used(path):
+    """Whether a living process is named in the file's name, or has it locked."""
+    for number in re.findall(r"-(\d+)", path.name):
+        if int(number) > 1 and Path("/proc", number).exists():
+            return True
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return not path.exists()
+    return False
