@@ -1,7 +1,7 @@
 """A run of the tests leaves the folders of shared memory as it found them, but for the folder's lock.
 
-What lies there is noted when a run begins. What is new when it ends was left by a test, or by guardrails,
-unless a living process has it: another run may be under way on the same machine.
+What lies there is noted when a run begins. What is new when it ends was left by a test, or by
+guardrails, unless a living process has it: another run may be under way on the same machine.
 """
 
 import fcntl

@@ -168,7 +168,7 @@ def test_a_slot_taken_before_the_store_failed_is_given_back_when_it_is_mended(st
 def test_a_failure_is_logged_with_what_is_done_about_it(store, caplog):
     for on_store_error, said in [
         ("fallback", "the store failed; until it is back, counting in this process alone"),
-        ("allow", 'the store failed; until it is back, on_store_error="allow" is obeyed'),
+        ("allow", 'the store failed; until it is back, on_store_error="allow" applies'),
         ("refuse", 'the store failed; until it is back, on_store_error="refuse" applies'),
     ]:
         caplog.clear()

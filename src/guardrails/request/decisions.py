@@ -120,7 +120,7 @@ class DecisionMaker:
         )
 
     def _penalty(self, result: EnterResult, open_request: StoreRequest) -> Decision:
-        """Return the decision about a client whose request for the same path was killed by a watchdog."""
+        """Return the decision about a client whose request for this path a watchdog has killed."""
         return Decision(
             admitted=False,
             outcome=REJECTED,
@@ -133,7 +133,7 @@ class DecisionMaker:
         )
 
     def _shown_key(self, guard: Guard, key: bytes | None, open_request: OpenRequest) -> str:
-        """Return how a key is shown: a client by its address, a header's or cookie's value as a keyed hash."""
+        """Return how a key is shown: an address as it is, a header's value as a keyed hash."""
         plain = shown_key(getattr(guard, "by", "client"), key, open_request)
         return open_request.store.pseudonym(key or b"") if plain is None else plain
 
