@@ -8,8 +8,10 @@ import guardrails
 from guardrails import cputime, testing
 from support import Browser, HandCPU
 
-# A deadline by the wall clock would be a timing assertion.
-settings.register_profile("dev", max_examples=50, deadline=None)
+# A deadline by the wall clock would be a timing assertion, and so is the check for slow examples.
+settings.register_profile(
+    "dev", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile(
     "ci",
     max_examples=200,

@@ -7,6 +7,6 @@ NOFILE = 4000
 DATA = 8 << 30
 """Limits that a worker's set-up puts in force."""
 
-START_SECONDS = 40
-STOP_SECONDS = 15
+START_SECONDS = 90
+STOP_SECONDS = 30
 """How long a server may take to start, and to stop."""

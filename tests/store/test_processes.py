@@ -19,7 +19,7 @@ from guardrails.store.shared import SharedStore
 PROGRAM = Path(__file__).with_name("program.py")
 
 
-def poll(condition, seconds=20.0):
+def poll(condition, seconds=60.0):
     """Wait for a condition, at most so long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -60,12 +60,12 @@ def start():
     yield begin
     for process in started:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def said(process, told=""):
     """Its last words."""
-    out, _ = process.communicate(told, timeout=100)
+    out, _ = process.communicate(told, timeout=200)
     assert process.returncode == 0
     return out.split()
 
@@ -159,7 +159,7 @@ def test_a_worker_killed_with_slots_in_its_hands_gives_them_back(store, start):
     assert process.stdout.readline() == "holding\n"
     assert not store.enter(visit(cap)).admitted
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert poll(lambda: store.enter(visit(cap)).admitted)
     assert store.slots_held() == {"cap": 1}
     assert store.alarms()["reclaimed"] == 2
@@ -182,7 +182,7 @@ def test_a_new_worker_takes_back_what_dead_ones_held(store, start):
     process = start("hold", store.name, 2)
     assert process.stdout.readline() == "holding\n"
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     fresh = SharedStore(store.name, private=True)
     assert fresh.slots_held() == {}
     fresh.close()
@@ -319,7 +319,7 @@ def test_the_lock_s_owner_is_looked_at_by_start_time_too(store, start):
     assert process.stdout.readline() == "holding\n"
     assert poll(lambda: store.enter(visit(cap)).admitted)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
 
 
 def _state(pid):

@@ -13,7 +13,7 @@ from guardrails.worker.events import Announcer, command_words
 from guardrails.worker.monitor import Monitor, monitor_from
 from support import Told
 
-JOIN_SECONDS = 20
+JOIN_SECONDS = 60
 
 
 class Part:

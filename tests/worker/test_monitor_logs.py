@@ -27,7 +27,7 @@ from support import Told
 
 pytestmark = pytest.mark.one_python
 
-DEADLINE = 30
+DEADLINE = 60
 
 SERVER = """
 import os, signal, sys

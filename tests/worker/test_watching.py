@@ -13,7 +13,7 @@ from guardrails.worker import watching
 from guardrails.worker.policy import Policy
 from support import Told
 
-SECONDS = 30
+SECONDS = 60
 
 
 @pytest.fixture
