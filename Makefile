@@ -6,10 +6,14 @@ SOURCES := pyproject.toml scripts/install requirements/build.txt
 
 SERVERS := .venv-servers/bin/python
 
-.PHONY: demo test lint bench unit other-pythons servers servers-page update clean
+.PHONY: demo check test lint bench unit other-pythons servers servers-page update clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/three_services/demo.py
+
+# For every change: lint, types and the unit tests with few examples each, under one Python.
+check: lint $(VENV)/.test
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile quick -m "not thorough" --ignore tests/servers --ignore tests/test_demo.py
 
 # What the servers are built from is installed while the first tests run.
 test:

@@ -20,6 +20,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("brief", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("quick", settings.get_profile("dev"), max_examples=10)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

@@ -169,6 +169,7 @@ def test_a_server_without_a_file_wrapper_may_say_so(store):
     assert Exchange(app, **{"wsgi.file_wrapper": None}).finish() == b"hello\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "guard",
     [
@@ -188,6 +189,7 @@ def test_what_callables_say_is_remembered_within_bounds(shared, guard):
     assert not app.errors
 
 
+@pytest.mark.thorough
 def test_the_memory_store_forgets_clients_whose_time_has_passed(store, clock):
     app = throttle(testing.hello, SpeedLimit("1/second"), store=store)
     for number in range(40_000):

@@ -121,6 +121,7 @@ def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp
     assert store.slots_held() == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.one_python
 def test_sigkill_at_any_instant_loses_no_slot_and_never_exceeds_the_limit(store):
     """Three children enter and leave as fast as they can; 300 times one of them is killed."""
@@ -292,6 +293,7 @@ def test_fork_in_mid_request_doubles_nothing_and_frees_nothing(store):
     assert store.enter(visit(cap)).admitted
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lock", ["mutex", "flock", "memory"])
 def test_ten_thousand_interrupts_lose_no_slot_and_keep_no_lock(lock, start):
     interrupted, left, works = said(start("interrupts", lock, 10_000))
