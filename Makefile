@@ -2,14 +2,18 @@
 PYTHON ?= $(shell scripts/find-python)
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml scripts/install
+SOURCES := pyproject.toml scripts/install requirements/build.txt
 
 SERVERS := .venv-servers/bin/python
 
-.PHONY: demo test lint bench unit other-pythons servers servers-page clean
+.PHONY: demo check test lint bench unit other-pythons servers servers-page update clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/three_services/demo.py
+
+# For every change: lint, types and the unit tests with few examples each, under one Python.
+check: lint $(VENV)/.test
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile quick -m "not thorough" --ignore tests/servers --ignore tests/test_demo.py
 
 # What the servers are built from is installed while the first tests run.
 test:
@@ -32,7 +36,7 @@ servers-page: .venv-servers/.servers
 	$(SERVERS) -X dev -m pytest tests/servers -n 4 -p no:randomly
 	$(SERVERS) tests/servers/page.py write
 
-.venv-servers/.servers: $(SOURCES) scripts/install-servers
+.venv-servers/.servers: $(SOURCES) scripts/install-servers requirements/servers.txt requirements/built-servers.txt
 	scripts/install-servers "$(PYTHON)" .venv-servers
 	touch $@
 
@@ -48,9 +52,16 @@ other-pythons:
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
 
-$(VENV)/.%: $(SOURCES)
+$(VENV)/.%: $(SOURCES) requirements/%.txt
 	scripts/install "$(PYTHON)" $(VENV) $*
 	touch $@
+
+# Everything that is installed here is pinned, with hashes, in requirements/: this renews it, and tries it.
+update:
+	scripts/update "$(PYTHON)"
+	$(MAKE) test
+	$(MAKE) demo
+	$(MAKE) bench
 
 clean:
 	rm -rf .servers .servers-install.log .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,8 +11,10 @@ from guardrails import testing
 from guardrails.worker import cpu_clock, process
 from support import Browser, HandCPU
 
-# A deadline by the wall clock would be a timing assertion.
-settings.register_profile("dev", max_examples=50, deadline=None)
+# A deadline by the wall clock would be a timing assertion, and so is the check for slow examples.
+settings.register_profile(
+    "dev", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile(
     "ci",
     max_examples=200,
@@ -21,6 +23,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("brief", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("quick", settings.get_profile("dev"), max_examples=10)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

@@ -24,7 +24,7 @@ from guardrails.store.contract import (
     WorkerFacts,
 )
 
-JOIN_SECONDS = 20
+JOIN_SECONDS = 60
 """No thread of the tests is waited for longer; none should come near it."""
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 DEMO = Path(__file__).parents[1] / "examples" / "three_services" / "demo.py"
-LONGEST_DEMO_SECONDS = 110
-LONGEST_STOP_SECONDS = 40
+LONGEST_DEMO_SECONDS = 240
+LONGEST_STOP_SECONDS = 90
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the demo looks into /proc")
 
@@ -88,7 +88,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path, ctrl_cs):
         if ctrl_cs == 1:
             wait_until(lambda: store_files(demo), seconds=60)
         else:
-            wait_until(lambda: len(processes(demo)) >= 3, seconds=30)
+            wait_until(lambda: len(processes(demo)) >= 3, seconds=60)
         time.sleep(1)
         for _ in range(ctrl_cs):
             demo.send_signal(signal.SIGINT)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.one_python
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUR_PAGES = [page for page in PAGES if page.name != "benchmarks.md"]
-LONGEST_SECONDS = 30
+LONGEST_SECONDS = 90
 OTHERS_FLAGS = {"--team", "--lazy-apps", "--master", "--respawn-failed-workers"}
 """What other programs take."""
 

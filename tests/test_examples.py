@@ -26,7 +26,7 @@ pytestmark = pytest.mark.one_python
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-LONGEST_SECONDS = 30
+LONGEST_SECONDS = 90
 
 # Pyramid imports pkg_resources, which newer setuptools deprecate and which then complains of Paste;
 # its WebOb imports cgi, which Python 3.11 and 3.12 deprecate.

@@ -66,10 +66,16 @@ class Evidence:
 
 
 class Claim(NamedTuple):
-    """A sentence, and whether it was observed."""
+    """A sentence, and whether it was observed. of_machine: it tells of this machine's speed alone."""
 
     holds: bool
     text: str
+    of_machine: bool = False
+
+    @property
+    def fails(self) -> bool:
+        """Guardrails did not do what it promises."""
+        return not self.holds and not self.of_machine
 
 
 class Times(NamedTuple):
@@ -129,6 +135,7 @@ def _replay(evidence: Evidence) -> Iterator[Claim]:
     yield Claim(
         latest < LATEST_SECONDS,
         f"its {len(log.minutes)} busiest minutes went at true speed, at most {latest:.2f} s late",
+        of_machine=True,
     )
     speeders = {answer.order.address for answer in fast if answer.refused_by == SPEED}
     probes = [answer for answer in fast if answer.order.address in speeders]
@@ -228,5 +235,7 @@ def _nothing_left(evidence: Evidence) -> Iterator[Claim]:
     yield Claim(not processes, f"processes left: {len(processes)}")
     yield Claim(not files, f"files left: {len(files)}")
     yield Claim(
-        evidence.seconds < LONGEST_SECONDS, f"all in {evidence.seconds:.0f} s, less than a minute"
+        evidence.seconds < LONGEST_SECONDS,
+        f"all in {evidence.seconds:.0f} s, of {LONGEST_SECONDS}",
+        of_machine=True,
     )

@@ -221,7 +221,7 @@ def main() -> int:
         evidence.left_files.append(Path(folder))
     found = claims.check(evidence)
     report.show(console, evidence, found)
-    return 0 if all(claim.holds for claim in found) else 1
+    return int(any(claim.fails for claim in found))
 
 
 if __name__ == "__main__":

@@ -637,6 +637,7 @@ def test_a_mapped_network_is_a_network_of_ipv4(serve):
     assert site.at("192.0.3.1").statuses(2) == [200, 429]
 
 
+@pytest.mark.thorough
 def test_texts_of_the_clients_do_not_fill_the_memory():
     """What is remembered of a client is short; what is long is read each time."""
     app = throttle(telling, store=testing.memory_store(), trusted_proxies=[PROXY])

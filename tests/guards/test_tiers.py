@@ -6,6 +6,7 @@ from guardrails import CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing, thro
 from support import Exchange
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "guard",
     [

@@ -176,7 +176,7 @@ def test_a_response_may_be_closed_in_another_thread(guarded, store):
     exchange = Exchange(guarded(answering(Body()))).call()
     thread = threading.Thread(target=exchange.close)
     thread.start()
-    thread.join(20)
+    thread.join(60)
 
     assert nothing_is_left_in(store)
 

@@ -25,7 +25,8 @@ from guardrails.worker.server import running_server
 STORE = os.environ["SITE_STORE"]
 FOLDER = Path(os.environ["SITE_FOLDER"])
 CHUNK = b"x" * 65536
-LONGEST_SECONDS = 10
+LONGEST_SECONDS = 90
+"""How long a page goes on that waits for its client, or streams without end."""
 IMPORTED_IN = os.getpid()
 
 limits = guardrails.rlimits(NOFILE=NOFILE, DATA=DATA)
@@ -272,8 +273,8 @@ def kind_of(thing):
     return f"{type(thing).__module__}.{type(thing).__name__}"
 
 
-def come_true(condition, seconds=LONGEST_SECONDS / 2):
-    deadline = time.monotonic() + seconds
+def come_true(condition):
+    deadline = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < deadline:
         if condition():
             return True

@@ -1,7 +1,8 @@
 """Writes docs/servers.md from what was seen under each set-up: `page.py write` or `page.py check`.
 
 The matrix leaves its observations in .servers; `write` keeps them in observed.json and makes the page
-of that. `check` compares a fresh run with what is kept.
+of that. `check` compares a fresh run with what is kept: it fails where a promise of guardrails differs,
+and prints where a server did something else by itself.
 """
 
 import json
@@ -18,14 +19,46 @@ ROOT = HERE.parents[1]
 FRESH = Path(os.environ.get("SERVERS_OBSERVED", ROOT / ".servers"))
 KEPT = HERE / "observed.json"
 PAGE = ROOT / "docs" / "servers.md"
-VARIES = ("refused with 5 MB", "spellings", "timed out")
-"""What depends on how fast both sides are, or on the versions of many frameworks."""
+PROMISES = {
+    "cap": "test_exact: full, and never exceeded, over all workers",
+    "rate": "test_exact: as many as it says, over all workers",
+    "cpu of burn": "test_cpu: each client is charged its own CPU",
+    "cpu of burn-stream": "test_cpu: also what a stream burns",
+    "learnt": "test_models: what guardrails finds out of the server",
+    "refused with 1 kB": "test_refusals: guardrails reads small bodies, so that a client sees its 429",
+    "refused with 100 kB": "test_refusals: as above",
+    "kept after GET with 0 kB": "test_refusals: a refusal ends no connection that the server would keep",
+    "kept after POST with 1 kB": "test_refusals: as above",
+    "kept after POST with 100 kB": "test_refusals: as above",
+    "stack": "test_watchdog: the stack of a request that never ends is in the log",
+}
+"""What guardrails promises: the test that asserts it. `check` fails where one of them differs."""
+
+OBSERVATIONS = {
+    "Expect": "the server decides; the 429 comes in either case (test_refusals)",
+    "endings": "the status is the server's, the same as without guardrails; the slot comes back (test_slots)",
+    "killed": "the server decides; the slot comes back (test_slots)",
+    "timed out": "the server decides; the slot comes back (test_slots)",
+    "refused with 5 MB": "depends on how fast both sides are; guardrails reads no more than 256 kB",
+    "spellings": "the server and the frameworks decide; none leads round a guard (test_spelling)",
+    "file": "the server decides; the same as without guardrails (test_responses)",
+    "stream": "the server decides; the same as without guardrails (test_responses)",
+    "underscores": "the server decides; the advice lets no client choose who it is (test_identity)",
+    "imported": "the set-up says so (test_models)",
+    "hook": "the set-up says so; every worker has its limits (test_models)",
+    "reload": "the set-up says so; the state is kept (test_restarts)",
+    "command": "the set-up says so",
+    "client": "the server decides; the worker has ended (test_watchdog)",
+    "by": "depends on how fast the worker ends; it does end (test_watchdog)",
+    "seconds": "depends on the machine",
+}
+"""What a server does by itself, or how it was set up, and what is promised beside it. Differences are printed."""
 
 INTRODUCTION = """\
 # Under real servers
 
-What these tables say of a server was seen under it by `make servers`, which fails where it sees something else; how it
-was set up, and the advice, stand beside that.
+What these tables say of a server was seen under it by `make servers`. That prints where a server does something else, and
+fails where guardrails does not keep a promise. How it was set up, and the advice, stand beside that.
 The app and its guards are in [tests/servers/app.py](../tests/servers/app.py), the commands in
 [tests/servers/setups.py](../tests/servers/setups.py).
 
@@ -183,16 +216,49 @@ def watchdog_table(observed):
 
 
 def differences(kept, seen):
-    """Sentences about what was seen otherwise than it is kept."""
+    """What was seen otherwise than it is kept: its field, and a sentence."""
     for slug, facts in seen.items():
-        for what, now in facts.items():
-            known = kept.get(slug, {}).get(what)
-            if known and "watchdog" in slug:
-                # Which signal was the last is a matter of seconds too, and with it the answer.
-                varies = ("seconds",) if now["by"] == known["by"] else ("seconds", "by", "client")
-                known = {**known, **{name: now[name] for name in varies}}
-            if now != known and what not in VARIES:
-                yield f"{slug}: {what} is {now!r}, and docs/servers.md was made of {known!r}"
+        known = kept.get(slug, {})
+        known = known.get("seen", known)  # by a watchdog
+        for field, now in facts.get("seen", facts).items():
+            before = known.get(field)
+            if isinstance(now, dict) and isinstance(before, dict):
+                for name, value in now.items():
+                    if value != before.get(name):
+                        yield field, _differs(f"{slug}: {field}: {name}", value, before.get(name))
+            elif now != before and field != "seconds":
+                yield field, _differs(f"{slug}: {field}", now, before)
+
+
+def _differs(what, now, before):
+    return f"{what} is {now!r}, docs/servers.md has {before!r}"
+
+
+def expected():
+    """What must be seen on this machine: all whose server is installed."""
+    slugs = [setup.slug for setup in SETUPS if not setup.missing()]
+    kinds = [kind for kind in [*KINDS, MOD_WSGI] if not kind.setup.missing()]
+    return slugs + [f"watchdog {kind.name} {page}" for kind in kinds for page in TROUBLES]
+
+
+def check(kept, seen):
+    """Print how a fresh run differs; returns what is wrong, as sentences."""
+    found = list(differences(kept, seen))
+    observed = [sentence for field, sentence in found if field in OBSERVATIONS]
+    wrong = [f"{slug} is installed, and was not seen" for slug in expected() if slug not in seen]
+    wrong += [sentence for field, sentence in found if field in PROMISES]
+    wrong += [
+        f"{sentence}: say in page.py whether {field} is promised"
+        for field, sentence in found
+        if field not in PROMISES and field not in OBSERVATIONS
+    ]
+    absent = [slug for slug in kept if slug not in seen and slug not in expected()]
+    if absent:
+        print("Not seen, for want of the server:", ", ".join(absent))
+    if observed:
+        print("Servers did what docs/servers.md does not say. `make servers-page` renews it.")
+        print("\n".join(observed))
+    return wrong
 
 
 def main():
@@ -202,18 +268,10 @@ def main():
         KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
         PAGE.write_text(page(kept))
         return 0
-    seen = fresh()
-    missing = [slug for slug in kept if slug not in seen]
-    if missing:
-        print("Not seen this time, for want of the server:", ", ".join(missing))
-    if not seen:
-        return 1
-    found = list(differences(kept, seen))
-    for sentence in found:
-        print(sentence)
-    if found:
-        print("If that is right, run `make servers-page`.")
-    return bool(found)
+    wrong = check(kept, fresh())
+    for sentence in wrong:
+        print("WRONG:", sentence)
+    return bool(wrong)
 
 
 if __name__ == "__main__":

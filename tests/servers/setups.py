@@ -2,6 +2,7 @@
 
 import grp
 import importlib.util
+import os
 import pwd
 import shlex
 import shutil
@@ -25,8 +26,8 @@ class Setup:
     the worker's set-up is called from.   respawns: whether a killed worker is replaced.
     ends_requests: whether its own time-out ends a request that hangs.   reload: the signal that
     reloads it; None where it has to be started anew.   learnt: what guardrails finds out of it.
-    keeps_alive: a connection survives a refusal.   proxy_writes: the header that a proxy in front
-    should write.   advice: the recommended set-up, for the docs.
+    proxy_writes: the header that a proxy in front should write.   advice: the recommended set-up,
+    for the docs.
     """
 
     name: str
@@ -42,7 +43,6 @@ class Setup:
     respawns: bool = False
     ends_requests: bool = False
     reload: str | None = None
-    keeps_alive: bool = True
     proxy_writes: str = "X-Forwarded-For"
     advice: str = ""
 
@@ -70,6 +70,8 @@ class Setup:
             return f"{self.needs} is not installed"
         if self.server == "mod_wsgi" and not which_server("apache2"):
             return "Apache is not installed"
+        if self.user is not None and os.geteuid() != 0:
+            return "only root can run a server as another user"
         if self.user is not None and not _readable_by_others():
             return "this Python or this folder cannot be read by another user"
         return None
@@ -116,7 +118,6 @@ def gunicorn(kind, *options, threads=1, preload=False, user=None):
         # Threads and greenlets go on beating while a request hangs.
         ends_requests=kind == "sync",
         reload="HUP",
-        keeps_alive=kind != "sync",
         advice=""
         if preload or user
         else {
@@ -162,7 +163,6 @@ def uwsgi(*, threads=1, lazy=False):
         respawns=True,
         ends_requests=True,
         reload="HUP",
-        keeps_alive=False,
         proxy_writes="Forwarded",
         advice="" if threads > 1 or lazy else UWSGI_ADVICE,
     )
@@ -292,7 +292,6 @@ SETUPS = [
         MANY,
         needs="werkzeug",
         learnt="werkzeug with an unknown number of processes of an unknown number of threads",
-        keeps_alive=False,
         advice="for development",
     ),
     own_program(
@@ -300,7 +299,6 @@ SETUPS = [
         1,
         needs="wsgiref",
         learnt="wsgiref with 1 process of 1 thread",
-        keeps_alive=False,
         proxy_writes="Forwarded",
         advice="for tests",
     ),

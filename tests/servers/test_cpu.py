@@ -22,9 +22,9 @@ def overcharged(site, client):
 def test_each_client_is_charged_its_own(site, observe, page):
     for _ in range(MOST_TRIES):
         lights, heavies = all_at_once(site, page)
-        # Never less than was burnt; a little more is the interpreter's own.
-        assert all(0 <= overcharged(site, light) < 60 for light in lights)
-        assert all(0 <= overcharged(site, heavy) < 100 for heavy in heavies)
+        # Never less than was burnt. More is the interpreter's own, unless it is another one's.
+        anothers = min(milliseconds(site, "burnt", heavy) for heavy in heavies) / 2
+        assert all(0 <= overcharged(site, client) < anothers for client in lights + heavies)
         if site.setup.threads == 1 or workers_of(site, lights) & workers_of(site, heavies):
             break
     else:

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from figures import CAP, RATE
 
 CLIENTS = 8
+SLOWER_AND_SLOWER = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds that a page takes, until requests meet in it on any machine."""
 
 
 def all_at_once(site, count, target, **options):
@@ -38,8 +40,8 @@ def test_a_rate_admits_exactly_what_it_says_over_all_workers(site, observe):
 
 def test_a_cap_is_never_exceeded_over_all_workers_and_used_to_the_full(site, observe):
     full = min(CAP, site.setup.at_once)
-    for _ in range(5):  # one may be held up between its admission and its page
-        statuses = all_at_once(site, 24, "/cap/slow?seconds=0.1")
+    for seconds in SLOWER_AND_SLOWER:  # one may be held up between its admission and its page
+        statuses = all_at_once(site, 24, f"/cap/slow?seconds={seconds}")
         most = most_at_once(site, "/cap/slow")
         assert set(statuses) <= {200, 503}
         if most >= full:
@@ -49,8 +51,10 @@ def test_a_cap_is_never_exceeded_over_all_workers_and_used_to_the_full(site, obs
 
 
 def test_a_cap_of_one_refuses_whoever_comes_second(site):
-    statuses = all_at_once(site, 16, "/slot/slow?seconds=0.1")
+    for seconds in SLOWER_AND_SLOWER:
+        statuses = all_at_once(site, 16, f"/slot/slow?seconds={seconds}")
+        if site.setup.at_once == 1 or 503 in statuses:
+            break
 
     assert most_at_once(site, "/slot/slow") == 1
-    assert (503 in statuses) == (site.setup.at_once > 1)
-    assert 200 in statuses
+    assert set(statuses) == ({200} if site.setup.at_once == 1 else {200, 503})

@@ -37,7 +37,7 @@ def ask(address, milliseconds):
 
 def both():
     charged.clear(), burnt.clear()
-    gevent.joinall([gevent.spawn(ask, "192.0.2.1", 200), gevent.spawn(ask, "192.0.2.2", 20)])
+    gevent.joinall([gevent.spawn(ask, "192.0.2.1", 300), gevent.spawn(ask, "192.0.2.2", 150)])
     return [charged[client] - burnt[client] for client in ("192.0.2.1", "192.0.2.2")]
 
 def theirs(event, switch):
@@ -47,7 +47,8 @@ heard = []
 {story}
 heavy, light = both()
 print(f"charged {{heavy:.0f}} and {{light:.0f}} ms more than they burnt, heard {{bool(heard)}}")
-assert -5 < heavy < 60 and -1 < light < 40, (heavy, light)
+# Half of what the other one burnt, which a slow machine does not reach by itself.
+assert -75 < heavy < 75 and -75 < light < 75, (heavy, light)
 """
 
 STORIES = {

@@ -15,7 +15,7 @@ from troubled import GEVENT, GTHREAD, KINDS, SYNC, UWSGI, UWSGI_THREADS
 
 from guardrails.store.processes import process_facts
 
-PATIENCE = 60
+PATIENCE = 120
 """Seconds for what takes a few: the machine may be busy."""
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

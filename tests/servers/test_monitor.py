@@ -46,10 +46,8 @@ def test_gunicorns_log_is_rotated_and_no_request_and_no_line_is_lost(trouble, ki
             asked.append(number)
         return site.whole_log().count("log-rotated") >= 3
 
-    site.until(is_rotated_for_the_third_time, "the log is rotated while it is written to", seconds=60)
-    site.until(
-        lambda: not list(logs.glob("access.log.[0-9]")), "all old logs are compressed", seconds=60
-    )
+    site.until(is_rotated_for_the_third_time, "the log is rotated while it is written to", seconds=120)
+    site.until(lambda: not list(logs.glob("access.log.[0-9]")), "all old logs are compressed")
 
     assert len(list(logs.glob("access.log.*.gz"))) >= 3
     # The last line is written after its response.
@@ -81,14 +79,14 @@ def test_a_probe_sees_that_nobody_answers_and_runs_the_operators_command(trouble
     try:
         worker = site.pid()
         os.kill(worker, signal.SIGSTOP)
-        site.until(told.exists, "the command is run")
+        site.until(lambda: told.exists() and told.read_text(), "the command is run")
         os.kill(worker, signal.SIGCONT)
         site.until(lambda: "it answers again" in log_text(site), "it is told that it answers")
         assert "2 failures in a row" in log_text(site)
         assert told.read_text().startswith("no complete answer within 0.5 s")
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         log.close()
 
 

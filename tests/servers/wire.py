@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from itertools import cycle
 from typing import NamedTuple
 
-SECONDS = 20
+SECONDS = 60
 """Nothing of a server is waited for longer."""
 
 

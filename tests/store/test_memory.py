@@ -1,9 +1,12 @@
 """The memory store alone: what it forgets."""
 
+import pytest
+
 from guardrails import SpeedLimit, testing, throttle
 from support import Exchange
 
 
+@pytest.mark.thorough
 def test_the_memory_store_forgets_clients_whose_time_has_passed(clock):
     store = testing.memory_store(clock)
     app = throttle(testing.hello, SpeedLimit("1/second"), store=store)

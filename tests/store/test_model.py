@@ -194,4 +194,6 @@ class StoresAgree(RuleBasedStateMachine):
 
 
 TestStoresAgree = StoresAgree.TestCase
-TestStoresAgree.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestStoresAgree.settings = settings(
+    max_examples=min(150, 3 * settings().max_examples), stateful_step_count=40, deadline=None
+)

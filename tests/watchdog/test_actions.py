@@ -14,7 +14,7 @@ from guardrails.worker import stacks
 
 pytestmark = pytest.mark.one_python
 
-SECONDS = 30
+SECONDS = 60
 
 
 @pytest.fixture

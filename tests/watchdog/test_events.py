@@ -17,7 +17,7 @@ from support import is_there
 
 pytestmark = pytest.mark.one_python
 
-SECONDS = 30
+SECONDS = 60
 SLEEPING = ("sleep", "600")
 
 

@@ -35,7 +35,7 @@ def test_who_has_taken_it_is_its_owner(lock):
 
 def test_the_note_of_a_killed_one_is_not_taken_for_the_next_ones(lock, monkeypatch):
     """Between taking the lock and saying who it is lies an instant, in which the old note stands."""
-    monkeypatch.setattr(lock_module, "_NOTE_SECONDS", 20)
+    monkeypatch.setattr(lock_module, "_NOTE_SECONDS", 60)
     dead = subprocess.Popen(["true"])
     dead.wait()
     lock.path.write_text(json.dumps(this_process()._replace(pid=dead.pid, start=1)))
@@ -46,7 +46,7 @@ def test_the_note_of_a_killed_one_is_not_taken_for_the_next_ones(lock, monkeypat
     looking = threading.Thread(target=lambda: found.append(lock.owner()))
     looking.start()
     os.pwrite(taken, json.dumps(this_process()).encode().ljust(100), 0)
-    looking.join(20)
+    looking.join(60)
     os.close(taken)
 
     assert found == [this_process()]

@@ -27,7 +27,7 @@ from support import Told
 
 pytestmark = pytest.mark.one_python
 
-DEADLINE = 30
+DEADLINE = 60
 
 SERVER = """
 import os, signal, sys
@@ -720,6 +720,7 @@ def killed_after(steps, code, path, server):
     return ended
 
 
+@pytest.mark.thorough
 def test_who_is_killed_while_it_compresses_leaves_the_plain_log_or_the_whole_gz(path, server, told):
     """Killed at each of its steps, one after the other, until it comes to its end."""
     code = """
@@ -758,6 +759,7 @@ def test_who_is_killed_while_it_compresses_leaves_the_plain_log_or_the_whole_gz(
     assert told == []
 
 
+@pytest.mark.thorough
 def test_who_is_killed_while_it_renames_leaves_a_log_that_is_rotated_by_the_next(
     path, server, told, leases
 ):

@@ -13,7 +13,7 @@ from guardrails.watchdog.events import Announcer, command_words
 from guardrails.watchdog.monitor import Monitor, monitor_from
 from support import Told
 
-JOIN_SECONDS = 20
+JOIN_SECONDS = 60
 
 
 class Part:

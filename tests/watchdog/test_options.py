@@ -13,7 +13,7 @@ from guardrails.watchdog import options
 from guardrails.watchdog.policy import Policy
 from support import Told
 
-SECONDS = 30
+SECONDS = 60
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from support import Told
 
 pytestmark = pytest.mark.one_python
 
-JOIN_SECONDS = 20
+JOIN_SECONDS = 60
 
 
 class Site(http.server.ThreadingHTTPServer):

@@ -296,14 +296,14 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     browser, store, entered, release, seen = interrupted
     answers = []
     thread = ask_in_a_thread(browser, answers)
-    assert entered.wait(20)
+    assert entered.wait(60)
     (request,) = store.requests()
     assert store.workers()[0].interruptible
 
     assert control_pipe.send_command(
         this_process(), control_pipe.INTERRUPT, request.generation, request.thread
     )
-    thread.join(20)
+    thread.join(60)
 
     assert answers == ["raised", "on"]
     assert seen == ["interrupted"]
@@ -312,7 +312,7 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     release.set()
     entered.clear()
     answers.clear()
-    ask_in_a_thread(browser, answers).join(20)
+    ask_in_a_thread(browser, answers).join(60)
     assert answers == [200, "on"]
 
 
@@ -320,12 +320,12 @@ def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
     browser, store, entered, release, _seen = interrupted
     answers = []
     thread = ask_in_a_thread(browser, answers)
-    assert entered.wait(20)
+    assert entered.wait(60)
     (request,) = store.requests()
 
     current_process().interrupts.interrupt(request.generation + 1, request.thread)
     release.set()
-    thread.join(20)
+    thread.join(60)
 
     assert answers == [200, "on"]
     assert current_process().interrupts._at_work == {}
@@ -535,7 +535,7 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
 
     answers = []
     thread = ask_in_a_thread(browser, answers)
-    assert entered.wait(20)
+    assert entered.wait(60)
     (request,) = store.requests()
     dropping = guardrails.throttle(streaming, SpeedLimit("9/s"), store=store, interruptible=True)
     Cycle(Browser(dropping).hold())
@@ -552,9 +552,9 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
         daemon=True,
     )
     ordering.start()
-    ordering.join(20)
+    ordering.join(60)
     assert not ordering.is_alive(), "the order waits for itself"
-    thread.join(20)
+    thread.join(60)
 
     assert answers == ["raised", "on"]
     assert store.requests() == []
@@ -645,7 +645,7 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
             thread.join(60)
             assert not thread.is_alive()
         done.set()
-        ordering.join(20)
+        ordering.join(60)
     finally:
         sys.setswitchinterval(usual)
 
