@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,16 @@ def test_no_store_knows_wsgi_or_http():
         assert "werkzeug" not in text, file
         assert "wsgiref" not in text, file
         assert "environ[" not in text.replace("os.environ[", ""), file
+
+
+def test_process_numbers_are_compared_in_one_place():
+    """What a process has is renewed by one fork hook; stores keep their own until they are C."""
+    comparing = {
+        str(file.relative_to(SOURCE))
+        for file in SOURCE.rglob("*.py")
+        if re.search(r"[!=]= os\.getpid\(\)|os\.getpid\(\) [!=]=", file.read_text(encoding="utf-8"))
+        and SOURCE / "store" not in file.parents
+    }
+
+    # process_signal.py asks whether it would signal itself.
+    assert comparing == {"worker/process.py", "watchdog/process_signal.py"}
