@@ -48,10 +48,10 @@ def growth(seconds):
             watched = Counting(store)
             app = guarded(watched)
             work[population] = _random_requests(app, population)
-        filled_in = _fill(store, watched.visit)
+        filled_in = _fill(store, watched.open_request)
         work[0] = _random_requests(hello, 1_000)
         for population in POPULATIONS[:2]:
-            _visit_all(work[population], population)
+            _ask_for_all(work[population], population)
         taken = interleave(work, seconds)
         evicted = store.alarms().get("evicted", 0)
     return {"taken": taken, "evicted": evicted, "filled in": filled_in}
@@ -70,19 +70,21 @@ def _random_requests(app, population):
     return work
 
 
-def _visit_all(work, population):
+def _ask_for_all(work, population):
     for _ in range(3):
         work(population)
 
 
-def _fill(store, visit):
+def _fill(store, open_request):
     """Give every client live meters, through the verb that charges after the fact."""
-    meters = [meter for ask in visit.asks for meter in ask.demand.meters]
+    meters = [meter for keyed in open_request.requirements for meter in keyed.requirement.meters]
     started = perf_counter()
     numbers = iter(range(MOST))
     while batch := list(itertools.islice(numbers, AT_A_TIME)):
         keys = [Client(parse_address(address_of(number))).key for number in batch]
-        store.update(visit, [Debit(meter, key, LIVE_MICROSECONDS) for key in keys for meter in meters])
+        store.update(
+            open_request, [Debit(meter, key, LIVE_MICROSECONDS) for key in keys for meter in meters]
+        )
     return perf_counter() - started
 
 

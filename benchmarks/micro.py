@@ -26,7 +26,7 @@ from subjects import (
 from timing import interleave, repeated
 
 BANNED = "203.0.113.66"
-VISITS = 64
+OPEN_REQUESTS = 64
 
 
 def contestants(stack):
@@ -81,7 +81,7 @@ def enters(store, *, lock=True, leaving=False):
     """A contestant that enters with four guards, and leaves; only one of both is timed."""
     watched = Counting(store)
     guarded(watched)
-    fresh = copy.copy(watched.visit)
+    fresh = copy.copy(watched.open_request)
     fresh.row, fresh.generation, fresh.entered = -1, 0, False
     if not lock:
         without_lock(store)
@@ -89,16 +89,16 @@ def enters(store, *, lock=True, leaving=False):
     def work(count):
         entering = left = 0.0
         while count > 0:
-            visits = [copy.copy(fresh) for _ in range(min(count, VISITS))]
+            open_requests = [copy.copy(fresh) for _ in range(min(count, OPEN_REQUESTS))]
             started = perf_counter()
-            for visit in visits:
-                store.enter(visit)
+            for open_request in open_requests:
+                store.enter(open_request)
             entered = perf_counter()
-            for visit in visits:
-                store.leave(visit)
+            for open_request in open_requests:
+                store.leave(open_request)
             entering += entered - started
             left += perf_counter() - entered
-            count -= VISITS
+            count -= OPEN_REQUESTS
         return left if leaving else entering
 
     return work

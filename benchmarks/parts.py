@@ -58,12 +58,12 @@ def profile(seconds=3.0):
     with own_store() as store:
         before, enter, decide, wrap, close, leave, end, drop = _segments(store, seconds / 2)
         pieces = _pieces(store, seconds / 2)
-    facts, path = pieces["facts"], pieces["path"]
+    client, route = pieces["client"], pieces["route"]
     row, locks, cpu = pieces["row"], pieces["lock"], pieces["CPU clock"]
     return [
-        ("facts", facts, "client, method and host"),
-        ("path", path, "which guards are about this path"),
-        ("demands", before - facts - path, "what each guard asks, and the visit"),
+        ("client", client, "who is asking"),
+        ("route", route, "method, host and path, and which guards cover them"),
+        ("requirements", before - client - route, "what each guard requires, and the open request"),
         ("enter", enter - row - locks, "looking and charging"),
         ("scoreboard row", row, "taking a row and filling it in"),
         ("lock", 2 * locks, "taken and given back, for enter and for leave"),
@@ -110,16 +110,13 @@ def _pieces(store, seconds):
     file = store._file
     app = guarded(store)
     environ = ENVIRON.copy()
-    host, asked = environ["HTTP_HOST"], environ["PATH_INFO"]
     content = _anything_for(layout.ROW_CONTENT)
 
-    def facts():
+    def client():
         app._clients.read(environ)
-        environ.get("REQUEST_METHOD", "GET")
-        environ.get("HTTP_HOST")
 
-    def path():
-        app._route_table.plan("GET", host, environ["SCRIPT_NAME"] + asked)
+    def route():
+        app._routes.find(environ)
 
     def row():
         row = file.take_row()
@@ -136,7 +133,7 @@ def _pieces(store, seconds):
         time.thread_time_ns()
         time.thread_time_ns()
 
-    alone = {"facts": facts, "path": path, "row": row, "lock": lock, "CPU clock": cpu_clock}
+    alone = {"client": client, "route": route, "row": row, "lock": lock, "CPU clock": cpu_clock}
     there = {name: repeated(call) for name, call in alone.items() if _works(call)}
     taken = interleave(there, seconds)
     return {name: quiet(taken[name]) if name in taken else 0.0 for name in alone}

@@ -103,20 +103,20 @@ def decision_of(app, **facts):
 
 
 class Counting:
-    """A store that counts the calls of its verbs, and keeps the last visit that came."""
+    """A store that counts the calls of its verbs, and keeps the last request that entered."""
 
     def __init__(self, store):
         self._store = store
         self.calls = {"enter": 0, "update": 0, "leave": 0}
-        self.visit = None
+        self.open_request = None
 
     def __getattr__(self, name):
         return getattr(self._store, name)
 
-    def enter(self, visit, *, final=True):
+    def enter(self, open_request, *, final=True):
         self.calls["enter"] += 1
-        self.visit = visit
-        return self._store.enter(visit, final=final)
+        self.open_request = open_request
+        return self._store.enter(open_request, final=final)
 
     def update(self, *arguments):
         self.calls["update"] += 1

@@ -15,7 +15,7 @@ from subjects import Counting, guarded, own_store, without_lock
 
 BUSY_THREADS = 2
 TURN_SECONDS = 0.25
-VISITS = 64
+OPEN_REQUESTS = 64
 
 
 def measure(seconds):
@@ -26,14 +26,14 @@ def measure(seconds):
             "flock": stack.enter_context(own_store(lock="flock")),
             "no lock": stack.enter_context(own_store()),
         }
-        visits = {name: _visit(store) for name, store in stores.items()}
+        open_requests = {name: _visit(store) for name, store in stores.items()}
         without_lock(stores["no lock"])
         taken = {name: [] for name in stores}
         with _busy_threads():
             until = perf_counter() + seconds
             while perf_counter() < until:
                 for name, store in stores.items():
-                    taken[name] += _turn(store, visits[name])
+                    taken[name] += _turn(store, open_requests[name])
     return {
         name: {"median": median(times), "p99": quantiles(times, n=100)[98], "count": len(times)}
         for name, times in taken.items()
@@ -43,7 +43,7 @@ def measure(seconds):
 def _visit(store):
     watched = Counting(store)
     guarded(watched)
-    fresh = copy.copy(watched.visit)
+    fresh = copy.copy(watched.open_request)
     fresh.row, fresh.generation, fresh.entered = -1, 0, False
     return fresh
 
@@ -52,13 +52,13 @@ def _turn(store, fresh):
     times = []
     until = perf_counter() + TURN_SECONDS
     while perf_counter() < until:
-        visits = [copy.copy(fresh) for _ in range(VISITS)]
-        for visit in visits:
+        open_requests = [copy.copy(fresh) for _ in range(OPEN_REQUESTS)]
+        for open_request in open_requests:
             started = perf_counter()
-            store.enter(visit)
+            store.enter(open_request)
             times.append(perf_counter() - started)
-        for visit in visits:
-            store.leave(visit)
+        for open_request in open_requests:
+            store.leave(open_request)
     return times
 
 
