@@ -10,7 +10,6 @@ from guardrails.store.contract import (
     RouteRequirements,
     Slot,
     StoreRequest,
-    Tally,
 )
 from guardrails.store.shared import SharedStore
 
@@ -52,10 +51,6 @@ def slot(name="slot", *, limit=1, max_hold=600 * SECOND):
     return Slot(name, limit, max_hold)
 
 
-def tally(name="tally", *, limit=3, window=MINUTE):
-    return Tally(name, limit, window)
-
-
 def ban(name="guard", *, lasts=20 * MINUTE):
     """The three parts of a demand that bans."""
     return {
@@ -69,7 +64,6 @@ def requirement(*parts, guard="guard", **options):
     return Requirement(
         guard,
         meters=tuple(part for part in parts if isinstance(part, Meter)),
-        tallies=tuple(part for part in parts if isinstance(part, Tally)),
         slots=tuple(part for part in parts if isinstance(part, Slot)),
         **options,
     )

@@ -45,7 +45,7 @@ def hammer_meter(name, burst):
     print(admitted)
 
 
-def hammer_slot(name, limit, tally, times):
+def hammer_slot(name, limit, counted, times):
     """Enter and leave; count the holders in a file, under a lock of its own."""
     store = SharedStore(name, private=True)
     cap = requirement(slot("cap", limit=int(limit)), guard="cap")
@@ -54,7 +54,7 @@ def hammer_slot(name, limit, tally, times):
     print(int(patiently(lambda: store.enter(first)).admitted), flush=True)
     sys.stdin.readline()
     patiently(lambda: store.leave(first))
-    with Path(tally).open("r+b", buffering=0) as file:
+    with Path(counted).open("r+b", buffering=0) as file:
         for _ in range(int(times)):
             asked = open_request(cap)
             if patiently(lambda asked=asked: store.enter(asked)).admitted:

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from asking import MINUTE, SECOND, ban, cpu_meter, meter, open_request, requirement, slot, tally
+from asking import MINUTE, SECOND, ban, cpu_meter, meter, open_request, requirement, slot
 
 from guardrails.errors import StoreError
 from guardrails.store.contract import MOST_SLOTS, Debit
@@ -103,15 +103,6 @@ def test_update_debits_a_request_that_goes_on(store):
     store.update(first, [Debit(throttled, b"client", 12 * SECOND)])
     assert not admitted(store, cpu)
     assert len(store.requests()) == 1
-
-
-def test_a_tally_counts_in_a_window_that_starts_at_the_first_event(store, clock):
-    three = requirement(tally(limit=3, window=MINUTE))
-    assert [admitted(store, three) for _ in range(2)] == [True, True]
-    clock.advance(59)
-    assert [admitted(store, three) for _ in range(2)] == [True, False]
-    clock.advance(1)
-    assert admitted(store, three)
 
 
 def test_a_slot_is_held_until_its_visit_leaves(store):

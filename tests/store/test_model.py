@@ -3,7 +3,7 @@
 import copy
 import os
 
-from asking import MINUTE, SECOND, ban, cpu_meter, meter, private_store, requirement, slot, tally
+from asking import MINUTE, SECOND, ban, cpu_meter, meter, private_store, requirement, slot
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
@@ -24,7 +24,6 @@ DEMANDS = {
     "cpu": requirement(CPU, guard="cpu"),
     "cap": requirement(slot("cap", limit=2), guard="cap"),
     "early": requirement(EARLY, guard="early"),
-    "tally": requirement(tally(limit=2, window=4 * SECOND), guard="tally"),
     "bans": requirement(meter("strict", burst=2), guard="bans", **ban("bans", lasts=7 * SECOND)),
     "cpu bans": requirement(
         cpu_meter("cpu 2", window=SECOND), guard="cpu bans", **ban("cpu", lasts=2 * SECOND)

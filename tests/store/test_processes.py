@@ -110,13 +110,13 @@ def test_processes_that_hammer_one_meter_admit_exactly_its_burst(store, start):
 @pytest.mark.one_python
 def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp_path, start):
     store.requests()
-    tally = tmp_path / "holders"
-    tally.write_bytes(bytes(16))
-    processes = [start("hammer-slot", store.name, 3, tally, 400) for _ in range(4)]
+    counted = tmp_path / "holders"
+    counted.write_bytes(bytes(16))
+    processes = [start("hammer-slot", store.name, 3, counted, 400) for _ in range(4)]
     at_first = [int(process.stdout.readline()) for process in processes]
     assert sum(at_first) == 3
     entered = [int(said(process, "go\n")[0]) for process in processes]
-    holders, most = int.from_bytes(tally.read_bytes()[:8]), int.from_bytes(tally.read_bytes()[8:])
+    holders, most = int.from_bytes(counted.read_bytes()[:8]), int.from_bytes(counted.read_bytes()[8:])
     assert holders == 0
     assert most <= 3
     assert sum(entered) + 3 == store.counters()["cap"].admitted

@@ -1,8 +1,8 @@
-"""What a store is: three primitives, three verbs, and the rules that every store keeps.
+"""What a store is: two primitives, three verbs, and the rules that every store keeps.
 
 The primitives
-    A *meter* is an instant per key (gcra.py). A *tally* counts within a window. A *slot* is held
-    while a response is open. A guard asks for any of them with a `Requirement`.
+    A *meter* is an instant per key (gcra.py). A *slot* is held while a response is open. A guard
+    asks for them with a `Requirement`.
 
 The verbs
     `enter` decides about one request, `leave` ends it, `update` charges or releases in between.
@@ -68,15 +68,6 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tally:
-    """At most `limit` events in a window of `window` microseconds that starts at the first."""
-
-    name: str
-    limit: int
-    window: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Slot:
     """At most `limit` holders at once; `max_hold` microseconds free what nobody released.
 
@@ -103,7 +94,6 @@ class Requirement:
 
     guard: str
     meters: tuple[Meter, ...] = ()
-    tallies: tuple[Tally, ...] = ()
     slots: tuple[Slot, ...] = ()
     ban: Meter | None = None
     shadow_ban: Meter | None = None
@@ -423,7 +413,7 @@ class Store(Protocol):
         """Set, or with no word read, the switch of the store or of one guard."""
 
     def reset(self) -> None:
-        """Forget every meter, tally and counter. What is held stays held."""
+        """Forget every meter and counter. What is held stays held."""
 
     def close(self) -> None:
         """Let go of what the process holds of the store."""

@@ -21,7 +21,6 @@ from guardrails.errors import StoreBusyError, StoreError
 from guardrails.store.layout import LAYOUT
 
 PREFERRED = "/dev/shm"  # noqa: S108 - shared memory is the point; the folder below is verified
-SUFFIX_LENGTH = 8
 _DIRECTORY_LOCK_SECONDS = 1.0
 
 
@@ -40,9 +39,7 @@ def fingerprint() -> tuple[int, int, int]:
 
 def file_suffix() -> str:
     """The part of a file's name that says whose clock, mutex and layout it has."""
-    return hashlib.blake2b(
-        repr((fingerprint(), LAYOUT)).encode(), digest_size=SUFFIX_LENGTH // 2
-    ).hexdigest()
+    return hashlib.blake2b(repr((fingerprint(), LAYOUT)).encode(), digest_size=4).hexdigest()
 
 
 def folders() -> Iterator[Path]:

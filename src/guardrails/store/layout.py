@@ -5,7 +5,7 @@
     2048   the mutex (64 bytes reserved; a robust pthread mutex takes 40)
     4096   the sections, each on a 64-byte border
 
-Sections of layout 2
+Sections of layout 3
     cells     16 bytes: a keyed hash, and a word of gcra.py. Fifteen more than a power of two, so
               that a probe never wraps.
     totals    16 bytes: a keyed hash, and how many rows hold that slot. The rows are the truth.
@@ -20,17 +20,17 @@ Sections of layout 2
     slots     256 bytes: name hash, mean service time; text of name
     workers   128 bytes: pid (0: free), start time, pid namespace, started, last seen, requests
               served, parent, threads, flags, retiring since; text of the server's name
-    bans, accounts: reserved; who does not know a section skips it.
 
-Nobody may change the meaning of a byte without raising `LAYOUT`. Files of another layout have
-another name, so they never meet.
+A change to the meaning of a byte raises `LAYOUT`. The layout is part of the file's name, so a version
+with another layout makes a file of its own and starts with empty counts. Layout 3 is layout 2 without
+the sections `bans` and `accounts`, which were reserved and never used.
 """
 
 import struct
 from typing import NamedTuple
 
 MAGIC = int.from_bytes(b"guardrls", "little")
-LAYOUT = 2
+LAYOUT = 3
 HEADER_BYTES = 4096
 MUTEX_OFFSET = 2048
 MUTEX_BYTES = 64
@@ -114,7 +114,7 @@ ROW_TEXT = struct.Struct("=48s16s64s128s")
 ) = range(9)
 CPU_BITS = 16
 """Bits after the point of G_CPU."""
-L_HASH, L_MEAN = range(2)
+L_MEAN = 1
 RECORD_WORDS = 32
 RECORD_NAME_OFFSET = 80
 RECORD_NAME_BYTES = 176
@@ -133,7 +133,6 @@ RECORD_NAME_BYTES = 176
     W_RETIRING,
 ) = range(10)
 WORKER_WORDS = 16
-WORKER_OWNER = struct.Struct("=3Q")
 WORKER_SEEN = struct.Struct("=2Q")
 WORKER_NAME_OFFSET = 96
 WORKER_NAME_BYTES = 32
@@ -162,7 +161,6 @@ class Section(NamedTuple):
 class Layout(NamedTuple):
     """A file's size and sections."""
 
-    clients: int
     size: int
     sections: dict[str, Section]
 
@@ -178,14 +176,12 @@ def plan(clients: int, rows: int) -> Layout:
         "guards": (RECORD_WORDS * 8, 128),
         "slots": (RECORD_WORDS * 8, 128),
         "workers": (WORKER_WORDS * 8, 256),
-        "bans": (128, 4096),
-        "accounts": (64, 8192),
     }
     offset, sections = HEADER_BYTES, {}
     for name, (stride, count) in sizes.items():
         sections[name] = Section(offset, stride, count)
         offset += -(-stride * count // 64) * 64
-    return Layout(clients, offset, sections)
+    return Layout(offset, sections)
 
 
 def write_directory(buffer: memoryview, sections: dict[str, Section]) -> None:

@@ -16,7 +16,7 @@ from guardrails.errors import StoreBusyError, StoreError
 from guardrails.store import directory, layout
 from guardrails.store.contract import monotonic_microseconds
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import (
     H_BOOT,
     H_BYTES,
@@ -317,7 +317,7 @@ def _copy_cells(old: StoreFile, new: StoreFile) -> None:
     now = new.clock()
     content = old.words[source.word : source.word + 2 * source.records].tolist()
     for key, word in zip(content[::2], content[1::2], strict=True):
-        if word >> SMALL_BITS > now:
+        if word >> MARK_BITS > now:
             found, _evicted = new.cells.take(key, now)
             new.words[found + 1] = word
 

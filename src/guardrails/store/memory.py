@@ -399,13 +399,6 @@ class MemoryStore:
             delay = max(delay, excess - limit)
             if meter.need:
                 remaining.append((limit - excess) // meter.need)
-        for tally in requirement.tallies:
-            word = self._cells.get((tally.name, key), 0)
-            count = gcra.tally_count(word, now)
-            if count >= tally.limit:
-                refused = True
-                retry = max(retry, (word >> gcra.SMALL_BITS) - now)
-            remaining.append(tally.limit - count - 1)
         for slot in requirement.slots:
             held = self._held[slot.name, key]
             if held >= slot.limit:
@@ -469,9 +462,6 @@ class MemoryStore:
             tat = gcra.meter_base(word, now, meter.horizon) + meter.cost
             if tat > now:
                 self._cells[meter.name, key] = gcra.meter_word(tat)
-        for tally in keyed.requirement.tallies:
-            word = self._cells.get((tally.name, key), 0)
-            self._cells[tally.name, key] = gcra.tally_word(word, now, tally)
         for slot in keyed.requirement.slots:
             self._rows[open_request.generation].held.append(_Held(slot, key, now))
             self._held[slot.name, key] += 1
@@ -541,7 +531,5 @@ class MemoryStore:
     def _purge(self, now: int) -> None:
         """Forget what has passed, whenever twice as much has come together."""
         self._penalties = {what: until for what, until in self._penalties.items() if until > now}
-        self._cells = {
-            cell: word for cell, word in self._cells.items() if word >> gcra.SMALL_BITS > now
-        }
+        self._cells = {cell: word for cell, word in self._cells.items() if word >> gcra.MARK_BITS > now}
         self._purge_at = max(_FIRST_PURGE, 2 * len(self._cells))

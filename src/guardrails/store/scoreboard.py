@@ -18,7 +18,7 @@ from guardrails.store.contract import (
 )
 from guardrails.store.engine import leaving
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import (
     ASKED_BY_SIGNAL,
     CPU_BITS,
@@ -222,7 +222,7 @@ def penalize(
     banned = bool(ban_for and words[row + R_RESOURCE])
     if banned:
         cell = file.penalty_cell(client, words[row + R_RESOURCE])
-        file.write_cell(file.cells.find(cell), cell, (now + ban_for) << SMALL_BITS, now)
+        file.write_cell(file.cells.find(cell), cell, (now + ban_for) << MARK_BITS, now)
         words[H_PENALIZED_UNTIL] = max(words[H_PENALIZED_UNTIL], now + ban_for)
         words[H_SWITCHED] |= HAS_PENALTIES
     return Penalty(len(charged), banned)

@@ -3,7 +3,7 @@
 A window is always scanned whole, so places may fall free in any order and no tombstone is needed.
 """
 
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import PROBE, Section
 
 _WINDOW = 2 * PROBE
@@ -39,7 +39,7 @@ class Cells:
         place = home + 2 * states.index(ends_first)
         words[place + 1] = 0
         words[place] = key
-        return place, ends_first >> SMALL_BITS > now
+        return place, ends_first >> MARK_BITS > now
 
     def clear(self) -> None:
         """Free every place."""

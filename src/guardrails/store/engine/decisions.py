@@ -19,7 +19,7 @@ from guardrails.store.contract import (
     StoreRequest,
 )
 from guardrails.store.engine.file import CompiledRoute, StoreFile, merged
-from guardrails.store.gcra import REFUSED_UNTIL_RESUME, SMALL_BITS, SMALL_MASK
+from guardrails.store.gcra import MARK_BITS, REFUSED_UNTIL_RESUME
 from guardrails.store.layout import (
     A_GARBAGE,
     G_ADMITTED,
@@ -104,7 +104,7 @@ def enter(
         banned = file.key_hash(open_request.ban_key)
         for const in compiled.bans:
             place = cells.find(banned ^ const)
-            if place >= 0 and words[place + 1] >> SMALL_BITS > now:
+            if place >= 0 and words[place + 1] >> MARK_BITS > now:
                 return enter_slow(file, open_request, final, number)
     remaining = _UNBOUNDED
     written = []
@@ -115,7 +115,7 @@ def enter(
         if found != cell:
             place = cells.find(cell)
             word = words[place + 1] if place >= 0 else 0
-        base = word >> SMALL_BITS
+        base = word >> MARK_BITS
         if base <= now:
             base = now
         elif word & REFUSED_UNTIL_RESUME or base > now + horizon:
@@ -128,7 +128,7 @@ def enter(
             if room < remaining:
                 remaining = room
         if cost:
-            written.append((place, cell, (base + cost) << SMALL_BITS))
+            written.append((place, cell, (base + cost) << MARK_BITS))
     taken = []
     for own, const, limit, max_hold, record in compiled.slots:
         cell = const ^ hashed if own else const
@@ -271,7 +271,7 @@ def _ban_left(
     if ban is None or not open_request.ban_key:
         return 0
     place = file.cells.find(file.key_hash(open_request.ban_key) ^ ban[0])
-    left = (file.words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+    left = (file.words[place + 1] >> MARK_BITS) - now if place >= 0 else 0
     return left if 0 < left <= ban[1] else 0
 
 
@@ -303,7 +303,7 @@ def _look(
         if words[place] != cell:
             place = cells.find(cell)
         word = words[place + 1] if place >= 0 else 0
-        base = word >> SMALL_BITS
+        base = word >> MARK_BITS
         if base <= now:
             base, word = now, 0
         elif base > now + horizon:
@@ -318,21 +318,9 @@ def _look(
                 retry = max(retry, excess - resume)
             delay = max(delay, excess - allowed)
         if cost or word & REFUSED_UNTIL_RESUME:
-            written.append((place, cell, (base + cost) << SMALL_BITS))
+            written.append((place, cell, (base + cost) << MARK_BITS))
         if need:
             remaining = min(remaining, (allowed - excess) // need)
-    for const, tally in compiled.tallies:
-        cell = hashed ^ const
-        place = cells.find(cell)
-        word = words[place + 1] if place >= 0 else 0
-        if word >> SMALL_BITS <= now:
-            word = (now + tally.window) << SMALL_BITS
-        count = word & SMALL_MASK
-        if count >= tally.limit:
-            refused = True
-            retry = max(retry, (word >> SMALL_BITS) - now)
-        written.append((place, cell, word + 1 if count < SMALL_MASK else word))
-        remaining = min(remaining, tally.limit - count - 1)
     for const, slot, record in compiled.slots:
         held = file.slot_counts.total(hashed ^ const)
         if held >= slot.limit:
@@ -433,11 +421,11 @@ def _refuse(
         if resume < limit:
             place = file.cells.find(file.key_hash(key) ^ const)
             word = words[place + 1] if place >= 0 else 0
-            excess = (word >> SMALL_BITS) + need - now
+            excess = (word >> MARK_BITS) + need - now
             if limit < excess - (slack if open_request.may_wait else 0) and excess - need <= horizon:
                 words[place + 1] = word | REFUSED_UNTIL_RESUME
     ban = compiled.shadow_ban if dry else compiled.ban
     if ban is not None and open_request.ban_key:
         cell = file.key_hash(open_request.ban_key) ^ ban[0]
         place = file.cells.find(cell)
-        file.write_cell(place, cell, (now + requirement.ban_for) << SMALL_BITS, now)
+        file.write_cell(place, cell, (now + requirement.ban_for) << MARK_BITS, now)

@@ -25,7 +25,7 @@ from guardrails.store import layout
 from guardrails.store.contract import Meter, Requirement, RouteRequirements, StoreRequest
 from guardrails.store.engine.cells import Cells, SlotCounts
 from guardrails.store.engine.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import (
     A_EVICTED,
     A_HELD_TOO_LONG,
@@ -86,7 +86,7 @@ class _Inside(threading.local):
 class CompiledRequirement:
     """A demand in terms of one file: keyed hashes and word numbers, computed once."""
 
-    __slots__ = ("ban", "charged", "counter", "meters", "shadow_ban", "slots", "tallies")
+    __slots__ = ("ban", "charged", "counter", "meters", "shadow_ban", "slots")
 
     def __init__(self, requirement: Requirement, file: "StoreFile") -> None:
         self.counter = file.record("guards", requirement.guard)
@@ -105,7 +105,6 @@ class CompiledRequirement:
             )
             for meter in requirement.meters
         )
-        self.tallies = tuple((file.name_hash(tally.name), tally) for tally in requirement.tallies)
         self.slots = tuple(
             (file.name_hash(slot.name), slot, file.record("slots", slot.name))
             for slot in requirement.slots
@@ -137,7 +136,7 @@ class CompiledRoute:
         self.simple = len(requirements) > 0
         meters, slots, bans, counters, charged = [], [], [], [], []
         for requirement, key, dry_run in requirements:
-            if dry_run or requirement.refused or requirement.tallies:
+            if dry_run or requirement.refused:
                 self.simple = False
             compiled = file.compiled.get(requirement) or file.compile_requirement(requirement)
             own, mixed = key is None, 0 if key is None else file.key_hash(key)
@@ -280,7 +279,7 @@ class StoreFile:
         return found
 
     def name_hash(self, name: str) -> int:
-        """The keyed hash of a meter's, a tally's, a slot's or a guard's name."""
+        """The keyed hash of a meter's, a slot's or a guard's name."""
         found = self.name_hashes.get(name)
         if found is None:
             found = self.name_hashes[name] = self._hash(name.encode(), b"name")
@@ -374,7 +373,7 @@ class StoreFile:
             return 0
         cell = self.penalty_cell(self.key_hash(open_request.ban_key), self.resource_hash(open_request))
         place = self.cells.find(cell)
-        left = (words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+        left = (words[place + 1] >> MARK_BITS) - now if place >= 0 else 0
         return left if 0 < left <= words[H_PENALIZED_UNTIL] - now else 0
 
     def names(self, section_name: str) -> dict[int, str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from guardrails.store.contract import Debit, Slot, StoreRequest
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.gcra import REFUSED_UNTIL_RESUME, SMALL_BITS
+from guardrails.store.gcra import MARK_BITS, REFUSED_UNTIL_RESUME
 from guardrails.store.layout import (
     L_MEAN,
     ONE_CELL,
@@ -98,7 +98,7 @@ def debit_cell(file: StoreFile, cell: int, amount: int, horizon: int, now: int) 
     if found != cell:
         place = cells.find(cell)
         word = words[place + 1] if place >= 0 else 0
-    tat = word >> SMALL_BITS
+    tat = word >> MARK_BITS
     latest = now + horizon
     if not now < tat <= latest:
         tat, word = now, 0
@@ -106,9 +106,9 @@ def debit_cell(file: StoreFile, cell: int, amount: int, horizon: int, now: int) 
     if tat <= now:
         return
     if place >= 0:
-        words[place + 1] = tat << SMALL_BITS | word & REFUSED_UNTIL_RESUME
+        words[place + 1] = tat << MARK_BITS | word & REFUSED_UNTIL_RESUME
     else:
-        file.write_cell(-1, cell, tat << SMALL_BITS | word & REFUSED_UNTIL_RESUME, now)
+        file.write_cell(-1, cell, tat << MARK_BITS | word & REFUSED_UNTIL_RESUME, now)
 
 
 def _moving_mean(mean: int, lasted: int) -> int:
