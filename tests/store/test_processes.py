@@ -200,7 +200,7 @@ def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypa
     assert store.enter(open_request(cap, spent)).admitted
     process = start("stop-inside", store.name, 1)
     assert poll(lambda: _state(process.pid) == "T")
-    open_store_file = lifecycle.open_stack_file
+    open_store_file = lifecycle.open_store_file
 
     def opened_while_another_sweeps(spec, *, create=True):
         for folder in filter(Path.exists, directory.folders()):
