@@ -15,8 +15,8 @@ from asking import MINUTE, SECOND, meter, open_request, private_store, requireme
 from guardrails import MaxConcurrentReqs, SpeedLimit, testing, throttle
 from guardrails.errors import ConfigurationError, StoreError
 from guardrails.store import directory, layout
-from guardrails.store.contract import WorkerFacts
 from guardrails.store.engine import file
+from guardrails.store.records import WorkerFacts
 from guardrails.store.shared import SharedStore
 from guardrails.store.urls import open_store, store_from_url
 from guardrails.testing import Clock

@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from guardrails.store.contract import Debit, InFlight, KeyedRequirement, RouteRequirements, StoreRequest
+from guardrails.store.contract import Debit, KeyedRequirement, RouteRequirements, StoreRequest
 from guardrails.store.memory import MemoryStore
+from guardrails.store.records import InFlight
 from guardrails.testing import Clock
 
 CPU = cpu_meter(window=3 * SECOND, resume=0.5)

@@ -15,8 +15,8 @@ import guardrails
 from guardrails import CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing
 from guardrails.errors import StoreBusyError
 from guardrails.store import scoreboard
-from guardrails.store.contract import WorkerFacts
 from guardrails.store.layout import W_NAMESPACE, W_PID, W_REQUESTS, W_RETIRING, WORKER_WORDS
+from guardrails.store.records import WorkerFacts
 from support import Browser
 
 MINUTE = 60_000_000
@@ -388,7 +388,7 @@ def test_of_a_long_path_it_is_known_how_it_is_spelled_though_no_guard_asks(store
     for path, usual in [("/download/" + "a" * 200, True), ("/download/./" + "a" * 200, False)]:
         with Browser(app).hold(path):
             (request,) = store.requests()
-            assert request.usual_path == usual
+            assert request.path_is_canonical == usual
 
 
 def test_a_path_does_not_end_where_it_says(store):

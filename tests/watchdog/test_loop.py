@@ -9,7 +9,7 @@ import pytest
 
 import guardrails
 from guardrails.errors import StoreError
-from guardrails.store.contract import InFlight, Penalty, Records, Worker
+from guardrails.store.records import InFlight, Penalty, Records, Worker
 from guardrails.watchdog.loop import WatchdogLoop, Watched
 from guardrails.watchdog.policy import Policy
 from guardrails.worker import stacks
@@ -146,7 +146,7 @@ class Host:
             respawns=True,
             retire_signal=TERM,
             dump_signal=45,
-            asked_by_signal=False,
+            stacks_by_signal=False,
             interruptible=False,
             limits={},
         )._replace(**changes)
@@ -1053,9 +1053,9 @@ def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():
 def test_of_a_path_that_was_cut_the_rest_must_be_in_its_usual_spelling():
     host = Host(path_timeouts={"/download": 0.0}, dry_run=True)
     cut = "/download/" + "a" * 118
-    host.worker(7).request(1, 7, age=100, path=cut, usual_path=True)
-    host.request(2, 7, age=100, path=cut, usual_path=False)
-    host.request(3, 7, age=100, path="/download/./short", usual_path=False)
+    host.worker(7).request(1, 7, age=100, path=cut, path_is_canonical=True)
+    host.request(2, 7, age=100, path=cut, path_is_canonical=False)
+    host.request(3, 7, age=100, path="/download/./short", path_is_canonical=False)
     host.look()
     assert [facts["thread"] for event, _, facts in host.events if event == "overdue"] == ["0x7f02"]
 

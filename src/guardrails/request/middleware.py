@@ -43,13 +43,8 @@ from guardrails.request.refusal import refuse
 from guardrails.request.response import OPEN_REQUEST_KEY, OpenRequest
 from guardrails.request.routes import NO_REQUIREMENTS, Route, RouteTable
 from guardrails.request.setup_checks import Inspector
-from guardrails.store.contract import (
-    DRY_RUN,
-    OFF,
-    KeyedRequirement,
-    Store,
-    WorkerFacts,
-)
+from guardrails.store.contract import DRY_RUN, OFF, KeyedRequirement, Store
+from guardrails.store.records import WorkerFacts
 from guardrails.store.urls import store_from_url, unnamed_store
 from guardrails.worker import cpu_clock, interrupt, stacks
 from guardrails.worker.hooks import here as request_hooks

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from guardrails.guards.base import BoundGuard
 from guardrails.request.checks import Checks
 from guardrails.request.delay_queue import THREADS_PER_WAITING_ONE
-from guardrails.store.contract import GuardCounters, Store
+from guardrails.store.contract import Store
+from guardrails.store.records import GuardCounters
 from guardrails.worker.server import Server
 
 LONG_ENOUGH = 24 * 3600

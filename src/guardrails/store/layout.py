@@ -136,7 +136,7 @@ WORKER_WORDS = 16
 WORKER_SEEN = struct.Struct("=2Q")
 WORKER_NAME_OFFSET = 96
 WORKER_NAME_BYTES = 32
-RESPAWNS, INTERRUPTIBLE, ASKED_BY_SIGNAL = 1, 2, 4
+RESPAWNS, INTERRUPTIBLE, STACKS_BY_SIGNAL = 1, 2, 4
 RETIRE_SHIFT, DUMP_SHIFT, SIGNAL_MASK = 8, 16, 0xFF
 """Flags: whether somebody starts it again, whether one of its requests can be ended, and the signals
 that make it retire and show its stacks."""

@@ -8,19 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from guardrails.store.contract import (
-    LONGEST_RETIREMENT,
-    InFlight,
-    Penalty,
-    Records,
-    Worker,
-    WorkerFacts,
-)
+from guardrails.store.contract import LONGEST_RETIREMENT
 from guardrails.store.engine import leaving
 from guardrails.store.engine.file import StoreFile
 from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import (
-    ASKED_BY_SIGNAL,
     CPU_BITS,
     DUMP_SHIFT,
     G_CPU,
@@ -40,6 +32,7 @@ from guardrails.store.layout import (
     RESPAWNS,
     RETIRE_SHIFT,
     SIGNAL_MASK,
+    STACKS_BY_SIGNAL,
     W_FLAGS,
     W_NAMESPACE,
     W_PARENT,
@@ -55,6 +48,7 @@ from guardrails.store.layout import (
     WORKER_WORDS,
 )
 from guardrails.store.processes import Owner, ProcessFacts, is_dead, limits_of, process_facts
+from guardrails.store.records import InFlight, Penalty, Records, Worker, WorkerFacts
 
 
 class Entry(NamedTuple):
@@ -100,7 +94,7 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     words[place + W_FLAGS] = (
         (RESPAWNS if facts.respawns else 0)
         | (INTERRUPTIBLE if facts.interruptible else 0)
-        | (ASKED_BY_SIGNAL if facts.asked_by_signal else 0)
+        | (STACKS_BY_SIGNAL if facts.stacks_by_signal else 0)
         | facts.retire_signal << RETIRE_SHIFT
         | facts.dump_signal << DUMP_SHIFT
     )
@@ -165,7 +159,7 @@ def workers(file: StoreFile) -> Records[Worker]:
                 retire_signal=flags >> RETIRE_SHIFT & SIGNAL_MASK,
                 dump_signal=flags >> DUMP_SHIFT & SIGNAL_MASK,
                 interruptible=bool(flags & INTERRUPTIBLE),
-                asked_by_signal=bool(flags & ASKED_BY_SIGNAL),
+                stacks_by_signal=bool(flags & STACKS_BY_SIGNAL),
                 limits=limits_of(owner.pid) if here else {},
             )
         )

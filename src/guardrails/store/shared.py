@@ -30,14 +30,8 @@ from guardrails.store.contract import (
     SWITCH_WORDS,
     Debit,
     EnterResult,
-    GuardCounters,
-    InFlight,
-    Penalty,
-    Records,
     Slot,
     StoreRequest,
-    Worker,
-    WorkerFacts,
     check_switch_word,
     monotonic_microseconds,
     warn_of_unknown_guard,
@@ -53,6 +47,7 @@ from guardrails.store.layout import (
     H_SWITCHED,
 )
 from guardrails.store.processes import is_dead
+from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, Worker, WorkerFacts
 
 log = logging.getLogger("guardrails")
 
@@ -385,7 +380,7 @@ def _in_flight(file: StoreFile) -> Records[InFlight]:
             process_start=words[row + layout.R_START],
             row=row - file.first_row,
             namespace=words[row + layout.R_NAMESPACE],
-            usual_path=bool(words[row + layout.R_RESOURCE] & 1),
+            path_is_canonical=bool(words[row + layout.R_RESOURCE] & 1),
         )
         if generation and words[row] == generation:
             found.append(shown)

@@ -7,8 +7,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
+from guardrails.store.records import InFlight, Worker
 from guardrails.watchdog.pidfd import open_process
 from guardrails.worker import control_pipe, stacks
 
@@ -85,7 +85,7 @@ class Processes:
         return stacks.ask_py_spy(worker.pid) or dump
 
     def _ask(self, worker: Worker, thread: int) -> bool:
-        if not worker.asked_by_signal:
+        if not worker.stacks_by_signal:
             return control_pipe.send_command(worker.owner, control_pipe.SHOW_STACKS, 0, thread)
         return stacks.catches(worker.pid, stacks.ASK_SIGNAL) and self.send(
             worker.owner, stacks.ASK_SIGNAL

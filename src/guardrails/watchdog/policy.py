@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from guardrails.paths import path_readings
-from guardrails.store.contract import InFlight
+from guardrails.store.records import InFlight
 
 _SHOWN = 128
 """Bytes of a path that a row shows."""
@@ -49,7 +49,7 @@ class Policy:
         spelling.
         """
         found, longest = self.timeout, -1
-        if not self.path_timeouts or (len(request.path) >= _SHOWN and not request.usual_path):
+        if not self.path_timeouts or (len(request.path) >= _SHOWN and not request.path_is_canonical):
             return found
         readings = path_readings(request.path)
         for prefix, seconds in self.path_timeouts.items():
