@@ -44,7 +44,7 @@ MOST_SLOTS = 8
 """How many slots one request can hold."""
 
 REAP_INTERVAL = 250_000
-"""Microseconds between two searches for slots that nobody will release."""
+"""Microseconds between two searches for slots that no process will release."""
 
 SHORTEST_RETRY = 1_000_000
 """The shortest `Refusal.retry` of a request that finds no free slot, in microseconds."""
@@ -106,7 +106,7 @@ class Requirement:
         meters: the meters that must have room.
         slots: the slots that must be free.
         ban: the meter whose instant is the end of a client's ban, by the request's `ban_key`; None if
-            the guard bans nobody.
+            the guard does not ban.
         shadow_ban: the meter that is used instead of `ban` in a dry run.
         ban_for: how long a refusal bans the client, in microseconds (0).
         wait: how long a request may wait for a slot, in microseconds (0).
@@ -195,7 +195,7 @@ class StoreRequest:
 
     Attributes:
         key: the key of the requirements whose key is None.
-        ban_key: the key that a refusal bans; empty if the request can ban nobody.
+        ban_key: the key that a refusal bans; empty if there is none.
         client: the client's address, for the scoreboard; so are `method`, `host` and `path`.
         resource: the path that stands for all of its spellings.
         may_wait: whether the request can be delayed.
@@ -345,7 +345,7 @@ class Store(Protocol):
         """
 
     def sleep(self, microseconds: int) -> None:
-        """Sleep on the store's clock: a test's clock moves forward, and nobody waits."""
+        """Sleep on the store's clock: a test's clock moves forward, and the call returns at once."""
 
     def pseudonym(self, key: bytes) -> str:
         """Return a keyed hash of a key, the same in all workers, to show instead of the key."""
