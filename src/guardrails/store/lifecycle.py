@@ -100,10 +100,11 @@ def open_store_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
 
 
 def condemn(file: StoreFile) -> StoreFile | None:
-    """Copy the state of a file whose lock is held by a stopped process to a new file.
+    """Copy the state of a file whose lock cannot be taken any more to a new file.
 
-    Only that process can still write to the old file. What its unfinished acquisition of the lock has
-    written is left out of the copy. When the process continues, it repeats its call on the new file.
+    The holder of the lock was stopped, or it ended in a way that made the mutex unusable. Only the
+    holder can still write to the old file. What its unfinished acquisition of the lock has written is
+    left out of the copy. If it continues, it repeats its call on the new file.
 
     Returns:
         The new file; None if another process has done this already.
@@ -116,8 +117,8 @@ def condemn(file: StoreFile) -> StoreFile | None:
         words[H_CONDEMNED] = number
         words[H_RETIRED] = RETIRED_CONDEMNED
         log.error(
-            "store %s: process %d was stopped while it held the lock; the state was copied to a new "
-            "file, which that process will use when it continues",
+            "store %s: process %d was stopped, or ended, while it held the lock; the state is copied "
+            "to a new file, which that process will use if it continues",
             file.path,
             words[H_OWNER],
         )

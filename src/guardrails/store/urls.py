@@ -95,9 +95,9 @@ def open_store(url: str | None = None) -> Store:
 
     names = sorted({name for folder in directory.folders() for name in lifecycle.stores_in(folder)})
     if len(names) != 1:
-        found = "there is none" if not names else "there are " + ", ".join(names)
+        found = ", ".join(names) or "none"
         raise ConfigurationError(
-            f"store: None does not say which of this user's stores is meant, and {found}: write "
+            f"store: no store is named, and this user has {found}: name one, as in "
             'guardrails.open_store("shm:NAME")'
         )
     return SharedStore(names[0], create=False)
