@@ -2,8 +2,8 @@ import os
 import socket
 
 import pytest
-from asking import private_store
 from hypothesis import HealthCheck, settings
+from short_forms import private_store
 
 import guardrails
 import leftovers

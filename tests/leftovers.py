@@ -1,7 +1,8 @@
 """A run of the tests leaves the folders of shared memory as it found them, but for the folder's lock.
 
 What lies there is noted when a run begins. What is new when it ends was left by a test, or by
-guardrails, unless a living process has it: another run may be under way on the same machine.
+guardrails, unless a living process has it: another run may be under way on the same machine. What
+tests have killed leaves files behind; the next look at the workers removes these, so one is taken.
 """
 
 import fcntl
@@ -10,6 +11,8 @@ import re
 import tempfile
 import time
 from pathlib import Path
+
+from guardrails.store.process_files import remove_files_of_dead
 
 FOLDERS = [
     Path(parent, f"guardrails-{os.geteuid()}")
@@ -26,6 +29,7 @@ def files():
 def left_since(before, seconds=LONGEST_SECONDS):
     """What is new and nobody's; processes that are about to end have some seconds to remove it."""
     deadline = time.monotonic() + seconds
+    remove_files_of_dead()
     while (left := {path for path in files() - before if not _is_used(path)}) and (
         time.monotonic() < deadline
     ):

@@ -10,19 +10,8 @@ from typing import Any, Self
 from werkzeug.test import EnvironBuilder
 
 from guardrails import testing
-from guardrails.store.contract import (
-    Debit,
-    EnterResult,
-    GuardCounters,
-    InFlight,
-    Penalty,
-    Records,
-    Slot,
-    Store,
-    StoreRequest,
-    Worker,
-    WorkerFacts,
-)
+from guardrails.store.contract import Debit, EnterResult, Slot, Store, StoreRequest
+from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, Worker, WorkerFacts
 
 JOIN_SECONDS = 60
 """No thread of the tests is waited for longer; none should come near it."""

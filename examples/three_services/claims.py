@@ -11,7 +11,7 @@ from clients import Answer, Crowd
 from observer import Kill
 from replay import Log
 
-from guardrails.store.contract import GuardCounters
+from guardrails.store.records import GuardCounters
 
 LATEST_SECONDS = 1.5
 LONGEST_SECONDS = 60

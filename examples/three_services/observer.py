@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from app import CPU_SECONDS_PER_IMAGE
 
 import guardrails
-from guardrails.store.contract import InFlight
+from guardrails.store.records import InFlight
 
 LOOK_EVERY = 0.04
 KILL_DEADLINE_SECONDS = 20

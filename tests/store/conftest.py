@@ -1,7 +1,7 @@
 """One clock, and every kind of store on it."""
 
 import pytest
-from asking import private_store
+from short_forms import private_store
 
 from guardrails.store.memory import MemoryStore
 from guardrails.testing import Clock

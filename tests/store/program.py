@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from asking import MINUTE, meter, open_request, requirement, slot
+from short_forms import MINUTE, meter, open_request, requirement, slot
 
 import guardrails
 from guardrails import testing
@@ -32,20 +32,20 @@ def patiently(call):
 
 
 def hammer_meter(name, burst):
-    """Ask until refused; say how often it was admitted."""
+    """Enter until refused; print how often it was admitted."""
     store = SharedStore(name, private=True)
     limit = requirement(meter("meter", period=1000 * MINUTE, burst=int(burst)), guard="meter")
     admitted = 0
     while True:
-        asked = open_request(limit)
-        if not patiently(lambda asked=asked: store.enter(asked)).admitted:
+        entering = open_request(limit)
+        if not patiently(lambda entering=entering: store.enter(entering)).admitted:
             break
-        patiently(lambda asked=asked: store.leave(asked))
+        patiently(lambda entering=entering: store.leave(entering))
         admitted += 1
     print(admitted)
 
 
-def hammer_slot(name, limit, tally, times):
+def hammer_slot(name, limit, counted, times):
     """Enter and leave; count the holders in a file, under a lock of its own."""
     store = SharedStore(name, private=True)
     cap = requirement(slot("cap", limit=int(limit)), guard="cap")
@@ -54,15 +54,15 @@ def hammer_slot(name, limit, tally, times):
     print(int(patiently(lambda: store.enter(first)).admitted), flush=True)
     sys.stdin.readline()
     patiently(lambda: store.leave(first))
-    with Path(tally).open("r+b", buffering=0) as file:
+    with Path(counted).open("r+b", buffering=0) as file:
         for _ in range(int(times)):
-            asked = open_request(cap)
-            if patiently(lambda asked=asked: store.enter(asked)).admitted:
+            entering = open_request(cap)
+            if patiently(lambda entering=entering: store.enter(entering)).admitted:
                 entered += 1
                 _count(file, 1)
                 os.sched_yield()
                 _count(file, -1)
-                patiently(lambda asked=asked: store.leave(asked))
+                patiently(lambda entering=entering: store.leave(entering))
     print(entered)
 
 
@@ -114,9 +114,9 @@ def stop_inside(name, call):
     cap = requirement(slot("cap", limit=2), guard="cap")
     store.requests()
     for _ in range(int(call) - 1):
-        asked = open_request(cap)
-        store.enter(asked)
-        store.leave(asked)
+        entering = open_request(cap)
+        store.enter(entering)
+        store.leave(entering)
     calls, stop_at = 0, 1
     print("admitted" if store.enter(open_request(cap)).admitted else "refused")
 
@@ -202,15 +202,15 @@ def threads(name, limit):
     def work():
         nonlocal holders, most, entered
         for _ in range(300):
-            asked = open_request(cap)
-            if patiently(lambda asked=asked: store.enter(asked)).admitted:
+            entering = open_request(cap)
+            if patiently(lambda entering=entering: store.enter(entering)).admitted:
                 with counting:
                     holders += 1
                     entered += 1
                     most = max(most, holders)
                 with counting:
                     holders -= 1
-                patiently(lambda asked=asked: store.leave(asked))
+                patiently(lambda entering=entering: store.leave(entering))
 
     workers = [threading.Thread(target=work) for _ in range(8)]
     for worker in workers:

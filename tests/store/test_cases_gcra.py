@@ -14,7 +14,7 @@ STEPS = CASES["gcra-table"]["steps"]
 
 
 class Table:
-    """The table's limit, asked step by step on its clock, with the cost in a header."""
+    """The table's limit, tried step by step on its clock, with the cost in a header."""
 
     def __init__(self):
         self.start = 1_000
@@ -133,7 +133,7 @@ def test_a_store_that_never_gets_its_turn_ends_in_an_error_not_in_a_loop(case, c
 
 @pytest.mark.parametrize("case", ["gcra-zero-rate", "emission-0 per 1 ns", "emission-1 per 0 ns"])
 def test_a_rate_of_nothing_is_refused_when_it_is_built(case):
-    """Upstream has an interval of 0 for these and refuses when asked; ours are refused at once."""
+    """Upstream has an interval of 0 for these and refuses each request; ours are refused at once."""
     rate = CASES[case]["given"]["rate"].replace("ns", "ms")
 
     with pytest.raises(ConfigurationError, match="can never admit a request"):

@@ -1,16 +1,16 @@
-"""What every store does. The memory store is the specification; the others must agree."""
+"""What every store does. The memory store is the specification, and the others must agree with it."""
 
 import os
 
 import pytest
-from asking import MINUTE, SECOND, ban, cpu_meter, meter, open_request, requirement, slot, tally
+from short_forms import MINUTE, SECOND, ban, cpu_meter, meter, open_request, requirement, slot
 
 from guardrails.errors import StoreError
 from guardrails.store.contract import MOST_SLOTS, Debit
 
 
-def admitted(store, *demands, **options):
-    return store.enter(open_request(*demands, **options)).admitted
+def admitted(store, *requirements, **options):
+    return store.enter(open_request(*requirements, **options)).admitted
 
 
 def test_a_meter_admits_its_burst_and_then_one_an_interval(store, clock):
@@ -105,16 +105,7 @@ def test_update_debits_a_request_that_goes_on(store):
     assert len(store.requests()) == 1
 
 
-def test_a_tally_counts_in_a_window_that_starts_at_the_first_event(store, clock):
-    three = requirement(tally(limit=3, window=MINUTE))
-    assert [admitted(store, three) for _ in range(2)] == [True, True]
-    clock.advance(59)
-    assert [admitted(store, three) for _ in range(2)] == [True, False]
-    clock.advance(1)
-    assert admitted(store, three)
-
-
-def test_a_slot_is_held_until_its_visit_leaves(store):
+def test_a_slot_is_held_until_its_request_leaves(store):
     cap = requirement(slot(limit=2))
     first, second = open_request(cap), open_request(cap)
     assert store.enter(first).admitted
@@ -205,7 +196,7 @@ def test_one_request_holds_eight_slots_and_no_more(store):
     assert sum(store.slots_held().values()) == MOST_SLOTS
 
 
-def test_a_visit_that_enters_again_adds_to_its_row(store):
+def test_a_request_that_enters_again_adds_to_its_row(store):
     outer, inner = requirement(slot("outer")), requirement(slot("inner"), guard="inner")
     both = open_request(outer)
     store.enter(both)
@@ -218,7 +209,7 @@ def test_a_visit_that_enters_again_adds_to_its_row(store):
     assert store.requests() == []
 
 
-def test_a_refusal_raises_the_ban_and_knocking_does_not_extend_it(store, clock):
+def test_a_refusal_sets_the_ban_and_further_requests_do_not_extend_it(store, clock):
     limit = requirement(meter(), **ban(lasts=20 * MINUTE))
     assert admitted(store, limit)
     (refusal,) = store.enter(open_request(limit)).refusals
@@ -231,7 +222,7 @@ def test_a_refusal_raises_the_ban_and_knocking_does_not_extend_it(store, clock):
     assert admitted(store, limit)
 
 
-def test_a_ban_is_found_by_a_demand_that_only_asks_for_it(store):
+def test_a_ban_is_found_by_a_requirement_that_is_only_about_the_ban(store):
     limit = requirement(meter(), **ban())
     elsewhere = requirement(ban_only=True, **ban())
     assert admitted(store, elsewhere)
@@ -241,14 +232,14 @@ def test_a_ban_is_found_by_a_demand_that_only_asks_for_it(store):
     assert store.counters()["guard"].admitted == 1
 
 
-def test_a_refused_demand_needs_no_meter(store):
+def test_a_refused_requirement_needs_no_meter(store):
     result = store.enter(open_request(requirement(refused=True)))
     assert not result.admitted
     assert result.refusals[0].retry is None
     assert store.counters()["guard"].refused == 1
 
 
-def test_a_dry_run_refuses_nobody_and_charges_like_the_real_one(store, clock):
+def test_a_dry_run_refuses_nothing_and_charges_like_the_real_one(store, clock):
     limit = requirement(meter(burst=2))
     outcomes = [store.enter(open_request(limit, dry_run=True)) for _ in range(3)]
     assert all(result.admitted for result in outcomes)
@@ -256,7 +247,7 @@ def test_a_dry_run_refuses_nobody_and_charges_like_the_real_one(store, clock):
     assert not admitted(store, limit)
 
 
-def test_a_dry_run_raises_only_a_shadow_of_its_ban(store, clock):
+def test_a_dry_run_sets_only_a_shadow_of_its_ban(store, clock):
     limit = requirement(meter(), **ban())
     for _ in range(2):
         store.enter(open_request(limit, dry_run=True))
@@ -266,12 +257,12 @@ def test_a_dry_run_raises_only_a_shadow_of_its_ban(store, clock):
     assert admitted(store, limit)
 
 
-def test_a_dry_demand_charges_nothing_for_a_request_that_another_refuses(store, clock):
+def test_a_requirement_in_a_dry_run_charges_nothing_for_a_request_that_another_refuses(store, clock):
     watched = requirement(meter("watched", burst=1), guard="watched")
     enforced = requirement(refused=True)
-    asked = open_request(enforced)
-    asked.requirements += open_request(watched, dry_run=True).requirements
-    assert not store.enter(asked).admitted
+    entering = open_request(enforced)
+    entering.requirements += open_request(watched, dry_run=True).requirements
+    assert not store.enter(entering).admitted
     assert admitted(store, watched)
 
 
@@ -320,8 +311,8 @@ def test_one_guard_can_be_switched(store):
 
 
 def test_the_scoreboard_shows_what_is_in_flight(store, clock):
-    asked = open_request(requirement(slot()), client="198.51.100.7", path="/morphing/" + "x" * 300)
-    store.enter(asked)
+    entering = open_request(requirement(slot()), client="198.51.100.7", path="/morphing/" + "x" * 300)
+    store.enter(entering)
     clock.advance(2.5)
     (shown,) = store.requests()
     assert (shown.pid, shown.client, shown.method, shown.host) == (
@@ -350,7 +341,7 @@ def test_counters_tell_what_each_guard_did(store):
     assert store.counters()["guard"] == (2, 1, 1, 0)
 
 
-def test_reset_forgets_the_past_but_not_who_is_there(store):
+def test_reset_clears_meters_and_counters_and_keeps_slots(store):
     both = requirement(meter(), slot(limit=2))
     store.enter(open_request(both))
     assert not admitted(store, both)

@@ -1,4 +1,4 @@
-"""The shared store's file: where it lies, what is believed of it, how it comes and goes."""
+"""The shared store's file: where it lies, when it is trusted, how it is made, replaced and removed."""
 
 import contextlib
 import errno
@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from asking import MINUTE, SECOND, meter, open_request, private_store, requirement, slot
+from short_forms import MINUTE, SECOND, meter, open_request, private_store, requirement, slot
 
 from guardrails import MaxConcurrentReqs, SpeedLimit, testing, throttle
 from guardrails.errors import ConfigurationError, StoreError
 from guardrails.store import directory, layout
-from guardrails.store.contract import WorkerFacts
 from guardrails.store.engine import file
+from guardrails.store.records import WorkerFacts
 from guardrails.store.shared import SharedStore
 from guardrails.store.urls import open_store, store_from_url
 from guardrails.testing import Clock
@@ -163,7 +163,7 @@ def test_a_link_is_never_followed(folder, tmp_path):
         second_place_fails(small)
 
 
-def test_a_folder_that_somebody_else_prepared_is_not_used(folder, caplog):
+def test_a_folder_that_another_user_made_is_not_used(folder, caplog):
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     store = small()
@@ -209,7 +209,7 @@ def test_another_size_carries_the_state_over_and_everybody_follows(folder):
     assert the_file(folder).stat().st_size == larger._file.map.size()
 
 
-def test_a_size_that_was_not_asked_for_is_taken_as_it_is(folder):
+def test_without_a_size_an_existing_file_keeps_its_size(folder):
     small(clients=5000).requests()
     size = the_file(folder).stat().st_size
     SharedStore("site").requests()
@@ -251,9 +251,9 @@ def test_a_full_table_drops_the_meter_nearest_its_end_and_counts_it(folder):
     passing = requirement(meter("passing", period=10 * SECOND), guard="passing")
     assert store.enter(open_request(lasting, key=b"wanted")).admitted
     for number in range(2000):
-        asked = open_request(passing, key=str(number).encode())
-        store.enter(asked)
-        store.leave(asked)
+        entering = open_request(passing, key=str(number).encode())
+        store.enter(entering)
+        store.leave(entering)
     assert store.alarms()["evicted"] > 0
     assert not store.enter(open_request(lasting, key=b"wanted")).admitted
 
@@ -276,23 +276,23 @@ def test_a_private_file_goes_with_its_last_process(folder):
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_who_looks_at_a_private_file_keeps_it_from_nobody(folder):
+def test_an_observer_does_not_keep_a_private_file_from_being_removed(folder):
     store = small(private=True)
     store.requests()
-    looking = SharedStore("site", private=True, create=False)
-    looking.requests()
+    observer = SharedStore("site", private=True, create=False)
+    observer.requests()
     store.close()
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_who_looks_has_no_say_in_how_long_a_slot_is_held(folder):
+def test_an_observer_does_not_judge_how_long_a_slot_is_held(folder):
     """Its clock may be another: that of a test's store stands still, and a watchdog's goes on."""
     store = small(clock=Clock(1000))
     held = open_request(requirement(slot("cap", limit=1, max_hold=SECOND), guard="cap"))
     assert store.enter(held).admitted
-    looking = SharedStore("site", create=False, clock=Clock(2000))
-    assert looking.workers() == []
-    assert looking.slots_held() == {"cap": 1}
+    observer = SharedStore("site", create=False, clock=Clock(2000))
+    assert observer.workers() == []
+    assert observer.slots_held() == {"cap": 1}
     store.leave(held)
     assert store.alarms() == {}
 
@@ -310,19 +310,19 @@ def test_other_users_of_a_name_have_other_files(folder):
     assert f"guardrails-{os.geteuid()}" in str(next(iter(directory.folders())))
 
 
-def test_looking_makes_no_store(folder):
+def test_reading_makes_no_store(folder):
     with pytest.raises(StoreError, match="there is no store 'nobody' of uid"):
         open_store("shm:nobody").requests()
     assert not folder.exists()
 
 
 def test_the_only_store_is_found_without_its_name(folder):
-    with pytest.raises(ConfigurationError, match="there is none"):
+    with pytest.raises(ConfigurationError, match="this user has none"):
         open_store()
     spent(small("site"))
     assert open_store().counters()["spent"].admitted == 1
     small("another").requests()
-    with pytest.raises(ConfigurationError, match="there are another, site"):
+    with pytest.raises(ConfigurationError, match="this user has another, site: name one"):
         open_store()
 
 
@@ -350,8 +350,8 @@ def test_a_mutex_that_does_not_prove_itself_makes_way_for_flock(folder, monkeypa
         assert spent(other)
 
 
-def test_a_file_that_cannot_be_mapped_closes_nobody_elses_descriptor(folder, monkeypatch):
-    """Memory may be at its limit; the number of a closed descriptor is soon somebody else's."""
+def test_a_file_that_cannot_be_mapped_closes_no_other_descriptor(folder, monkeypatch):
+    """Memory may be at its limit, and the number of a closed descriptor is soon used again."""
     small().requests()
     close, strangers = os.close, []
 
@@ -371,7 +371,7 @@ def test_a_file_that_cannot_be_mapped_closes_nobody_elses_descriptor(folder, mon
 
     assert strangers
     for number in strangers:
-        os.close(number)  # raises if somebody has closed it
+        os.close(number)  # raises if it was closed
 
 
 def test_a_process_that_began_before_the_clock_is_on_the_scoreboard(folder):
@@ -382,7 +382,7 @@ def test_a_process_that_began_before_the_clock_is_on_the_scoreboard(folder):
     assert worker.age_seconds == pytest.approx(1.0)
 
 
-def test_a_total_that_was_displaced_counts_nobody_twice(clock):
+def test_a_count_that_was_displaced_counts_nothing_twice(clock):
     """Two slots whose hashes meet: with 16 rows that happens often."""
     store = private_store(clock, clients=16, rows=16)
     app = throttle(testing.hello, MaxConcurrentReqs(5, by="client"), MaxConcurrentReqs(1), store=store)
@@ -397,7 +397,7 @@ def test_a_total_that_was_displaced_counts_nobody_twice(clock):
     store.close()
 
 
-def test_a_plan_that_is_not_used_again_keeps_no_old_file_mapped(clock):
+def test_a_route_that_is_not_used_again_keeps_no_old_file_mapped(clock):
     store = SharedStore(f"test-mapped-{os.getpid()}", clients=16, rows=16, private=True, clock=clock)
     app = throttle(testing.hello, SpeedLimit("99/second"), store=store)
     for number in range(10):

@@ -14,4 +14,4 @@ def test_the_memory_store_forgets_clients_whose_time_has_passed(clock):
         Exchange(app, REMOTE_ADDR=f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}").finish()
         clock.advance(0.001)
 
-    assert len(store._cells) < 20_000
+    assert len(store._model.words) < 20_000

@@ -3,18 +3,19 @@
 import copy
 import os
 
-from asking import MINUTE, SECOND, ban, cpu_meter, meter, private_store, requirement, slot, tally
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from short_forms import MINUTE, SECOND, ban, cpu_meter, meter, private_store, requirement, slot
 
-from guardrails.store.contract import Debit, InFlight, KeyedRequirement, RouteRequirements, StoreRequest
+from guardrails.store.contract import Debit, KeyedRequirement, RouteRequirements, StoreRequest
 from guardrails.store.memory import MemoryStore
+from guardrails.store.records import InFlight
 from guardrails.testing import Clock
 
 CPU = cpu_meter(window=3 * SECOND, resume=0.5)
 EARLY = slot("early", limit=2, max_hold=5 * SECOND)
-DEMANDS = {
+REQUIREMENTS = {
     "rate": requirement(meter("rate", count=2, burst=3), guard="rate"),
     "two rates": requirement(
         meter("fast", burst=2), meter("slow", period=MINUTE, burst=5), guard="two"
@@ -24,7 +25,6 @@ DEMANDS = {
     "cpu": requirement(CPU, guard="cpu"),
     "cap": requirement(slot("cap", limit=2), guard="cap"),
     "early": requirement(EARLY, guard="early"),
-    "tally": requirement(tally(limit=2, window=4 * SECOND), guard="tally"),
     "bans": requirement(meter("strict", burst=2), guard="bans", **ban("bans", lasts=7 * SECOND)),
     "cpu bans": requirement(
         cpu_meter("cpu 2", window=SECOND), guard="cpu bans", **ban("cpu", lasts=2 * SECOND)
@@ -32,13 +32,13 @@ DEMANDS = {
     "ban only": requirement(guard="bans", ban_only=True, **ban("bans", lasts=7 * SECOND)),
     "refused": requirement(guard="refused", refused=True, **ban("refused", lasts=3 * SECOND)),
 }
-GUARDS = sorted({each.guard for each in DEMANDS.values()})
+GUARDS = sorted({each.guard for each in REQUIREMENTS.values()})
 KEYS = [b"one", b"two", b""]
 GONE = InFlight(0, 0, 0.0, "", "", "", "", 0)
 
 
 class StoresAgree(RuleBasedStateMachine):
-    visits = Bundle("visits")
+    requests_made = Bundle("requests_made")
 
     def __init__(self):
         super().__init__()
@@ -48,12 +48,12 @@ class StoresAgree(RuleBasedStateMachine):
         self.entered = 0
         self.known = {}
 
-    def recurring(self, asked, dry, resource):
-        """The same object for the same asks and resource, as the middleware gives it."""
+    def recurring(self, names, dry, resource):
+        """The same object for the same requirements and resource, as the middleware gives it."""
         requirements = RouteRequirements(
-            KeyedRequirement(DEMANDS[name], None, name in dry) for name in asked
+            KeyedRequirement(REQUIREMENTS[name], None, name in dry) for name in names
         )
-        return self.known.setdefault((asked, dry, resource), requirements)
+        return self.known.setdefault((names, dry, resource), requirements)
 
     def teardown(self):
         self.shared.close()
@@ -73,23 +73,23 @@ class StoresAgree(RuleBasedStateMachine):
         return answers[0]
 
     @rule(
-        target=visits,
-        asked=st.lists(st.sampled_from(sorted(DEMANDS)), max_size=4, unique=True),
+        target=requests_made,
+        names=st.lists(st.sampled_from(sorted(REQUIREMENTS)), max_size=4, unique=True),
         key=st.sampled_from(KEYS),
         ban_key=st.sampled_from(KEYS),
-        dry=st.sets(st.sampled_from(sorted(DEMANDS)), max_size=2),
+        dry=st.sets(st.sampled_from(sorted(REQUIREMENTS)), max_size=2),
         may_wait=st.booleans(),
         final=st.booleans(),
         recurring=st.booleans(),
         resource=st.sampled_from(["/p", "/q", "/" + "x" * 200]),
     )
-    def enter(self, asked, key, ban_key, dry, may_wait, final, recurring, resource):
+    def enter(self, names, key, ban_key, dry, may_wait, final, recurring, resource):
         if self.entered >= 30:
             return None
         open_request = StoreRequest(
-            self.recurring(tuple(asked), frozenset(dry), resource)
+            self.recurring(tuple(names), frozenset(dry), resource)
             if recurring
-            else [KeyedRequirement(DEMANDS[name], key, name in dry) for name in asked],
+            else [KeyedRequirement(REQUIREMENTS[name], key, name in dry) for name in names],
             key=key,
             ban_key=ban_key,
             client="192.0.2.1",
@@ -106,18 +106,18 @@ class StoresAgree(RuleBasedStateMachine):
         self.entered += pair[0].entered
         return pair
 
-    @rule(pair=visits, asked=st.sampled_from(sorted(DEMANDS)), key=st.sampled_from(KEYS))
-    def enter_again(self, pair, asked, key):
+    @rule(pair=requests_made, name=st.sampled_from(sorted(REQUIREMENTS)), key=st.sampled_from(KEYS))
+    def enter_again(self, pair, name, key):
         if pair is None or not pair[0].entered:
             return
         if not self.is_in_flight(pair):
             return
         for open_request in pair:
-            open_request.requirements = [KeyedRequirement(DEMANDS[asked], key, False)]
+            open_request.requirements = [KeyedRequirement(REQUIREMENTS[name], key, False)]
         if sum(shown.slots for shown in self.memory.requests()) < 8:
             self.both("enter", pair)
 
-    @rule(pair=visits, amount=st.integers(0, 20 * SECOND), key=st.sampled_from(KEYS))
+    @rule(pair=requests_made, amount=st.integers(0, 20 * SECOND), key=st.sampled_from(KEYS))
     def leave(self, pair, amount, key):
         if pair is not None:
             before = self.is_in_flight(pair)
@@ -129,26 +129,26 @@ class StoresAgree(RuleBasedStateMachine):
         pauses=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.6, 2.5]), min_size=1, max_size=4),
         dry=st.booleans(),
     )
-    def burn_and_knock(self, burnt, pauses, dry):
-        """CPU is charged, and the client knocks again while its bucket sinks."""
+    def charge_and_retry(self, burnt, pauses, dry):
+        """CPU is charged, and the client tries again while its bucket empties."""
         for store in (self.memory, self.shared):
             store.update(StoreRequest([], pid=os.getpid()), [Debit(CPU, b"one", burnt)])
         for pause in pauses:
             self.clock.advance(pause)
             pair = tuple(
-                StoreRequest([KeyedRequirement(DEMANDS["cpu"], b"one", dry)], pid=os.getpid())
+                StoreRequest([KeyedRequirement(REQUIREMENTS["cpu"], b"one", dry)], pid=os.getpid())
                 for _ in range(2)
             )
             self.both("enter", pair)
             self.both("leave", pair)
 
-    @rule(pair=visits, amount=st.integers(1, 2 * SECOND), release=st.booleans())
+    @rule(pair=requests_made, amount=st.integers(1, 2 * SECOND), release=st.booleans())
     def update(self, pair, amount, release):
         if pair is not None and self.is_in_flight(pair):
             self.both("update", pair, [Debit(CPU, b"one", amount)], [EARLY] if release else [])
 
     @rule(
-        pair=visits,
+        pair=requests_made,
         amount=st.integers(0, 20 * SECOND),
         ban_for=st.sampled_from([0, 2 * SECOND, MINUTE]),
     )

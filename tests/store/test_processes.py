@@ -1,4 +1,4 @@
-"""Real processes that share one store: what is exact stays exact, whoever dies, stops or is cut off."""
+"""Real processes that share one store: what is exact stays exact when some die, stop or are cut off."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from asking import MINUTE, SECOND, meter, open_request, private_store, requirement, slot
+from short_forms import MINUTE, SECOND, meter, open_request, private_store, requirement, slot
 
 from guardrails import MaxConcurrentReqs, testing, throttle
 from guardrails.errors import StoreBusyError
@@ -110,13 +110,13 @@ def test_processes_that_hammer_one_meter_admit_exactly_its_burst(store, start):
 @pytest.mark.one_python
 def test_processes_that_hammer_one_slot_are_never_more_than_its_limit(store, tmp_path, start):
     store.requests()
-    tally = tmp_path / "holders"
-    tally.write_bytes(bytes(16))
-    processes = [start("hammer-slot", store.name, 3, tally, 400) for _ in range(4)]
+    counted = tmp_path / "holders"
+    counted.write_bytes(bytes(16))
+    processes = [start("hammer-slot", store.name, 3, counted, 400) for _ in range(4)]
     at_first = [int(process.stdout.readline()) for process in processes]
     assert sum(at_first) == 3
     entered = [int(said(process, "go\n")[0]) for process in processes]
-    holders, most = int.from_bytes(tally.read_bytes()[:8]), int.from_bytes(tally.read_bytes()[8:])
+    holders, most = int.from_bytes(counted.read_bytes()[:8]), int.from_bytes(counted.read_bytes()[8:])
     assert holders == 0
     assert most <= 3
     assert sum(entered) + 3 == store.counters()["cap"].admitted
@@ -133,9 +133,9 @@ def test_sigkill_at_any_instant_loses_no_slot_and_never_exceeds_the_limit(store)
     def hammer():
         own = SharedStore(store.name, private=True)
         while True:
-            asked = open_request(cap, key=random.choice([b"one", b"two"]))
-            patiently(lambda asked=asked: own.enter(asked))
-            patiently(lambda asked=asked: own.leave(asked) or True)
+            entering = open_request(cap, key=random.choice([b"one", b"two"]))
+            patiently(lambda entering=entering: own.enter(entering))
+            patiently(lambda entering=entering: own.leave(entering) or True)
 
     kills, limit = 300, 4
     with contextlib.ExitStack() as stack:
@@ -146,7 +146,7 @@ def test_sigkill_at_any_instant_loses_no_slot_and_never_exceeds_the_limit(store)
             os.kill(children[index], signal.SIGKILL)
             os.waitpid(children[index], 0)
             children[index] = stack.enter_context(forked(hammer))
-            # Who looks while one leaves and another enters may count both.
+            # A reading while one request leaves and another enters may count both.
             assert poll(lambda: patiently(store.slots_held).get("cap", 0) <= limit)
     for key in (b"one", b"two"):
         assert all(
@@ -194,14 +194,14 @@ def test_a_new_worker_takes_back_what_dead_ones_held(store, start):
 
 
 def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypatch):
-    """Whoever makes another store at that very moment removes private files that nobody has open."""
+    """A process that makes another store removes private files that no process has open."""
     store = private_store(clients=256, rows=64, lock="mutex")
     cap = requirement(slot("cap", limit=9), guard="cap")
     spent = requirement(meter("spent", period=60 * MINUTE), guard="spent")
     assert store.enter(open_request(cap, spent)).admitted
     process = start("stop-inside", store.name, 1)
     assert poll(lambda: _state(process.pid) == "T")
-    open_store_file = lifecycle.open_stack_file
+    open_store_file = lifecycle.open_store_file
 
     def opened_while_another_sweeps(spec, *, create=True):
         for folder in filter(Path.exists, directory.folders()):
@@ -222,27 +222,27 @@ def test_a_private_file_that_was_just_replaced_is_not_swept_away(start, monkeypa
     store.close()
 
 
-def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve(start):
-    """Nobody who serves has come to it yet, when another process sweeps and the looking one ends."""
+def test_a_private_file_that_an_observer_has_replaced_is_there_for_the_workers(start):
+    """No worker has opened it yet when another process sweeps and the observer ends."""
     store = private_store(clients=256, rows=64, lock="mutex")
     cap = requirement(slot("cap", limit=9), guard="cap")
     spent = requirement(meter("spent", period=60 * MINUTE), guard="spent")
     assert store.enter(open_request(cap, spent)).admitted
-    looking = SharedStore(store.name, private=True, create=False)
-    (request,) = looking.requests()
+    observer = SharedStore(store.name, private=True, create=False)
+    (request,) = observer.requests()
     process = start("stop-inside", store.name, 1)
     assert poll(lambda: _state(process.pid) == "T")
 
-    def blames():
+    def penalizes():
         with contextlib.suppress(StoreBusyError):
-            return looking.penalize(request, SECOND, 0)
+            return observer.penalize(request, SECOND, 0)
         return None
 
-    assert poll(lambda: blames() is not None)
+    assert poll(lambda: penalizes() is not None)
     for folder in filter(Path.exists, directory.folders()):
         with directory.directory_lock(folder):
             lifecycle._sweep(folder)
-    looking.close()
+    observer.close()
     assert not store.enter(open_request(spent)).admitted
     assert store.slots_held() == {"cap": 1}
     process.kill()
@@ -252,7 +252,7 @@ def test_a_private_file_that_who_looks_has_replaced_is_there_for_those_who_serve
 @pytest.mark.one_python
 @pytest.mark.parametrize("lock", ["mutex", "flock"])
 @pytest.mark.parametrize("call", range(1, 4))
-def test_a_stopped_holder_of_the_lock_stops_nobody_for_long(call, lock, start):
+def test_a_stopped_holder_of_the_lock_stops_no_other_process_for_long(call, lock, start):
     """SIGSTOP inside the critical section: its file is condemned, the state goes on, it follows."""
     store = private_store(clients=256, rows=64, lock=lock)
     cap = requirement(slot("cap", limit=2), guard="cap")
@@ -285,11 +285,11 @@ def test_fork_in_mid_request_doubles_nothing_and_frees_nothing(store):
     held = open_request(cap)
     assert store.enter(held).admitted
 
-    def child_leaves_and_asks():
+    def child_leaves_and_enters():
         store.leave(held)
         assert not store.enter(open_request(cap)).admitted
 
-    with forked(child_leaves_and_asks) as pid:
+    with forked(child_leaves_and_enters) as pid:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert store.slots_held() == {"cap": 1}
     store.leave(held)
@@ -359,8 +359,8 @@ def test_what_a_process_held_before_it_executed_itself_anew_is_given_back(tmp_pa
     assert ran.stdout == "200 OK\n", ran.stderr
 
 
-def test_a_mutex_that_is_lost_for_good_crashes_nobody():
-    """A holder died, and who was told of it was cut off before it could mend the mutex."""
+def test_a_mutex_that_is_unusable_for_good_crashes_no_process():
+    """A holder died, and the next one was cut off before it could repair the mutex."""
     name = f"test-lost-{os.getpid()}"
     store = SharedStore(name, clients=64, rows=32, private=True)
     store.requests()

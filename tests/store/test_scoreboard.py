@@ -1,4 +1,4 @@
-"""The scoreboard: who serves, what is in flight, and who is to blame for what was killed."""
+"""The scoreboard: workers, requests in flight, and penalties for requests that were ended."""
 
 import json
 import os
@@ -9,14 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from asking import private_store
+from short_forms import private_store
 
 import guardrails
 from guardrails import CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing
 from guardrails.errors import StoreBusyError
 from guardrails.store import scoreboard
-from guardrails.store.contract import WorkerFacts
 from guardrails.store.layout import W_NAMESPACE, W_PID, W_REQUESTS, W_RETIRING, WORKER_WORDS
+from guardrails.store.records import WorkerFacts
 from support import Browser
 
 MINUTE = 60_000_000
@@ -45,13 +45,13 @@ def store(request, clock):
 
 @pytest.fixture
 def named():
-    """A store that other processes find by its URL, and one who looks at it."""
+    """The URL of a store that other processes open, and the store as an observer has it."""
     url = f"shm:test-scoreboard-{secrets.token_hex(6)}?private&clients=100"
-    looking = guardrails.open_store(url)
-    looking.create = True
-    looking.requests()
-    yield url, looking
-    looking.close()
+    observer = guardrails.open_store(url)
+    observer.create = True
+    observer.requests()
+    yield url, observer
+    observer.close()
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def worker(named):
         process.communicate()
 
 
-def test_a_worker_shows_what_it_has_served_and_what_it_is_about(serve, clock):
+def test_a_worker_shows_what_it_has_served_and_what_it_is_serving(serve, clock):
     browser = serve(SpeedLimit("100/second"), MaxConcurrentReqs(5))
     assert browser.statuses(3) == [200] * 3
     clock.advance(4)
@@ -114,54 +114,54 @@ def test_a_scoreboard_is_plain_values_and_json(serve, store):
 
 
 def test_workers_of_several_processes_are_seen_from_outside(named, worker):
-    _url, looking = named
+    _url, observer = named
     processes = {worker(served).pid: served for served in (1, 2, 3)}
 
-    shown = {each.pid: each.requests for each in looking.workers() if each.pid in processes}
+    shown = {each.pid: each.requests for each in observer.workers() if each.pid in processes}
 
     assert shown == processes
-    assert {request.pid for request in looking.requests()} == set(processes)
-    assert {each.parent for each in looking.workers()} == {os.getpid()}
+    assert {request.pid for request in observer.requests()} == set(processes)
+    assert {each.parent for each in observer.workers()} == {os.getpid()}
 
 
-def test_who_died_is_not_shown_and_a_hole_hides_nobody(named, worker):
-    _url, looking = named
+def test_a_dead_worker_is_not_shown_and_its_gap_hides_no_other(named, worker):
+    _url, observer = named
     processes = [worker(1) for _ in range(3)]
     processes[1].kill()
     processes[1].wait()
 
     living = {processes[0].pid, processes[2].pid}
-    assert {each.pid for each in looking.workers()} == living
-    assert {request.pid for request in looking.requests()} == living
-    assert sum(looking.slots_held().values()) == 2
-    assert looking.alarms() == {"reclaimed": 1}
+    assert {each.pid for each in observer.workers()} == living
+    assert {request.pid for request in observer.requests()} == living
+    assert sum(observer.slots_held().values()) == 2
+    assert observer.alarms() == {"reclaimed": 1}
 
 
-def test_who_looks_follows_when_the_file_is_removed_and_made_anew(named, worker):
-    """A cleaner, or an operator: the old file's requests are nobody's any more."""
-    _url, looking = named
+def test_an_observer_follows_when_the_file_is_removed_and_made_anew(named, worker):
+    """A cleaner or an operator removed it: the old file's requests count no longer."""
+    _url, observer = named
     worker(1)
-    assert len(looking.requests()) == 1
-    looking._file.path.unlink()
+    assert len(observer.requests()) == 1
+    observer._file.path.unlink()
     process = worker(2)
-    assert [each.pid for each in looking.requests()] == [process.pid]
+    assert [each.pid for each in observer.requests()] == [process.pid]
 
 
-def test_looking_stops_nobody_while_a_stopped_process_holds_requests(named, worker):
-    """Nothing is asked of a process that is looked at."""
-    _url, looking = named
+def test_reading_waits_for_nothing_while_a_stopped_process_holds_requests(named, worker):
+    """The observer needs nothing from the process that it observes."""
+    _url, observer = named
     process = worker(1)
     process.send_signal(signal.SIGSTOP)
     try:
-        assert [each.pid for each in looking.workers()] == [process.pid]
-        assert [request.path for request in looking.requests()] == ["/held"]
+        assert [each.pid for each in observer.workers()] == [process.pid]
+        assert [request.path for request in observer.requests()] == ["/held"]
     finally:
         process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_sees_nothing(named, worker):
-    url, _looking = named
+    url, _observer = named
     worker(1)
     try:
         os.seteuid(65534)
@@ -188,7 +188,7 @@ def test_the_table_of_workers_takes_the_place_of_dead_ones(clock):
         store.close()
 
 
-def test_who_takes_the_place_of_a_dead_one_takes_over_nothing_of_it(clock):
+def test_a_worker_in_the_entry_of_a_dead_one_takes_over_nothing_of_it(clock):
     store = private_store(clock, clients=16)
     try:
         store.register(WorkerFacts("one"))
@@ -208,7 +208,7 @@ def test_who_takes_the_place_of_a_dead_one_takes_over_nothing_of_it(clock):
         store.close()
 
 
-def test_who_took_over_the_number_of_a_worker_is_not_shown_as_retiring(clock):
+def test_a_process_with_the_pid_of_a_retiring_worker_is_not_shown_as_retiring(clock):
     store = private_store(clock, clients=16)
     try:
         store.register(WorkerFacts("one"))
@@ -221,7 +221,7 @@ def test_who_took_over_the_number_of_a_worker_is_not_shown_as_retiring(clock):
         store.close()
 
 
-def test_one_that_does_not_come_to_its_end_blocks_the_others_for_a_minute_only(clock):
+def test_a_retiring_worker_that_does_not_end_blocks_the_others_for_a_minute_only(clock):
     store = private_store(clock, clients=16)
     store.register(WorkerFacts("one"))
     (has_begun, begun), (ends, end) = os.pipe(), os.pipe()
@@ -250,21 +250,21 @@ def test_one_that_does_not_come_to_its_end_blocks_the_others_for_a_minute_only(c
 
 
 def test_workers_retire_one_at_a_time(named, worker):
-    _url, looking = named
+    _url, observer = named
     first, second = worker(0), worker(0)
-    shown = {each.pid: each for each in looking.workers()}
-    looking.register(WorkerFacts("looking"))
+    shown = {each.pid: each for each in observer.workers()}
+    observer.register(WorkerFacts("observer"))
 
-    looking.mark_retiring(shown[first.pid])
-    assert {each.pid: each.state for each in looking.workers()}[first.pid] == "retiring"
-    assert not looking.begin_retiring()
+    observer.mark_retiring(shown[first.pid])
+    assert {each.pid: each.state for each in observer.workers()}[first.pid] == "retiring"
+    assert not observer.begin_retiring()
 
     first.kill()
     first.wait()
-    assert not looking.begin_retiring(), "nobody serves in its place yet"
+    assert not observer.begin_retiring(), "no worker serves in its place yet"
     third = worker(0)
-    assert looking.begin_retiring()
-    assert {each.pid: each.state for each in looking.workers()} == {
+    assert observer.begin_retiring()
+    assert {each.pid: each.state for each in observer.workers()} == {
         second.pid: "serving",
         third.pid: "serving",
         os.getpid(): "retiring",
@@ -272,14 +272,14 @@ def test_workers_retire_one_at_a_time(named, worker):
 
 
 class Stuck:
-    """A client whose request hangs, until it is blamed."""
+    """A client whose request hangs, until it is penalized."""
 
     def __init__(self, store, *guards, **options):
         self.store = store
         app = guardrails.throttle(testing.hello, *guards, store=store, **options)
         self.browser = Browser(app)
 
-    def blamed(self, path="/search", seconds=60, ban_for=10 * MINUTE):
+    def penalized(self, path="/search", seconds=60, ban_for=10 * MINUTE):
         held = self.browser.hold(path)
         (request,) = self.store.requests()
         assert self.store.penalize(request, round(seconds * 1e6), ban_for)
@@ -287,9 +287,9 @@ class Stuck:
         return self.browser
 
 
-def test_whose_request_was_killed_is_refused_the_same_for_a_while(store, clock):
+def test_a_penalized_client_is_refused_the_same_resource_for_a_while(store, clock):
     stuck = Stuck(store, SpeedLimit("100/second"))
-    browser = stuck.blamed("/search")
+    browser = stuck.penalized("/search")
 
     answer = browser.get("/search?q=2")
 
@@ -305,8 +305,8 @@ def test_whose_request_was_killed_is_refused_the_same_for_a_while(store, clock):
 
 def test_a_shorter_ban_later_does_not_end_a_longer_one(store, clock):
     stuck = Stuck(store, SpeedLimit("100/second"))
-    browser = stuck.blamed("/search", ban_for=10 * MINUTE)
-    stuck.blamed("/other", ban_for=MINUTE)
+    browser = stuck.penalized("/search", ban_for=10 * MINUTE)
+    stuck.penalized("/other", ban_for=MINUTE)
 
     clock.advance(61)
 
@@ -317,11 +317,11 @@ def test_a_shorter_ban_later_does_not_end_a_longer_one(store, clock):
 
 
 def test_the_switch_exemptions_and_dry_runs_hold_for_it_too(store):
-    browser = Stuck(store, SpeedLimit("100/second"), exempt_paths=["/free"]).blamed("/free")
+    browser = Stuck(store, SpeedLimit("100/second"), exempt_paths=["/free"]).penalized("/free")
     assert browser.get("/free").status_code == 200
-    browser = Stuck(store, SpeedLimit("100/second"), dry_run=True).blamed("/dry")
+    browser = Stuck(store, SpeedLimit("100/second"), dry_run=True).penalized("/dry")
     assert browser.get("/dry").status_code == 200
-    browser = Stuck(store, SpeedLimit("100/second")).blamed("/switched")
+    browser = Stuck(store, SpeedLimit("100/second")).penalized("/switched")
     store.switch("dry-run")
     assert browser.get("/switched").status_code == 200
     store.switch("on")
@@ -333,9 +333,9 @@ def test_the_switch_exemptions_and_dry_runs_hold_for_it_too(store):
 def test_the_client_is_charged_its_whole_time(store, clock):
     """A fifth of a CPU with 15 seconds ahead: two seconds killed are ten seconds owed."""
     stuck = Stuck(store, CPUThrottle("20%", window="15s"))
-    browser = stuck.blamed("/", seconds=2, ban_for=0)
+    browser = stuck.penalized("/", seconds=2, ban_for=0)
     assert browser.get("/").status_code == 200
-    browser = stuck.blamed("/", seconds=2, ban_for=0)
+    browser = stuck.penalized("/", seconds=2, ban_for=0)
     testing.assert_refused(browser.get("/"), 503, guard="cpu-throttle client", retry_after=13)
     assert browser.at("192.0.2.2").get("/").status_code == 200
     clock.advance(13)
@@ -343,8 +343,8 @@ def test_the_client_is_charged_its_whole_time(store, clock):
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_who_goes_on_after_it_was_blamed_is_charged_what_it_burns_besides(store, cpu, streams):
-    """Two seconds blamed are ten owed of the fifteen; as many again are too many."""
+def test_a_penalized_request_that_goes_on_is_charged_what_it_burns_besides(store, cpu, streams):
+    """Two seconds charged are ten owed of the fifteen; as many again are too many."""
 
     def app(environ, start_response):
         (request,) = store.requests()
@@ -359,11 +359,11 @@ def test_who_goes_on_after_it_was_blamed_is_charged_what_it_burns_besides(store,
 
 def test_guards_that_do_not_cover_the_request_charge_nothing(store):
     stuck = Stuck(store, CPUThrottle("20%", window="15s", path="/search"))
-    browser = stuck.blamed("/other", seconds=60, ban_for=0)
+    browser = stuck.penalized("/other", seconds=60, ban_for=0)
     assert browser.get("/search").status_code == 200
 
 
-def test_blame_of_a_request_that_is_over_charges_nobody(store):
+def test_a_penalty_for_a_request_that_is_over_charges_nothing(store):
     stuck = Stuck(store, CPUThrottle("20%"))
     held = stuck.browser.hold("/")
     (request,) = store.requests()
@@ -373,16 +373,16 @@ def test_blame_of_a_request_that_is_over_charges_nobody(store):
     assert stuck.browser.get("/").status_code == 200
 
 
-def test_a_request_that_is_blamed_holds_nobody_else_up(store):
+def test_a_penalty_delays_no_other_client(store):
     """While a ban of this kind stands, others take the same way as before."""
     stuck = Stuck(store, SpeedLimit("2/minute"), MaxConcurrentReqs(1))
-    browser = stuck.blamed("/search")
+    browser = stuck.penalized("/search")
     other = browser.at("192.0.2.9")
     assert other.statuses(3, "/x") == [200, 200, 429]
     assert store.slots_held() == {}
 
 
-def test_of_a_long_path_it_is_known_how_it_is_spelled_though_no_guard_asks(store):
+def test_a_long_path_is_marked_as_canonical_or_not(store):
     """A watchdog exempts it by that."""
     app = guardrails.throttle(testing.hello, SpeedLimit("9/s"), store=store, exempt_paths="/download")
     for path, usual in [("/download/" + "a" * 200, True), ("/download/./" + "a" * 200, False)]:
@@ -391,21 +391,21 @@ def test_of_a_long_path_it_is_known_how_it_is_spelled_though_no_guard_asks(store
             assert request.usual_path == usual
 
 
-def test_a_path_does_not_end_where_it_says(store):
+def test_a_nul_does_not_end_a_path(store):
     app = guardrails.throttle(testing.hello, SpeedLimit("9/s"), store=store)
     with Browser(app).hold("/download%00%00/sleep"):
         (request,) = store.requests()
         assert request.path == "/download??/sleep"
 
 
-def test_who_could_not_be_shown_when_it_began_is_shown_a_second_later(clock, monkeypatch):
-    """The lock was held then: a worker that nobody sees is one that nobody watches."""
+def test_a_worker_that_could_not_register_is_shown_a_second_later(clock, monkeypatch):
+    """The lock was held when it began. A watchdog watches only workers that are shown."""
     store = private_store(clock)
     real, busy = store._call, [True]
 
     def call(pid, work, *arguments):
         if busy and work is scoreboard.register:
-            raise StoreBusyError("its lock was not to be had")
+            raise StoreBusyError("its lock could not be taken")
         return real(pid, work, *arguments)
 
     monkeypatch.setattr(store, "_call", call)

@@ -9,7 +9,7 @@ import pytest
 
 import guardrails
 from guardrails.errors import StoreError
-from guardrails.store.contract import InFlight, Penalty, Records, Worker
+from guardrails.store.records import InFlight, Penalty, Records, Worker
 from guardrails.watchdog.loop import WatchdogLoop, Watched
 from guardrails.watchdog.policy import Policy
 from guardrails.worker import stacks

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from asking import private_store
+from short_forms import private_store
 
 import guardrails
 from guardrails import SpeedLimit, testing

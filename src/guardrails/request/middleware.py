@@ -48,7 +48,8 @@ from guardrails.request.setup_checks import (
     check_store,
     switch_position,
 )
-from guardrails.store.contract import DRY_RUN, OFF, Requirement, Store, WorkerFacts
+from guardrails.store.contract import DRY_RUN, OFF, Requirement, Store
+from guardrails.store.records import WorkerFacts
 from guardrails.store.urls import store_from_url, unnamed_store
 from guardrails.worker import cpu_clock, interrupt
 from guardrails.worker.process import WorkerProcess, current_process

@@ -17,7 +17,8 @@ from guardrails.errors import ConfigurationError
 from guardrails.guards.base import BoundGuard, Guard
 from guardrails.once import Once
 from guardrails.request.delay_queue import THREADS_PER_WAITING_ONE
-from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, ON, SWITCH_WORDS, GuardCounters, Store
+from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, ON, SWITCH_WORDS, Store
+from guardrails.store.records import GuardCounters
 from guardrails.worker.server import Server
 
 log = logging.getLogger("guardrails")

@@ -1,61 +1,73 @@
-"""What a store is: three primitives, three verbs, and the rules that every store keeps.
+"""What a store is: two primitives, three verbs, and the rules that every store keeps.
 
 The primitives
-    A *meter* is an instant per key (gcra.py). A *tally* counts within a window. A *slot* is held
-    while a response is open. A guard asks for any of them with a `Requirement`.
+    A *meter* is an instant per key: see gcra.py. A *slot* is held while a response is open. A guard
+    asks for them with a `Requirement`.
 
 The verbs
-    `enter` decides about one request, `leave` ends it, `update` charges or releases in between.
-    Each is atomic: all workers that share the store see it happen at once.
+    `enter` decides about one request, `update` charges it or releases slots in between, `leave` ends
+    it. Each verb is atomic for all workers that share the store.
 
 The rules
-    1. `enter` looks at everything first. Admitted: all is charged. Refused: nothing is, and the
-       refusing demands' bans are raised in the same step.
-    2. A demand that runs dry decides alone after that: it charges itself only if the request goes
-       on and it would have admitted it, and what it would raise is raised on a shadow.
-    3. The visit is filled in before anything is committed, so whoever made it can always leave.
-    4. `leave` may be called any number of times, from any thread; in another process (after a
-       fork) it does nothing.
-    5. The store owns the clock: monotonic, integer microseconds.
-    6. StoreBusyError means "not now, ask again"; any other StoreError means that it cannot.
-    7. Nothing here knows HTTP.
+    1. `enter` checks every requirement before it charges any. If the request is admitted, all are
+       charged. If it is refused, none is, and the bans of the guards that refuse are set in the same
+       step.
+    2. A requirement in a dry run decides for itself alone. It is charged if the request is admitted
+       and it would have admitted it too. Its bans are kept apart from the real ones.
+    3. `enter` writes row and generation into the `StoreRequest` before it commits anything. The caller
+       made that object, so the caller can always leave.
+    4. `leave` may be called any number of times, from any thread. In another process, after a fork,
+       it does nothing.
+    5. The store owns the clock: monotonic, in integer microseconds.
+    6. StoreBusyError means that the same call may succeed later. Any other StoreError means that the
+       store cannot do its work.
+    7. A store knows nothing of HTTP.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.processes import Owner
+from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, Worker, WorkerFacts
 
 log = logging.getLogger("guardrails")
 
 ON, DRY_RUN, OFF = "on", "dry-run", "off"
-"""The words of the switch, for a whole store or for one guard."""
+"""The positions of the switch, for a whole store or for one guard."""
+
+SWITCH_WORDS = (ON, DRY_RUN, OFF)
 
 MOST_SLOTS = 8
 """How many slots one request can hold."""
 
-SWITCH_WORDS = (ON, DRY_RUN, OFF)
-
 REAP_INTERVAL = 250_000
-"""Microseconds between two looks for slots that nobody will release."""
+"""Microseconds between two searches for slots that no process will release."""
 
 SHORTEST_RETRY = 1_000_000
-"""Microseconds that a client refused for want of a slot is told to wait, at the least."""
+"""The shortest `Refusal.retry` of a request that finds no free slot, in microseconds."""
+
+LONGEST_RETIREMENT = 60_000_000
+"""Microseconds for which a retiring worker keeps other workers from retiring."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Meter:
-    """A leaky bucket, all figures in microseconds. gcra.py says what each of them does.
+    """A leaky bucket for each key, by the generic cell rate algorithm: see gcra.py.
 
-    need: room that the request must find.   cost: what an admission charges.
-    limit: how far ahead of now the instant may be.   slack: how far beyond it a delay may reach.
-    resume: once refused, a key is admitted again at this excess (equal to limit: at once).
-    horizon: an instant further ahead than this is garbage and read as now.
+    Attributes:
+        name: identifies the meter within the store.
+        need: how much room the request must find, in microseconds.
+        cost: what an admission charges, in microseconds.
+        limit: how full the bucket may be, in microseconds.
+        resume: how full the bucket may be for a key that was refused, in microseconds. If it is equal
+            to `limit`, a refusal makes no difference.
+        horizon: how far ahead of now a stored instant can be, in microseconds. An instant beyond it is
+            garbage and is read as now.
+        slack: how far beyond `limit` the bucket may be for a request that can be delayed, in
+            microseconds (0).
     """
 
     name: str
@@ -68,19 +80,15 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tally:
-    """At most `limit` events in a window of `window` microseconds that starts at the first."""
-
-    name: str
-    limit: int
-    window: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """At most `limit` holders at once; `max_hold` microseconds free what nobody released.
+    """A cap on the requests of one key that are in flight at once.
 
-    until_return: it is given back when the app returns, not when the response is closed.
+    Attributes:
+        name: identifies the slot within the store.
+        limit: how many requests may hold it at once.
+        max_hold: after how long it is taken from a request that did not release it, in microseconds.
+        until_return: True if it is released when the app returns; by default it is released when the
+            response is closed.
     """
 
     name: str
@@ -91,19 +99,26 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requirement:
-    """What one guard asks of a store. Built once per guard, and asked with a key per request.
+    """What one guard asks of a store. Built once for each guard, and used with a key per request.
 
-    refused: the guard has refused by itself; the store counts it and raises its ban.
-    ban_only: asked only because of its ban, for a request that the guard is not about.
-    ban: the meter that says "banned", by the request's ban_key; a refusal raises it to `ban_for` ahead.
-    shadow_ban: stands in for `ban` where the demand runs dry.
-    wait: microseconds that a request may be held back for a slot.
-    cpu: how much the meters are charged, when it is known, for each unit of CPU that was used.
+    Attributes:
+        guard: the guard's name, under which its decisions are counted.
+        meters: the meters that must have room.
+        slots: the slots that must be free.
+        ban: the meter whose instant is the end of a client's ban, by the request's `ban_key`; None if
+            the guard does not ban.
+        shadow_ban: the meter that is used instead of `ban` in a dry run.
+        ban_for: how long a refusal bans the client, in microseconds (0).
+        wait: how long a request may wait for a slot, in microseconds (0).
+        refused: True if the guard has refused the request without the store. The store counts the
+            refusal and sets the ban.
+        ban_only: True if only the guard's ban concerns the request, because the guard does not cover
+            it.
+        cpu: how many microseconds each microsecond of CPU charges on the meters (0).
     """
 
     guard: str
     meters: tuple[Meter, ...] = ()
-    tallies: tuple[Tally, ...] = ()
     slots: tuple[Slot, ...] = ()
     ban: Meter | None = None
     shadow_ban: Meter | None = None
@@ -115,7 +130,13 @@ class Requirement:
 
 
 class Debit(NamedTuple):
-    """A charge after the fact: `amount` microseconds on a meter, clamped to its horizon."""
+    """A charge after the fact. It never refuses, and never takes a meter beyond its horizon.
+
+    Attributes:
+        meter: the meter that is charged.
+        key: the key for which it is charged.
+        amount: how much, in microseconds.
+    """
 
     meter: Meter
     key: bytes
@@ -123,7 +144,13 @@ class Debit(NamedTuple):
 
 
 class KeyedRequirement(NamedTuple):
-    """A demand, the key it is asked for (None: the visit's own), and whether it runs dry."""
+    """A requirement for one request.
+
+    Attributes:
+        requirement: what the guard asks.
+        key: for whom; None means the key of the `StoreRequest`.
+        dry_run: True if the requirement is checked and charged, but refuses nothing.
+    """
 
     requirement: Requirement
     key: bytes | None
@@ -131,40 +158,52 @@ class KeyedRequirement(NamedTuple):
 
 
 class RouteRequirements(tuple[KeyedRequirement, ...]):
-    """Asks that come again and again, always for the same method, host and path.
+    """Requirements that many requests share, all with the same method, host and path.
 
-    prepared: where a store may keep what it has worked out for them.   charged: those whose meters
-    are charged with CPU.   until_return: the slots that are given back when the app returns.
+    Attributes:
+        charged: those whose meters are charged with CPU.
+        until_return: the slots that are released when the app returns.
+        compiled: a store may keep here what it has computed for them.
     """
 
     compiled: Any = None
 
-    def __init__(self, _asks: Iterable[KeyedRequirement] = ()) -> None:
+    def __init__(self, _requirements: Iterable[KeyedRequirement] = ()) -> None:
         self.charged = charged(self)
         self.until_return = until_return(self)
 
 
 def charged(requirements: Iterable[KeyedRequirement]) -> tuple[KeyedRequirement, ...]:
-    """Those asks whose meters are charged with CPU."""
+    """Return the requirements whose meters are charged with CPU."""
     return tuple(keyed for keyed in requirements if keyed.requirement.cpu)
 
 
 def until_return(requirements: Iterable[KeyedRequirement]) -> tuple[Slot, ...]:
-    """The slots that are given back when the app returns."""
+    """Return the slots that are released when the app returns."""
     return tuple(
         slot for keyed in requirements for slot in keyed.requirement.slots if slot.until_return
     )
 
 
 class StoreRequest:
-    """One request's stay: what it asks, and once entered what it holds.
+    """One request, from before it enters a store until after it has left it.
 
-    (row, generation, pid) is the admission; the row is counted from the first. The caller makes the
-    visit, so that whatever happens after, it can be left.
+    Args:
+        requirements: what the guards ask for it.
+        pid: the process that serves it.
+        facts: values of the attributes below.
 
-    key: who asks, for the asks that have no key of their own.   ban_key: who is banned by a
-    refusal; nobody, when it is empty.   resource: the path that stands for all of its spellings.
-    may_wait: whether the request may be held back.
+    Attributes:
+        key: the key of the requirements whose key is None.
+        ban_key: the key that a refusal bans; empty if there is none.
+        client: the client's address, for the scoreboard; so are `method`, `host` and `path`.
+        resource: the path that stands for all of its spellings.
+        may_wait: whether the request can be delayed.
+        thread: the thread that serves it, for the scoreboard.
+        row: set by `enter`: the index of its row; -1 if it has none.
+        generation: set by `enter`: its number. With `row` and `pid` it identifies the admission. A
+            request may also be left if `enter` failed after it had set this.
+        entered: set by `enter`: whether the request was admitted.
     """
 
     key = b""
@@ -187,11 +226,16 @@ class StoreRequest:
 
 
 class Refusal(NamedTuple):
-    """A demand that refuses, or would.
+    """A requirement that refuses a request, or would refuse it.
 
-    retry: microseconds until it would admit, None when waiting cannot help; for a slot an estimate
-    by Little's law, the mean time that it is held over how many there are.
-    never: the cost is beyond what could ever be admitted.
+    Attributes:
+        keyed: the requirement.
+        retry: microseconds until it would admit the request; None if waiting cannot help. For a slot
+            this is an estimate after Little's law: the mean time for which the slot is held, divided
+            by its limit.
+        banned: True if a ban refuses, not a meter or slot.
+        by_slot: True if a slot refuses.
+        never: True if the cost is more than the meter could ever admit.
     """
 
     keyed: KeyedRequirement
@@ -202,13 +246,18 @@ class Refusal(NamedTuple):
 
 
 class EnterResult(NamedTuple):
-    """The answer of `enter`. Times in microseconds.
+    """The answer of `enter`.
 
-    delay: hold an admitted request back for so long.
-    refusals: who refuses, in the order asked. dry_run_refusals: who would have.
-    dry_run_delay: for how long demands that run dry would have held it back.
-    remaining: how many more such requests the tightest demand would admit now, or None.
-    number: identifies the decision within its store.
+    Attributes:
+        admitted: whether the request may go on.
+        delay: how long an admitted request has to be held back, in microseconds.
+        refusals: the requirements that refuse, in the order of the request.
+        dry_run_refusals: the requirements in a dry run that would refuse.
+        dry_run_delay: how long requirements in a dry run would hold the request back, in
+            microseconds.
+        remaining: how many more such requests the tightest requirement would admit now; None if no
+            requirement counts.
+        number: identifies the decision within its store.
     """
 
     admitted: bool
@@ -220,133 +269,24 @@ class EnterResult(NamedTuple):
     number: int
 
 
-class InFlight(NamedTuple):
-    """A request that is being served, as the scoreboard shows it.
-
-    generation: its number, which no other request of this store ever has.   process_start: when its
-    process was started, in the system's clock ticks, which tells it from a later one of the same
-    pid.   namespace: of its pid, which elsewhere is another process.   path: cut at 128 bytes.
-    usual_path: whether all of it, cut or not, is in its usual spelling.   thread: as
-    `threading.get_ident()` numbers it.   row: its place.
-    """
-
-    pid: int
-    generation: int
-    age_seconds: float
-    client: str
-    method: str
-    host: str
-    path: str
-    slots: int
-    thread: int = 0
-    process_start: int = 0
-    row: int = -1
-    namespace: int = 0
-    usual_path: bool = True
-
-    @property
-    def owner(self) -> Owner:
-        """Its process, told apart from every other."""
-        return Owner(self.pid, self.process_start, self.namespace)
-
-
-class WorkerFacts(NamedTuple):
-    """What a worker says of itself when it begins.
-
-    server: what runs it.   threads: how many requests it serves at once, 0 where unknown.
-    respawns: whether somebody starts another one when it ends.   retire_signal: the signal that
-    makes it finish its requests and end, 0 where there is none.   dump_signal: the signal that makes
-    it write down its stacks, 0 likewise.   interruptible: whether one of its requests can be ended.
-    asked_by_signal: whether it is asked for its stacks by a signal of its own, and not at its pipe.
-    """
-
-    server: str = "unknown"
-    threads: int = 0
-    respawns: bool = False
-    retire_signal: int = 0
-    dump_signal: int = 0
-    interruptible: bool = False
-    asked_by_signal: bool = False
-
-
-class Worker(NamedTuple):
-    """A process that serves requests, as the scoreboard shows it.
-
-    state: "idle", "serving" or "retiring".   requests: how many it has finished.   cpu_seconds,
-    resident_bytes and limits are the system's, read at the moment of asking, and None or empty where
-    it does not say; limits are (soft, hard) by name, -1 for unlimited.   The rest: see WorkerFacts
-    and InFlight.
-    """
-
-    pid: int
-    namespace: int
-    process_start: int
-    parent: int
-    server: str
-    state: str
-    requests: int
-    in_flight: int
-    age_seconds: float
-    last_seen_seconds: float
-    cpu_seconds: float | None
-    resident_bytes: int | None
-    threads: int
-    respawns: bool
-    retire_signal: int
-    dump_signal: int
-    interruptible: bool
-    asked_by_signal: bool
-    limits: dict[str, tuple[int, int]]
-
-    @property
-    def owner(self) -> Owner:
-        """The process, told apart from every other."""
-        return Owner(self.pid, self.process_start, self.namespace)
-
-
-Shown = TypeVar("Shown", InFlight, Worker)
-
-
-class Records(list[Shown]):
-    """What a scoreboard shows: plain values, and JSON."""
-
-    def to_json(self) -> str:
-        """A list of objects, with the fields by their names."""
-        return json.dumps([record._asdict() for record in self])
-
-
-class GuardCounters(NamedTuple):
-    """What a guard has done since the store was made, over all workers."""
-
-    admitted: int = 0
-    refused: int = 0
-    delayed: int = 0
-    dry_run_refused: int = 0
-
-
-class Penalty(NamedTuple):
-    """What a client has to bear.   meters: how many were charged.   banned: whether it is refused."""
-
-    meters: int = 0
-    banned: bool = False
-
-
 PENALTY_GUARD = "watchdog"
-"""Whose name a refusal carries for a request that was killed, and who counts it."""
+"""The guard's name in a refusal that follows from a penalty; such refusals are counted under it."""
 
 PENALIZED = KeyedRequirement(Requirement(PENALTY_GUARD), None, False)
-
-LONGEST_RETIREMENT = 60_000_000
-"""Microseconds after which a worker that retires keeps no other one from doing so."""
+"""The requirement in a refusal that follows from a penalty."""
 
 
 def monotonic_microseconds() -> int:
-    """The clock of a store: the same for all processes of one boot."""
+    """Return the clock of a store: the same for all processes of one boot."""
     return time.monotonic_ns() // 1000
 
 
 def check_switch_word(word: str) -> str:
-    """Refuse a word that the switch does not know."""
+    """Return the word if it is a position of the switch.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     if word not in SWITCH_WORDS:
         raise ConfigurationError(
             f"switch: {word!r} is not a position of the switch: use "
@@ -356,74 +296,121 @@ def check_switch_word(word: str) -> str:
 
 
 def warn_of_unknown_guard(guard: str | None, known: Iterable[str]) -> None:
-    """A slip in a guard's name would else look like a switch that does not work."""
+    """Warn if no guard of that name is known, since its name may be misspelled."""
     if guard is not None and guard not in known:
         log.warning(
-            "switch: no guard %r has been met in this store yet; it knows %s",
+            "switch: no guard %r has used this store yet; the guards that have are: %s",
             guard,
             ", ".join(map(repr, known)) or "none",
         )
 
 
 class Store(Protocol):
-    """State behind the guards. The module's docstring has the rules."""
+    """The state behind the guards. The module's docstring has the rules.
+
+    Every method may raise StoreBusyError, after which the same call may succeed, or another
+    StoreError. Keys are bytes and times are integer microseconds, unless a method says otherwise.
+    """
 
     def enter(self, open_request: StoreRequest, *, final: bool = True) -> EnterResult | None:
-        """Decide about a request. None when the store is switched off.
+        """Decide about a request, and charge it if it is admitted.
 
-        final: False while the caller would still wait: a refusal then leaves no trace.
+        Args:
+            open_request: the request. `row`, `generation` and `entered` are set. A request that has
+                entered already may enter again with other requirements: it keeps its row.
+            final: False if the caller would go on waiting after a refusal. A refusal is then not
+                counted, and sets no ban.
+
+        Returns:
+            The decision; None if the store is switched off.
         """
 
     def update(
         self, open_request: StoreRequest, debits: Sequence[Debit], release: Sequence[Slot] = ()
     ) -> None:
-        """Charge `debits`, and give back the slots in `release`, of a request that goes on."""
+        """Charge a request that goes on, and release some of its slots.
+
+        Args:
+            open_request: the request.
+            debits: what is charged.
+            release: the slots that are released (none).
+        """
 
     def leave(self, open_request: StoreRequest, debits: Sequence[Debit] = ()) -> None:
-        """Charge `debits` and give back the row with every slot it still holds."""
+        """End a request: charge it, release all of its slots, and free its row.
+
+        Args:
+            open_request: the request. A second call releases nothing.
+            debits: what is charged (nothing).
+        """
 
     def sleep(self, microseconds: int) -> None:
-        """Let so much of the store's time pass."""
+        """Sleep on the store's clock: a test's clock moves forward, and the call returns at once."""
 
     def pseudonym(self, key: bytes) -> str:
-        """How a key is shown that must not be read: a keyed hash, the same for all workers."""
+        """Return a keyed hash of a key, the same in all workers, to show instead of the key."""
 
     def requests(self) -> Records[InFlight]:
-        """Everything in flight, over all workers that live."""
+        """Return the requests in flight of all living workers."""
 
     def workers(self) -> Records[Worker]:
-        """The processes that serve requests with this store, those that live."""
+        """Return the living processes that serve requests with this store."""
 
     def register(self, facts: WorkerFacts) -> None:
-        """Show this process among the workers. May be said again."""
+        """Show this process among the workers. A second call replaces what the first one said.
+
+        Args:
+            facts: what the worker reports about itself.
+        """
 
     def begin_retiring(self) -> bool:
-        """Show this worker as retiring, unless another one is: one at a time."""
+        """Show this worker as retiring, unless another one is retiring.
+
+        Returns:
+            Whether this worker may retire now. Workers retire one at a time; one that has been
+            retiring for a minute is no longer waited for.
+        """
 
     def mark_retiring(self, worker: Worker) -> None:
-        """Show a worker as retiring that somebody else asked to end."""
+        """Show a worker as retiring that another process has told to end."""
 
     def penalize(self, request: InFlight, microseconds: int, ban_for: int) -> Penalty | None:
-        """Charge the client of a request that is to be killed with its whole time.
+        """Charge the client of a request that a watchdog is about to end.
 
-        Its meters of CPU are charged `microseconds`, and for `ban_for` microseconds it is refused what
-        it asked for. What was done of that; None when that request is over.
+        Args:
+            request: the request, as `requests()` showed it.
+            microseconds: for how much time its client's CPU meters are charged.
+            ban_for: for how long the client is refused the same resource; 0 for not at all.
+
+        Returns:
+            What was done; None if that request is over.
         """
 
     def slots_held(self) -> Mapping[str, int]:
-        """How many slots are held, over all keys, by the name of the guard."""
+        """Return how many slots are held, over all keys and workers, by the slot's name."""
 
     def counters(self) -> Mapping[str, GuardCounters]:
-        """What each guard has done, over all workers."""
+        """Return what each guard has done, over all workers, by its name."""
 
     def alarms(self) -> Mapping[str, int]:
-        """What the store had to mend or give up, by name."""
+        """Return how often the store had to repair or discard something, by the kind of event."""
 
     def switch(self, word: str | None = None, guard: str | None = None) -> str:
-        """Set, or with no word read, the switch of the store or of one guard."""
+        """Set or read the switch of the whole store or of one guard.
+
+        Args:
+            word: "on", "dry-run" or "off"; None (the default) to read the position.
+            guard: the guard's name; None (the default) for the whole store.
+
+        Returns:
+            The position of the switch after the call.
+
+        Raises:
+            ConfigurationError: the word is not a position.
+        """
 
     def reset(self) -> None:
-        """Forget every meter, tally and counter. What is held stays held."""
+        """Clear all meters, bans, penalties and counters. Slots that are held stay held."""
 
     def close(self) -> None:
-        """Let go of what the process holds of the store."""
+        """Release what this process has open for the store."""

@@ -1,8 +1,9 @@
 """Where a shared store's file lies, and whether it may be trusted.
 
-A folder of the user's own (0700) under /dev/shm, else under the temporary folder. The file's name
-carries what its content depends on: the boot and the time namespace (another monotonic clock), the
-C library (another mutex) and the layout. So who could not read a file never meets it.
+It lies in a folder of the user's own (mode 0700) under /dev/shm, else under the temporary folder. The
+file's name has a hash of what its content depends on: the boot and the time namespace (they determine
+the monotonic clock), the C library (it determines the mutex), and the layout. A process for which
+these differ uses another file.
 """
 
 import errno
@@ -21,12 +22,11 @@ from guardrails.errors import StoreBusyError, StoreError
 from guardrails.store.layout import LAYOUT
 
 PREFERRED = "/dev/shm"  # noqa: S108 - shared memory is the point; the folder below is verified
-SUFFIX_LENGTH = 8
 _DIRECTORY_LOCK_SECONDS = 1.0
 
 
 def fingerprint() -> tuple[int, int, int]:
-    """The boot, the time namespace and the platform, as 64-bit numbers; 0 where unknown."""
+    """Return boot, time namespace and platform as 64-bit numbers; 0 where unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
@@ -39,38 +39,50 @@ def fingerprint() -> tuple[int, int, int]:
 
 
 def file_suffix() -> str:
-    """The part of a file's name that says whose clock, mutex and layout it has."""
-    return hashlib.blake2b(
-        repr((fingerprint(), LAYOUT)).encode(), digest_size=SUFFIX_LENGTH // 2
-    ).hexdigest()
+    """Return the part of a file's name that stands for its clock, mutex and layout."""
+    return hashlib.blake2b(repr((fingerprint(), LAYOUT)).encode(), digest_size=4).hexdigest()
 
 
 def folders() -> Iterator[Path]:
-    """The places to try, best first. None of them needs to exist."""
+    """Yield the folders to try, best first. They need not exist."""
     name = f"guardrails-{os.geteuid()}"
     yield Path(PREFERRED, name)
     yield Path(tempfile.gettempdir(), name)
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder, or verify that it is ours alone. Raises OSError or StoreError."""
+    """Make the folder, or verify one that exists.
+
+    Raises:
+        OSError: it cannot be made.
+        StoreError: it is not for this user alone.
+    """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     verify_folder(folder)
 
 
 def verify_folder(folder: Path) -> None:
-    """Verify that a folder is ours alone. Raises OSError or StoreError."""
+    """Verify that a folder is for this user alone.
+
+    Raises:
+        OSError: it cannot be examined.
+        StoreError: it has another owner or mode, or is no folder.
+    """
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise StoreError(
             f"store: {folder} is not a folder of uid {os.geteuid()} with mode 0700, so its content "
-            "cannot be trusted: remove it, or name another place with TMPDIR"
+            "cannot be trusted: remove it, or set TMPDIR to another folder"
         )
 
 
 def own_folder() -> Path:
-    """The first of the places that will have a file of ours. Raises StoreError."""
+    """Return the first folder that can be used, and make it if need be.
+
+    Raises:
+        StoreError: none can be used; the message has the reason for each.
+    """
     problems = []
     for folder in folders():
         try:
@@ -83,7 +95,11 @@ def own_folder() -> Path:
 
 
 def verify_file(descriptor: int, path: Path) -> os.stat_result:
-    """Refuse a file that somebody else could have written."""
+    """Verify that only this user can have written a file, and return its status.
+
+    Raises:
+        StoreError: it has another owner or mode, or is no regular file.
+    """
     found = os.fstat(descriptor)
     if (
         not stat.S_ISREG(found.st_mode)
@@ -98,7 +114,12 @@ def verify_file(descriptor: int, path: Path) -> os.stat_result:
 
 
 def open_existing(path: Path) -> int | None:
-    """A descriptor of an existing file, or None when there is none. Never follows a link."""
+    """Open a file for reading and writing, and return its descriptor; None if there is no file.
+
+    Raises:
+        StoreError: it is a symbolic link.
+        OSError: it cannot be opened.
+    """
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -110,7 +131,17 @@ def open_existing(path: Path) -> int | None:
 
 
 def create_file(folder: Path, size: int) -> tuple[int, Path]:
-    """A new file under a temporary name, all of it allocated, so that no write can fault later."""
+    """Make a file under a temporary name, and return its descriptor and path.
+
+    All of it is allocated at once. Otherwise a later write could kill the process by SIGBUS.
+
+    Args:
+        folder: where.
+        size: how large, in bytes.
+
+    Raises:
+        StoreError: there is no room.
+    """
     descriptor, name = tempfile.mkstemp(prefix=".new-", dir=folder)
     path = Path(name)
     try:
@@ -131,7 +162,13 @@ def create_file(folder: Path, size: int) -> tuple[int, Path]:
 
 @contextmanager
 def directory_lock(folder: Path) -> Iterator[None]:
-    """Exclude everybody else who makes or replaces files here; gone with whoever dies holding it."""
+    """Hold the lock under which files in a folder are made and replaced.
+
+    The kernel releases it when the process dies.
+
+    Raises:
+        StoreBusyError: another process has held it for a second.
+    """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         deadline = time.monotonic() + _DIRECTORY_LOCK_SECONDS
@@ -142,7 +179,7 @@ def directory_lock(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise StoreBusyError(
-                        f"store: somebody else has been making a file in {folder} for "
+                        f"store: another process has been making a file in {folder} for "
                         f"{_DIRECTORY_LOCK_SECONDS:g} s"
                     ) from None
                 time.sleep(0.002)

@@ -5,32 +5,33 @@
     2048   the mutex (64 bytes reserved; a robust pthread mutex takes 40)
     4096   the sections, each on a 64-byte border
 
-Sections of layout 2
+Sections of layout 3
     cells     16 bytes: a keyed hash, and a word of gcra.py. Fifteen more than a power of two, so
               that a probe never wraps.
-    totals    16 bytes: a keyed hash, and how many rows hold that slot. The rows are the truth.
-    rows      640 bytes: what is in flight. Words: generation (0: free), pid, start time, pid
-              namespace, started, thread, slots held, the client's hash (0: nobody to blame), guard
-              records that are charged with CPU (16 bits each), the hash of what is asked for, whose
-              last bit is set for a path in normal form; then client (48 bytes), method (16),
+    totals    16 bytes: a keyed hash, and how many rows hold that slot. It is derived from the rows.
+    rows      640 bytes: a request in flight. Words: generation (0: free), pid, start time, pid
+              namespace, started, thread, slots held, the client's hash (0: it cannot be penalized),
+              guard records that are charged with CPU (16 bits each), the hash of the resource, whose
+              last bit is set for a path in canonical spelling; then client (48 bytes), method (16),
               host (64) and path (128) as padded text; then eight slots of four words (hash, since,
               deadline, slot record).
-    guards    256 bytes: name hash, switch, admitted, refused, delayed, refused dry; the meter that is
-              charged with CPU, how much for each unit (16 bits after the point), its horizon; name
-    slots     256 bytes: name hash, mean service time; text of name
+    guards    256 bytes: name hash, switch, admitted, refused, delayed, refused in a dry run; the meter
+              that is charged with CPU, the charge for each unit of CPU (16 bits after the binary
+              point), that meter's horizon; text of the name.
+    slots     256 bytes: name hash, mean service time; text of the name.
     workers   128 bytes: pid (0: free), start time, pid namespace, started, last seen, requests
-              served, parent, threads, flags, retiring since; text of the server's name
-    bans, accounts: reserved; who does not know a section skips it.
+              served, parent, threads, flags, retiring since; text of the server's name.
 
-Nobody may change the meaning of a byte without raising `LAYOUT`. Files of another layout have
-another name, so they never meet.
+A change to the meaning of a byte raises `LAYOUT`. The layout is part of the file's name, so a version
+with another layout makes a file of its own and starts with empty counts. Layout 3 is layout 2 without
+the sections `bans` and `accounts`, which were reserved and never used.
 """
 
 import struct
 from typing import NamedTuple
 
 MAGIC = int.from_bytes(b"guardrls", "little")
-LAYOUT = 2
+LAYOUT = 3
 HEADER_BYTES = 4096
 MUTEX_OFFSET = 2048
 MUTEX_BYTES = 64
@@ -55,9 +56,9 @@ PROBE = 16
     H_OWNER,
     H_CONDEMNED,
 ) = range(16)
-"""H_SWITCHED has SWITCHED when the store's or any guard's switch is not on, and BLAMED while a client
-is refused for a request that was killed. NUMBER, UNDER_WAY and OWNER lie side by side, since reading
-or writing several words at once is far cheaper than one by one."""
+"""H_SWITCHED has the bit SWITCHED if the switch of the store or of any guard is not "on", and the bit
+HAS_PENALTIES while any client is penalized. RETIRED, NUMBER, UNDER_WAY and OWNER are neighbours, since
+reading or writing several words at once is far cheaper than one by one."""
 SWITCHED, HAS_PENALTIES = 1, 2
 H_ALARMS = 16
 H_PENALIZED_UNTIL = 24
@@ -67,7 +68,7 @@ SECRET_BYTES = 16
 
 LOCK_MUTEX, LOCK_FLOCK = 1, 2
 RETIRED_MOVED, RETIRED_CONDEMNED = 1, 2
-"""Why a file is not used any more: copied under its lock, or taken from a holder that stands."""
+"""Why a file is no longer used: copied under its lock, or while a stopped process held its lock."""
 
 # Several words at once.
 ONE_CELL = struct.Struct("=2Q")
@@ -90,7 +91,7 @@ ONE_SLOT = struct.Struct("=4Q")
 R_TEXT = 10
 R_FIRST_SLOT = 42
 MOST_CHARGED = 4
-"""How many guards a row can name that are charged with CPU, by the number of their record plus one."""
+"""How many guards that are charged with CPU a row can name: each by its record's number plus one."""
 CHARGED_BITS = 16
 SLOT_WORDS = 4
 S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
@@ -113,13 +114,13 @@ ROW_TEXT = struct.Struct("=48s16s64s128s")
     G_HORIZON,
 ) = range(9)
 CPU_BITS = 16
-"""Bits after the point of G_CPU."""
-L_HASH, L_MEAN = range(2)
+"""Bits after the binary point of G_CPU."""
+L_MEAN = 1
 RECORD_WORDS = 32
 RECORD_NAME_OFFSET = 80
 RECORD_NAME_BYTES = 176
 
-# Worker words. SEEN and REQUESTS lie side by side, for they are written together.
+# Worker words. SEEN and REQUESTS are neighbours, since they are written together.
 (
     W_PID,
     W_START,
@@ -133,21 +134,22 @@ RECORD_NAME_BYTES = 176
     W_RETIRING,
 ) = range(10)
 WORKER_WORDS = 16
-WORKER_OWNER = struct.Struct("=3Q")
 WORKER_SEEN = struct.Struct("=2Q")
 WORKER_NAME_OFFSET = 96
 WORKER_NAME_BYTES = 32
-RESPAWNS, INTERRUPTIBLE, ASKED_BY_SIGNAL = 1, 2, 4
+RESPAWNS, INTERRUPTIBLE, STACKS_BY_SIGNAL = 1, 2, 4
 RETIRE_SHIFT, DUMP_SHIFT, SIGNAL_MASK = 8, 16, 0xFF
-"""Flags: whether somebody starts it again, whether one of its requests can be ended, and the signals
-that make it retire and show its stacks."""
+"""Flags: see `WorkerFacts`. The numbers of the two signals are in the bits above."""
 
 _DIRECTORY_OFFSET = 256
 _ENTRY = struct.Struct("=8s5Q")
 
 
 class Section(NamedTuple):
-    """Where a section lies: bytes from the file's start, bytes of one record, how many records."""
+    """Where a section lies.
+
+    offset: bytes from the file's start.   stride: bytes of one record.   records: how many.
+    """
 
     offset: int
     stride: int
@@ -160,15 +162,14 @@ class Section(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A file's size and sections."""
+    """A file's size in bytes, and its sections by name."""
 
-    clients: int
     size: int
     sections: dict[str, Section]
 
 
 def plan(clients: int, rows: int) -> Layout:
-    """Lay out a file for so many clients: four cells for each, in a power of two."""
+    """Lay out a file: four cells for each client, rounded up to a power of two."""
     cells = 1 << (4 * clients - 1).bit_length()
     totals = 1 << (4 * rows - 1).bit_length()
     sizes = {
@@ -178,14 +179,12 @@ def plan(clients: int, rows: int) -> Layout:
         "guards": (RECORD_WORDS * 8, 128),
         "slots": (RECORD_WORDS * 8, 128),
         "workers": (WORKER_WORDS * 8, 256),
-        "bans": (128, 4096),
-        "accounts": (64, 8192),
     }
     offset, sections = HEADER_BYTES, {}
     for name, (stride, count) in sizes.items():
         sections[name] = Section(offset, stride, count)
         offset += -(-stride * count // 64) * 64
-    return Layout(clients, offset, sections)
+    return Layout(offset, sections)
 
 
 def write_directory(buffer: memoryview, sections: dict[str, Section]) -> None:
@@ -196,7 +195,7 @@ def write_directory(buffer: memoryview, sections: dict[str, Section]) -> None:
 
 
 def read_directory(buffer: memoryview) -> dict[str, Section]:
-    """Read the directory of a file whose magic and layout are known to be right."""
+    """Read the directory of a file whose magic and layout have been checked."""
     sections = {}
     for at in range(_DIRECTORY_OFFSET, MUTEX_OFFSET - _ENTRY.size, _ENTRY.size):
         name, offset, stride, count, _, _ = _ENTRY.unpack_from(buffer, at)
@@ -207,7 +206,7 @@ def read_directory(buffer: memoryview) -> dict[str, Section]:
 
 
 def fits(sections: dict[str, Section], size: int) -> bool:
-    """Whether the sections that this version uses are there and lie within the file."""
+    """Return whether all sections that this version uses lie within the file."""
     strides = {"cells": 16, "totals": 16, "rows": ROW_WORDS * 8}
     strides |= dict.fromkeys(("guards", "slots"), RECORD_WORDS * 8)
     strides["workers"] = WORKER_WORDS * 8

@@ -1,6 +1,7 @@
-"""The life of a shared store's file: found, made, made larger, condemned, removed.
+"""How a shared store's file is found, made, made larger, condemned and removed.
 
-All of it happens under the folder's lock, and none of it on a request's path but the first one's.
+Files are made and replaced under the folder's lock. Of all requests, only the first one in a process
+opens the file; later ones do so if the file has been replaced.
 """
 
 import fcntl
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from guardrails.errors import StoreBusyError, StoreError
+from guardrails.once import Once
 from guardrails.store import directory, layout
 from guardrails.store.contract import monotonic_microseconds
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import (
     H_BOOT,
     H_BYTES,
@@ -50,7 +52,7 @@ _RESIZE_ATTEMPTS = 2_000
 
 
 class FileSpec(NamedTuple):
-    """What the user asked for. None for clients or rows takes what an existing file has."""
+    """Which file is wanted. The arguments of `SharedStore` explain the fields."""
 
     name: str
     clients: int | None = None
@@ -60,12 +62,21 @@ class FileSpec(NamedTuple):
     clock: Callable[[], int] = monotonic_microseconds
 
     def path(self, folder: Path) -> Path:
-        """Where the file lies in a folder."""
+        """Return the file's path in a folder."""
         return folder / f"{self.name}.{directory.file_suffix()}{_PRIVATE if self.private else ''}"
 
 
 def open_store_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
-    """Open the file, or make it, in the first place that will have it. Raises StoreError."""
+    """Open the file in the first folder that can be used.
+
+    Args:
+        spec: which file.
+        create: whether to make the folder and the file if they do not exist (True).
+
+    Raises:
+        StoreBusyError: another process is making or removing a file there.
+        StoreError: the file can be opened nowhere; the message has the reason for each folder.
+    """
     problems = []
     for folder in directory.folders():
         try:
@@ -79,22 +90,24 @@ def open_store_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
             continue
         if file is not None:
             if problems:
-                _warn_once(f"the state lies in {folder}: {'; '.join(problems)}")
+                _warn_once(f"the state is kept in {folder}: {'; '.join(problems)}")
             return file
     raise StoreError(
         "; ".join(problems)
-        or f"store: there is no store {spec.name!r} of uid {os.geteuid()}: another user's is seen by "
-        "that user"
+        or f"store: there is no store {spec.name!r} of uid {os.geteuid()}: only the user that made a "
+        "store can open it, so run this as that user"
     )
 
 
 def condemn(file: StoreFile) -> StoreFile | None:
-    """Take the state out of a file whose lock nobody will give back, into a new one: that is returned.
+    """Copy the state of a file whose lock cannot be taken any more to a new file.
 
-    None where somebody else has done it already.
+    The holder of the lock was stopped, or it ended in a way that made the mutex unusable. Only the
+    holder can still write to the old file. What its unfinished acquisition of the lock has written is
+    left out of the copy. If it continues, it repeats its call on the new file.
 
-    Nothing but the holder can write there, and its acquisition is known by its number: what it was
-    about is left out, and it starts again in the new file when it comes to itself.
+    Returns:
+        The new file; None if another process has done this already.
     """
     with directory.directory_lock(file.path.parent):
         words = file.words
@@ -104,8 +117,8 @@ def condemn(file: StoreFile) -> StoreFile | None:
         words[H_CONDEMNED] = number
         words[H_RETIRED] = RETIRED_CONDEMNED
         log.error(
-            "store %s: process %d has stood in it with the lock held; its state goes on in a new "
-            "file, and that process will follow",
+            "store %s: process %d was stopped, or ended, while it held the lock; the state is copied "
+            "to a new file, which that process will use if it continues",
             file.path,
             words[H_OWNER],
         )
@@ -119,7 +132,7 @@ def condemn(file: StoreFile) -> StoreFile | None:
 
 
 def is_current(file: StoreFile) -> bool:
-    """Whether the file's name still means this file."""
+    """Return whether the file's name still means this file."""
     try:
         found = os.stat(file.path)
     except OSError:
@@ -128,7 +141,7 @@ def is_current(file: StoreFile) -> bool:
 
 
 def release(file: StoreFile) -> None:
-    """Let go of a private file; the last process removes it."""
+    """Close a file. The last process that closes a private file removes it."""
     if file.path.name.endswith(_PRIVATE):
         with suppress(OSError):
             fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,7 +152,7 @@ def release(file: StoreFile) -> None:
 
 
 def stores_in(folder: Path) -> dict[str, bool]:
-    """The stores in a folder that this process could read: by name, whether they are private."""
+    """Return the stores in a folder that this version can read: by name, whether each is private."""
     suffix = f".{directory.file_suffix()}"
     found = {}
     for path in sorted(folder.glob(f"*{suffix}*")):
@@ -151,7 +164,7 @@ def stores_in(folder: Path) -> dict[str, bool]:
 
 def _open_in(folder: Path, spec: FileSpec, *, create: bool) -> StoreFile | None:
     path = spec.path(folder)
-    # Who only looks on does not keep a private file from going with its last process.
+    # With create=False it takes no lock on a private file, so it does not keep it from being removed.
     file = _existing(path, spec if create else spec._replace(private=False))
     if file is not None and _is_wanted(file, spec):
         return file
@@ -178,7 +191,7 @@ def _open_in(folder: Path, spec: FileSpec, *, create: bool) -> StoreFile | None:
 
 
 def _existing(path: Path, spec: FileSpec, *, warn: bool = False) -> StoreFile | None:
-    """The file at that path, if there is one that can be used. Nothing is ever written to another."""
+    """The file at that path, if there is one that can be used. No other file is written to."""
     descriptor = directory.open_existing(path)
     if descriptor is None:
         return None
@@ -197,7 +210,9 @@ def _existing(path: Path, spec: FileSpec, *, warn: bool = False) -> StoreFile | 
             log.warning("store %s: %s, so it is replaced by a new one", path, problem)
         return None
     except BlockingIOError:
-        raise StoreBusyError(f"store: {path} is just being removed by its last process") from None
+        raise StoreBusyError(
+            f"store: {path} is being removed by the last process that used it"
+        ) from None
     finally:
         if descriptor >= 0:
             os.close(descriptor)
@@ -230,7 +245,7 @@ def _is_wanted(file: StoreFile, spec: FileSpec) -> bool:
 
 
 def _build(folder: Path, spec: FileSpec, kind: int) -> tuple[StoreFile, Path]:
-    """A new file under a temporary name: everything but its magic."""
+    """Make a new file under a temporary name, complete but for its magic."""
     plan = layout.plan(spec.clients or DEFAULT_CLIENTS, spec.rows or DEFAULT_ROWS)
     descriptor, temporary = directory.create_file(folder, plan.size)
     try:
@@ -245,7 +260,7 @@ def _build(folder: Path, spec: FileSpec, kind: int) -> tuple[StoreFile, Path]:
     words[H_LAYOUT], words[H_BYTES] = layout.LAYOUT, plan.size
     words[H_BOOT], words[H_TIME_NAMESPACE], words[H_PLATFORM] = directory.fingerprint()
     file.buffer[H_SECRET * 8 : H_SECRET * 8 + SECRET_BYTES] = secrets.token_bytes(SECRET_BYTES)
-    # Numbers start anywhere, so that an admission of an earlier file never fits a row of this one.
+    # Numbers start at random, so that an admission in an earlier file fits no row of this one.
     words[H_NUMBER] = secrets.randbits(60) + 1
     if kind == LOCK_MUTEX and not file.mutex_in_place().initialize():
         kind = LOCK_FLOCK
@@ -276,7 +291,7 @@ def _copy_and_retire(old: StoreFile, new: StoreFile, _second: None, _number: int
 
 
 def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
-    """Carry the state over: secret, switch, records, rows, cells. The totals follow from the rows."""
+    """Copy secret, switch, records, rows and cells. The slot counts are derived from the rows."""
     secret = H_SECRET * 8
     new.buffer[secret : secret + SECRET_BYTES] = old.buffer[secret : secret + SECRET_BYTES]
     for word in (H_SWITCH, H_SWITCHED, *range(layout.H_ALARMS, layout.H_ALARMS + 8)):
@@ -299,7 +314,7 @@ def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
 
 
 def _shift_records(old: StoreFile, new: StoreFile, row: int) -> None:
-    """A slot names its record by a word number, which differs between files of two sizes."""
+    """Correct the word numbers of slot records, which differ between files of two sizes."""
     shift = new.sections["slots"].word - old.sections["slots"].word
     if shift:
         for slot in new.held_slots(row):
@@ -317,24 +332,24 @@ def _copy_cells(old: StoreFile, new: StoreFile) -> None:
     now = new.clock()
     content = old.words[source.word : source.word + 2 * source.records].tolist()
     for key, word in zip(content[::2], content[1::2], strict=True):
-        if word >> SMALL_BITS > now:
+        if word >> MARK_BITS > now:
             found, _evicted = new.cells.take(key, now)
             new.words[found + 1] = word
 
 
 def _put_in_place(new: StoreFile, temporary: Path, path: Path) -> None:
-    """The magic last, then the name: nobody ever sees half a file."""
+    """Write the magic, then give the file its name, so that no process opens an unfinished file."""
     new.words[H_MAGIC] = layout.MAGIC
     temporary.rename(path)
 
 
 def _remove_lock(file: StoreFile) -> None:
-    """Whoever still has a retired file's lock open harms nobody."""
+    """Remove the lock file of a retired file. A process that has it open may keep it open."""
     Path(file.lock_path()).unlink(missing_ok=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left: half-made files, private files that nobody has open."""
+    """Remove what killed processes left: unfinished files, private files that no process has open."""
     for path in folder.glob(".new-*"):
         path.unlink(missing_ok=True)
     for path in folder.glob(f"*{_PRIVATE}"):
@@ -348,10 +363,9 @@ def _sweep(folder: Path) -> None:
             os.close(descriptor)
 
 
-_warned: set[str] = set()
+_first_time = Once()
 
 
 def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
+    if _first_time(message):
         log.warning("store: %s", message)

@@ -1,4 +1,4 @@
-"""Who owns a row, whether that process is still there, and what the system knows of it."""
+"""What the system knows of a process: whether it is alive, its start, its resources, its limits."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Owner(NamedTuple):
-    """A process, told apart from a later one with the same pid. 0 where the system does not say."""
+    """A process, told apart from a later one with the same pid.
+
+    Attributes:
+        pid: its process id.
+        start: when it was started, in clock ticks since boot; 0 where the system does not tell.
+        namespace: its pid namespace; 0 likewise.
+    """
 
     pid: int
     start: int
@@ -19,7 +25,15 @@ class Owner(NamedTuple):
 
 
 class ProcessFacts(NamedTuple):
-    """start: in clock ticks since boot.   The rest means what it says."""
+    """What the system tells of a process.
+
+    Attributes:
+        start: when it was started, in clock ticks since boot.
+        parent: the process id of its parent.
+        cpu_seconds: the CPU time that it has used, in seconds.
+        age_seconds: the time since its start, in seconds.
+        resident_bytes: its resident memory, in bytes.
+    """
 
     start: int
     parent: int
@@ -29,14 +43,14 @@ class ProcessFacts(NamedTuple):
 
 
 def this_process() -> Owner:
-    """The process that calls."""
+    """Return this process."""
     pid = os.getpid()
     state = _state_and_start(pid)
     return Owner(pid, state[1] if state else 0, pid_namespace())
 
 
 def pid_namespace() -> int:
-    """The number of this process's pid namespace."""
+    """Return the number of this process's pid namespace; 0 where the system does not tell."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -44,7 +58,14 @@ def pid_namespace() -> int:
 
 
 def process_status(folder: str | Path) -> dict[str, str]:
-    """What the system tells of a process or task, by its folder in /proc; nothing where it does not."""
+    """Return the fields of `status` in a folder of /proc, by name.
+
+    Args:
+        folder: the folder of a process or of a task.
+
+    Returns:
+        The fields; nothing if they cannot be read.
+    """
     try:
         with Path(folder, "status").open(encoding="ascii", errors="replace") as file:
             lines = file.read(_MOST_STATUS).splitlines()
@@ -54,10 +75,14 @@ def process_status(folder: str | Path) -> dict[str, str]:
 
 
 def is_dead(owner: Owner, namespace: int) -> bool:
-    """Whether nobody will ever act for that owner again.
+    """Return whether a process is dead.
 
-    Dead is no such pid, a zombie, or another start time. A process of another pid namespace cannot
-    be looked at from here, so it counts as alive.
+    It is dead if there is no such pid, if it is a zombie, or if the pid now has another start time. A
+    process of another pid namespace cannot be examined, so it counts as alive.
+
+    Args:
+        owner: the process.
+        namespace: the pid namespace of this process.
     """
     if owner.pid <= 0:
         return True
@@ -67,7 +92,7 @@ def is_dead(owner: Owner, namespace: int) -> bool:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):  # it is there, or no pid at all: /proc knows
+    except (PermissionError, OverflowError):  # it exists, or is no pid at all: /proc decides
         pass
     found = _state_and_start(owner.pid)
     if found is None:
@@ -77,7 +102,7 @@ def is_dead(owner: Owner, namespace: int) -> bool:
 
 
 def process_facts(pid: int) -> ProcessFacts | None:
-    """What the system knows of a process; None where it does not say, or there is none."""
+    """Return what the system tells of a process; None if it tells nothing, or there is none."""
     stat = _stat(pid)
     if stat is None:
         return None
@@ -92,7 +117,7 @@ def process_facts(pid: int) -> ProcessFacts | None:
 
 
 def limit_numbers() -> dict[str, int]:
-    """Every limit that this system has: its number by its name; none where there are none."""
+    """Return the numbers of this system's resource limits, by name without the prefix RLIMIT_."""
     try:
         import resource  # noqa: PLC0415 - POSIX only
     except ImportError:
@@ -102,18 +127,18 @@ def limit_numbers() -> dict[str, int]:
 
 
 def limits_of(pid: int) -> dict[str, tuple[int, int]]:
-    """The limits in force for a process, (soft, hard) by name; -1 is unlimited."""
+    """Return a process's limits as name -> (soft, hard), -1 for unlimited; empty if unreadable."""
     numbers = limit_numbers()
     numbers.pop("OFILE", None)  # another name of NOFILE
     if not numbers:
         return {}
-    import resource  # noqa: PLC0415 - it is there, as just seen
+    import resource  # noqa: PLC0415 - limit_numbers() could import it
 
     if pid == os.getpid():
         return {name: resource.getrlimit(which) for name, which in numbers.items()}
     try:
         return {name: resource.prlimit(pid, which) for name, which in numbers.items()}
-    except (OSError, AttributeError, OverflowError):  # not ours, gone, no Linux, or no pid at all
+    except (OSError, AttributeError, OverflowError):  # not permitted, gone, no Linux, or no pid at all
         return {}
 
 
@@ -126,7 +151,7 @@ def _age(start: int) -> float:
 
 
 def _state_and_start(pid: int) -> tuple[bytes, int] | None:
-    """The state letter and the start time in clock ticks, from /proc; None where there is none."""
+    """The state letter and the start time in clock ticks, from /proc; None if there is no process."""
     stat = _stat(pid)
     if stat is None:
         return None
@@ -142,5 +167,5 @@ def _stat(pid: int) -> bytes | None:
 
 
 def _fields(stat: bytes) -> list[bytes]:
-    """What follows the command's name, which may hold spaces and brackets."""
+    """The fields after the command's name, which can contain spaces and parentheses."""
     return stat[stat.rindex(b")") + 2 :].split()

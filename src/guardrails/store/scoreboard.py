@@ -1,6 +1,7 @@
-"""The workers in the shared store: who serves, and who is to blame for a worker that was killed.
+"""The shared store's table of workers, and the penalty for a request that a watchdog ends.
 
-What is written here is written inside the critical section of one file; what is read, without it.
+The functions with an argument `_number` write, and run under the file's lock. The others only read,
+and take no lock.
 """
 
 from __future__ import annotations
@@ -8,19 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from guardrails.store.contract import (
-    LONGEST_RETIREMENT,
-    InFlight,
-    Penalty,
-    Records,
-    Worker,
-    WorkerFacts,
-)
+from guardrails.store.contract import LONGEST_RETIREMENT
 from guardrails.store.engine import leaving
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import (
-    ASKED_BY_SIGNAL,
     CPU_BITS,
     DUMP_SHIFT,
     G_CPU,
@@ -40,6 +33,7 @@ from guardrails.store.layout import (
     RESPAWNS,
     RETIRE_SHIFT,
     SIGNAL_MASK,
+    STACKS_BY_SIGNAL,
     W_FLAGS,
     W_NAMESPACE,
     W_PARENT,
@@ -55,10 +49,15 @@ from guardrails.store.layout import (
     WORKER_WORDS,
 )
 from guardrails.store.processes import Owner, ProcessFacts, is_dead, limits_of, process_facts
+from guardrails.store.records import InFlight, Penalty, Records, Worker, WorkerFacts
 
 
 class Entry(NamedTuple):
-    """What a process writes into the table. It is looked up before the lock is taken."""
+    """What a process writes into the table. It is gathered before the lock is taken.
+
+    system: what the system knows of the process.
+    dead: the first words of the entries whose processes are dead.
+    """
 
     facts: WorkerFacts
     system: ProcessFacts | None
@@ -66,16 +65,20 @@ class Entry(NamedTuple):
 
 
 def entry(file: StoreFile, facts: WorkerFacts) -> Entry:
-    """What this process has to write, and whose places are free."""
-    return Entry(facts, process_facts(file.owner.pid), dead_places(file))
+    """Gather what `register` writes for this process. It examines processes: not under the lock."""
+    return Entry(facts, process_facts(file.owner.pid), _dead_entries(file))
 
 
 def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool:
-    """Write this process into the table, in place of itself or of a dead one; False if it is full."""
+    """Write this process into the table, over its own entry, a free one or that of a dead process.
+
+    Returns:
+        Whether there was room.
+    """
     words = file.words
     facts, system, dead = entry
     place = free = 0
-    for at in _places(file):
+    for at in _entries(file):
         owner = _owner(file, at)
         if owner == file.owner:
             place = at
@@ -91,7 +94,7 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     if not known:
         for word in range(place, place + WORKER_WORDS):
             words[word] = 0
-        # Older than the clock, after a time when the machine was suspended.
+        # After the machine was suspended, a process can be older than the clock.
         age = round((system.age_seconds if system else 0.0) * 1_000_000)
         words[place + W_STARTED] = max(0, now - age)
         words[place + W_SEEN] = now
@@ -100,7 +103,7 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     words[place + W_FLAGS] = (
         (RESPAWNS if facts.respawns else 0)
         | (INTERRUPTIBLE if facts.interruptible else 0)
-        | (ASKED_BY_SIGNAL if facts.asked_by_signal else 0)
+        | (STACKS_BY_SIGNAL if facts.asked_by_signal else 0)
         | facts.retire_signal << RETIRE_SHIFT
         | facts.dump_signal << DUMP_SHIFT
     )
@@ -108,7 +111,7 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     at = place * 8 + WORKER_NAME_OFFSET
     file.buffer[at : at + WORKER_NAME_BYTES] = name
     for at in dead:
-        words[at + W_RETIRING] = 0  # somebody serves in its place
+        words[at + W_RETIRING] = 0  # this process serves in its place
     words[place + W_START], words[place + W_NAMESPACE] = file.owner.start, file.owner.namespace
     words[place + W_PID] = file.owner.pid
     file.served = words[place + W_REQUESTS]
@@ -116,16 +119,16 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     return True
 
 
-def dead_places(file: StoreFile) -> frozenset[int]:
-    """The places of workers that are gone. Looks at processes, so never under the lock."""
+def _dead_entries(file: StoreFile) -> frozenset[int]:
+    """The first words of the entries whose processes are dead."""
     namespace = file.owner.namespace
     return frozenset(
-        at for at in _places(file) if file.words[at + W_PID] and is_dead(_owner(file, at), namespace)
+        at for at in _entries(file) if file.words[at + W_PID] and is_dead(_owner(file, at), namespace)
     )
 
 
 def workers(file: StoreFile) -> Records[Worker]:
-    """Those that live. Read without the lock."""
+    """Return the living workers."""
     words = file.words
     now = file.clock()
     in_flight: Counter[Owner] = Counter()
@@ -135,12 +138,12 @@ def workers(file: StoreFile) -> Records[Worker]:
         in_flight[owner] += 1
         latest[owner] = max(latest.get(owner, 0), words[row + R_STARTED])
     found: Records[Worker] = Records()
-    for at in _places(file):
+    for at in _entries(file):
         owner = _owner(file, at)
         if not owner.pid or is_dead(owner, file.owner.namespace):
             continue
-        here = owner.namespace == file.owner.namespace
-        system = process_facts(owner.pid) if here else None
+        same_namespace = owner.namespace == file.owner.namespace
+        system = process_facts(owner.pid) if same_namespace else None
         name_at = at * 8 + WORKER_NAME_OFFSET
         name = bytes(file.buffer[name_at : name_at + WORKER_NAME_BYTES])
         flags = words[at + W_FLAGS]
@@ -165,36 +168,37 @@ def workers(file: StoreFile) -> Records[Worker]:
                 retire_signal=flags >> RETIRE_SHIFT & SIGNAL_MASK,
                 dump_signal=flags >> DUMP_SHIFT & SIGNAL_MASK,
                 interruptible=bool(flags & INTERRUPTIBLE),
-                asked_by_signal=bool(flags & ASKED_BY_SIGNAL),
-                limits=limits_of(owner.pid) if here else {},
+                asked_by_signal=bool(flags & STACKS_BY_SIGNAL),
+                limits=limits_of(owner.pid) if same_namespace else {},
             )
         )
     return found
 
 
 def begin_retiring(file: StoreFile, _first: None, _second: None, _number: int) -> bool:
-    """Mark this worker, unless another one has been retiring for less than a minute.
+    """Mark this worker as retiring, unless another has been retiring for less than a minute.
 
-    One that has ended counts until somebody else serves, since only then its place is taken.
+    A retiring worker that has ended still counts until another worker registers, because only that one
+    serves in its place.
     """
     words = file.words
     now = file.clock()
-    own = 0
-    for at in _places(file):
+    own_entry = 0
+    for at in _entries(file):
         if _owner(file, at) == file.owner:
-            own = at
+            own_entry = at
             continue
         since = words[at + W_RETIRING]
         if since and words[at + W_PID] and now - since < LONGEST_RETIREMENT:
             return False
-    if own:
-        words[own + W_RETIRING] = now
+    if own_entry:
+        words[own_entry + W_RETIRING] = now
     return True
 
 
 def mark_retiring(file: StoreFile, owner: Owner, _second: None, _number: int) -> None:
-    """Mark a worker that somebody else asked to end."""
-    for at in _places(file):
+    """Mark a worker as retiring that another process has told to end."""
+    for at in _entries(file):
         if _owner(file, at) == owner:
             file.words[at + W_RETIRING] = file.clock()
 
@@ -202,7 +206,16 @@ def mark_retiring(file: StoreFile, owner: Owner, _second: None, _number: int) ->
 def penalize(
     file: StoreFile, request: InFlight, charge: tuple[int, int], _number: int
 ) -> Penalty | None:
-    """Charge a request's client with `charge`: microseconds, and for how long it is banned."""
+    """Charge a request's client, and refuse it the same resource for a while.
+
+    Args:
+        file: the file.
+        request: the request, as it was shown.
+        charge: the microseconds to charge, and for how many microseconds the client is refused.
+
+    Returns:
+        What was done; None if the request is over.
+    """
     words = file.words
     row = file.first_row + request.row
     in_file = 0 <= request.row < file.row_words
@@ -222,13 +235,13 @@ def penalize(
     banned = bool(ban_for and words[row + R_RESOURCE])
     if banned:
         cell = file.penalty_cell(client, words[row + R_RESOURCE])
-        file.write_cell(file.cells.find(cell), cell, (now + ban_for) << SMALL_BITS, now)
+        file.write_cell(file.cells.find(cell), cell, (now + ban_for) << MARK_BITS, now)
         words[H_PENALIZED_UNTIL] = max(words[H_PENALIZED_UNTIL], now + ban_for)
         words[H_SWITCHED] |= HAS_PENALTIES
     return Penalty(len(charged), banned)
 
 
-def _places(file: StoreFile) -> range:
+def _entries(file: StoreFile) -> range:
     section = file.sections["workers"]
     return range(section.word, section.word + section.records * WORKER_WORDS, WORKER_WORDS)
 

@@ -1,13 +1,17 @@
 """The shared store: one file that every worker of a host finds by its name.
 
-Nothing that is inherited through fork is shared under every server, so nothing here is: the file
-is found by name, opened at the first request of each process under the uid of that moment, and
-opened anew after a fork. layout.py has the bytes, file.py the lock and the repair, decisions.py and
-leaving.py what the verbs do, lifecycle.py how a file comes and goes.
+Some servers fork their workers and some do not, so nothing here is inherited through a fork. The file
+is found by its name. Each process opens it at its first request, under the uid of that moment, and a
+forked child opens it anew.
 
-Moving over: a file is given up when it was retired (made larger, or taken from a holder of its
-lock that stands still), or when its name has come to mean another file. The next call then opens
-what is there now. Requests in flight keep their rows, since these are copied.
+layout.py has the bytes; engine/file.py the lock and the repair; engine/decisions.py and
+engine/leaving.py what the verbs do; lifecycle.py how a file is made, replaced and removed;
+scoreboard.py the table of workers; inspection.py what operators read and set.
+
+Moving over: a process stops using a file when the file has been retired, or when its name has come to
+mean another file. A file is retired when it is made larger, or when a process stopped while it held
+the lock. The next call opens the file that has the name now. Requests in flight keep their rows, since
+rows are copied.
 """
 
 import atexit
@@ -16,67 +20,61 @@ import os
 import random
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
-from guardrails.store import layout, lifecycle, process_files, scoreboard
+from guardrails.store import inspection, layout, lifecycle, process_files, scoreboard
 from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
     SWITCH_WORDS,
     Debit,
     EnterResult,
-    GuardCounters,
-    InFlight,
-    Penalty,
-    Records,
     Slot,
     StoreRequest,
-    Worker,
-    WorkerFacts,
     check_switch_word,
     monotonic_microseconds,
     warn_of_unknown_guard,
 )
 from guardrails.store.engine import decisions, leaving
 from guardrails.store.engine.file import LostError, StoreFile
-from guardrails.store.layout import (
-    G_ADMITTED,
-    G_SWITCH,
-    H_NUMBER,
-    H_RETIRED,
-    H_SWITCH,
-    H_SWITCHED,
-)
-from guardrails.store.processes import is_dead
+from guardrails.store.layout import H_NUMBER, H_RETIRED, H_SWITCHED
+from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, Worker, WorkerFacts
 
 log = logging.getLogger("guardrails")
 
-LONGEST_WAIT = 0.1
-"""Seconds that a request waits for the lock, at the most. On a machine whose processors are all
-taken, a holder may well be off its processor for longer than a few time slices."""
+LOCK_TIMEOUT = 0.1
+"""Seconds that a call waits for the lock. On a busy machine, the process that holds it may not run for
+several time slices."""
 
-STANDING_STILL = 2.0
-"""Seconds after which one acquisition that still stands condemns its file."""
+STUCK_SECONDS = 2.0
+"""If one acquisition of the lock lasts longer than this, its file is condemned."""
 
 _SPINS = 30
-_LONGEST_PAUSE = 0.0002
+_MAX_PAUSE = 0.0002
 _NAME_CHECK_INTERVAL = 1_000_000
-_OPENING_INTERVAL = 1.0
+_OPEN_RETRY_SECONDS = 1.0
 _PAUSES = random.SystemRandom()
 
 
 class SharedStore:
-    """State shared by all processes of one user on one host. See contract.py for its verbs.
+    """State shared by all processes of one user on one host. `contract.Store` documents its methods.
 
-    name: what the file is called.   clients, rows: for how many clients, and how many requests in
-    flight, it has room; None takes what an existing file has, else 50,000 and 4,096.   private: the
-    file goes away with the last process that has it open.   lock: "flock" takes flock(2) in place
-    of the mutex.   clock: a callable that returns monotonic microseconds.
+    Building one opens nothing: the file is opened, or made, by the first call.
+
+    Args:
+        name: the name of the store, and the first part of its file's name.
+        clients: for how many clients the file has room; None (the default) takes the size of an
+            existing file, or else 50,000.
+        rows: for how many requests in flight it has room; None likewise, or else 4,096.
+        private: True if the file is removed by the last process that closes it (False).
+        lock: "mutex" (the default) for a robust pthread mutex, "flock" for flock(2).
+        clock: returns monotonic microseconds. If it has a method `sleep(seconds)`, delays call that
+            instead of sleeping.
+        create: False if the file must exist: calls then raise StoreError where there is none (True).
     """
 
     def __init__(
@@ -96,11 +94,11 @@ class SharedStore:
         self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
         self._file: StoreFile | None = None
         self._name_check_at = 0
-        self._standing: tuple[int, float] | None = None
+        self._stuck: tuple[int, float] | None = None
         self._successor: StoreFile | None = None
         self._failure: tuple[float, str] | None = None
         self._facts: WorkerFacts | None = None
-        self._is_shown = False
+        self._is_registered = False
         self._facts_pid = 0
 
     def __repr__(self) -> str:
@@ -159,68 +157,64 @@ class SharedStore:
         return f"{self._usable(os.getpid()).key_hash(key):016x}"
 
     def requests(self) -> Records[InFlight]:
-        return _in_flight(self._looked_after())
+        return inspection.requests(self._reaped_file())
 
     def workers(self) -> Records[Worker]:
         process_files.remove_files_of_dead()
-        return scoreboard.workers(self._looked_after())
+        return scoreboard.workers(self._reaped_file())
 
     def register(self, facts: WorkerFacts) -> None:
         pid = os.getpid()
-        self._is_shown = False
+        self._is_registered = False
         try:
             file = self._usable(pid)
         finally:
             self._facts, self._facts_pid = facts, pid
-        found_room = self._call(pid, scoreboard.register, scoreboard.entry(file, facts), None)
-        self._is_shown = True
-        if not found_room:
+        has_room = self._call(pid, scoreboard.register, scoreboard.entry(file, facts), None)
+        self._is_registered = True
+        if not has_room:
             log.warning(
-                "store %r: its table of workers is full, so this one is not shown: more than %d "
-                "processes share it",
+                "store %r: its table of workers is full, so this worker is not shown: it has room for "
+                "%d processes",
                 self,
                 file.sections["workers"].records,
             )
 
     def begin_retiring(self) -> bool:
         pid = os.getpid()
-        may: bool = self._call(pid, scoreboard.begin_retiring, None, None)
-        return may
+        may_retire: bool = self._call(pid, scoreboard.begin_retiring, None, None)
+        return may_retire
 
     def mark_retiring(self, worker: Worker) -> None:
         self._call(os.getpid(), scoreboard.mark_retiring, worker.owner, None)
 
     def penalize(self, request: InFlight, microseconds: int, ban_for: int) -> Penalty | None:
-        self._looked_after()
+        self._reaped_file()
         charge = microseconds, ban_for
-        done: Penalty | None = self._call(os.getpid(), scoreboard.penalize, request, charge)
-        return done
+        penalty: Penalty | None = self._call(os.getpid(), scoreboard.penalize, request, charge)
+        return penalty
 
     def slots_held(self) -> Mapping[str, int]:
-        found: dict[str, int] = _slots_held(self._usable(os.getpid()))
-        return found
+        return inspection.slots_held(self._usable(os.getpid()))
 
     def counters(self) -> Mapping[str, GuardCounters]:
-        found: dict[str, GuardCounters] = _counters(self._usable(os.getpid()))
-        return found
+        return inspection.counters(self._usable(os.getpid()))
 
     def alarms(self) -> Mapping[str, int]:
-        words = self._usable(os.getpid()).words
-        counts = words[layout.H_ALARMS : layout.H_ALARMS + len(layout.ALARMS)].tolist()
-        return {name: count for name, count in zip(layout.ALARMS, counts, strict=True) if count}
+        return inspection.alarms(self._usable(os.getpid()))
 
     def switch(self, word: str | None = None, guard: str | None = None) -> str:
         position = None if word is None else SWITCH_WORDS.index(check_switch_word(word))
         known = self.counters()
         if position is None and guard is not None and guard not in known:
             return ON
-        found: int = self._call(os.getpid(), _switch, position, guard)
+        found: int = self._call(os.getpid(), inspection.switch, position, guard)
         if position is not None:
             warn_of_unknown_guard(guard, known)
         return SWITCH_WORDS[found]
 
     def reset(self) -> None:
-        self._call(os.getpid(), _reset, None, None)
+        self._call(os.getpid(), inspection.reset, None, None)
 
     def close(self) -> None:
         file, self._file, self._successor = self._file, None, None
@@ -228,7 +222,7 @@ class SharedStore:
             lifecycle.release(file) if self.create else file.close()
 
     def _call(self, pid: int, work: Callable[..., Any], first: Any, second: Any) -> Any:
-        """Run one verb's work in the file that is current, waiting a bounded time for its lock."""
+        """Run `work` under the lock of the current file. Wait for the lock for a bounded time."""
         deadline = 0.0
         tries = 0
         while True:
@@ -246,13 +240,13 @@ class SharedStore:
                         raise
                     continue
                 now = time.monotonic()
-                deadline = deadline or now + LONGEST_WAIT
+                deadline = deadline or now + LOCK_TIMEOUT
                 if now >= deadline:
-                    self._give_up(file, now)
+                    self._lock_timed_out(file, now)
                     deadline = 0.0
-                time.sleep(_PAUSES.uniform(0, _LONGEST_PAUSE))
+                time.sleep(_PAUSES.uniform(0, _MAX_PAUSE))
             else:
-                self._standing = None
+                self._stuck = None
                 return result
 
     def _usable(self, pid: int) -> StoreFile:
@@ -262,7 +256,7 @@ class SharedStore:
         return file
 
     def _open(self) -> StoreFile:
-        """Open the current file. Two threads may do so at once, which harms nobody."""
+        """Open the current file. Two threads may do so at once: the last one's file is used."""
         now = time.monotonic()
         if self._failure is not None and now < self._failure[0]:
             raise StoreError(self._failure[1])
@@ -271,175 +265,102 @@ class SharedStore:
         except StoreBusyError:
             raise
         except StoreError as error:
-            # Making a file is dear, also in vain: not with every request.
-            self._failure = (now + _OPENING_INTERVAL, str(error))
+            # Making a file is expensive even if it fails, so it is not tried with every request.
+            self._failure = (now + _OPEN_RETRY_SECONDS, str(error))
             raise
         self._failure = None
-        # A size is a wish at the start, not a demand on whatever file comes later.
+        # The sizes that were asked for apply to the first file, not to those that replace it.
         self._spec = self._spec._replace(clients=None, rows=None)
         self._file = file
         log.info("store %r: opened %s", self, file.path)
         if file.words[H_SWITCHED] & layout.SWITCHED:
-            log.warning("store %r: the switch is not on for all: %s", self, _positions(file))
+            log.warning(
+                'store %r: the switch is not "on" everywhere: %s', self, inspection.positions(file)
+            )
         _close_at_exit(self)
-        self._reap(file, with_own=_is_first_opening(file))
+        self._reap(file, this_process_too=_is_first_opening(file))
         if self._facts is not None and self._facts_pid == file.pid:
             with suppress(StoreError):
                 self.register(self._facts)
         return file
 
-    def _looked_after(self) -> StoreFile:
-        """The current file, for who only looks: what dead processes left there is given back first."""
+    def _reaped_file(self) -> StoreFile:
+        """Return the current file, after freeing the rows of dead processes in it."""
         file = self._usable(os.getpid())
         if not lifecycle.is_current(file):
-            # Removed, and made anew: what is in the old one is nobody's any more.
+            # It was removed, or another one has its name: the old content counts no longer.
             self._file = None
             file = self._usable(os.getpid())
-        dead = _rows_of_dead(file)
+        dead = inspection.rows_of_dead(file)
         if dead:
             with suppress(StoreBusyError):
                 self._call(file.pid, StoreFile.drop_rows, dead, 0)
         return file
 
-    def _give_up(self, file: StoreFile, now: float) -> None:
-        """The lock was not to be had in time: condemn a file whose holder stands, or raise."""
+    def _lock_timed_out(self, file: StoreFile, now: float) -> None:
+        """Replace the file if the holder of its lock is stuck. Otherwise raise StoreBusyError."""
         number = file.words[H_NUMBER]
-        standing = self._standing
-        if standing is None or standing[0] != number:
-            self._standing = standing = (number, now)
-        if now - standing[1] < STANDING_STILL:
+        stuck = self._stuck
+        if stuck is None or stuck[0] != number:
+            self._stuck = stuck = (number, now)
+        if now - stuck[1] < STUCK_SECONDS:
             raise StoreBusyError(
-                f"store {file.path}: its lock was not to be had in {LONGEST_WAIT * 1000:g} ms"
+                f"store {file.path}: its lock could not be taken within {LOCK_TIMEOUT * 1000:g} ms"
             )
-        self._standing = None
+        self._stuck = None
         self._replace(file)
 
     def _replace(self, file: StoreFile) -> None:
-        """Go on in a new file, held open until it is in use: whoever sweeps removes private others."""
+        """Go on in a new file.
+
+        The new file is kept open until it is in use: another process would remove a private file
+        that no process has open.
+        """
         successor = lifecycle.condemn(file)
         self._file = None
         self._open()
-        # Who only looks on does not hold it open, and those who serve may come to it later.
+        # A store opened with create=False takes no lock on it, and workers may open it later only.
         self._successor = None if self.create else successor
 
     def _check_name(self, file: StoreFile) -> None:
-        """Once a second: an operator, or a cleaner of /dev/shm, may have removed the file."""
+        """Check once a second whether an operator or a cleaner of /dev/shm has removed the file."""
         self._name_check_at = file.now + _NAME_CHECK_INTERVAL
         if not lifecycle.is_current(file) and self._file is file:
             self._file = None
-        elif not self._is_shown and self._facts is not None and self._facts_pid == file.pid:
-            # The lock was not to be had when this process began.
+        elif not self._is_registered and self._facts is not None and self._facts_pid == file.pid:
+            # The lock could not be taken when this process registered.
             with suppress(StoreError):
                 self.register(self._facts)
 
-    def _reap(self, file: StoreFile, *, with_own: bool = False) -> None:
-        """Give back what dead processes held, and what was held too long.
+    def _reap(self, file: StoreFile, *, this_process_too: bool = False) -> None:
+        """Free the rows of dead processes, and the slots that were held for too long.
 
-        The processes are looked at outside the lock. Who only looks on does not judge how long: that
-        is up to those who serve, and their clock.   with_own: and what this one held before it executed
-        itself anew.
+        Processes are examined outside the lock. A store opened with create=False does not judge how
+        long a slot was held, since its clock may differ from the workers'.
+
+        Args:
+            file: the file.
+            this_process_too: also free rows of this process, left from before it called exec.
         """
         now = file.clock()
         file.reap_at = now + REAP_INTERVAL
         now = now if self.create else 0
         with suppress(StoreBusyError):
-            self._call(file.pid, StoreFile.drop_rows, _rows_of_dead(file, with_own=with_own), now)
+            self._call(
+                file.pid,
+                StoreFile.drop_rows,
+                inspection.rows_of_dead(file, this_process_too=this_process_too),
+                now,
+            )
 
 
 _opened: dict[tuple[int, Path], object] = {}
 
 
 def _is_first_opening(file: StoreFile) -> bool:
-    """Whether no other store of this process has opened that file before."""
-    mark = object()
-    return _opened.setdefault((file.pid, file.path), mark) is mark
-
-
-def _rows_of_dead(file: StoreFile, *, with_own: bool = False) -> list[tuple[int, int]]:
-    """What nobody will release any more. Looks at processes, so never under the lock."""
-    return [
-        row
-        for owner, rows in file.owners().items()
-        if (with_own if owner == file.owner else is_dead(owner, file.owner.namespace))
-        for row in rows
-    ]
-
-
-def _in_flight(file: StoreFile) -> Records[InFlight]:
-    """Read without the lock, so that looking on holds nobody up: a row that changed meanwhile goes."""
-    words = file.words
-    now = file.clock()
-    found: Records[InFlight] = Records()
-    for row in file.live_rows():
-        generation = words[row]
-        client, method, host, path = layout.ROW_TEXT.unpack_from(file.buffer, (row + layout.R_TEXT) * 8)
-        shown = InFlight(
-            pid=words[row + layout.R_PID],
-            generation=generation,
-            age_seconds=(now - words[row + layout.R_STARTED]) / 1_000_000,
-            client=_text(client),
-            method=_text(method),
-            host=_text(host),
-            path=_text(path),
-            slots=len(file.held_slots(row)),
-            thread=words[row + layout.R_THREAD],
-            process_start=words[row + layout.R_START],
-            row=row - file.first_row,
-            namespace=words[row + layout.R_NAMESPACE],
-            usual_path=bool(words[row + layout.R_RESOURCE] & 1),
-        )
-        if generation and words[row] == generation:
-            found.append(shown)
-    return found
-
-
-def _text(padded: bytes) -> str:
-    return padded.rstrip(b"\0").decode("latin-1")
-
-
-def _slots_held(file: StoreFile) -> dict[str, int]:
-    words = file.words
-    names = file.names("slots")
-    held: Counter[str] = Counter()
-    for row in file.live_rows():
-        generation = words[row]
-        records = [words[slot + layout.S_RECORD] for slot in file.held_slots(row)]
-        if generation and words[row] == generation:
-            held.update(names.get(record, "others") for record in records)
-    return dict(held)
-
-
-def _counters(file: StoreFile) -> dict[str, GuardCounters]:
-    return {
-        name: GuardCounters(*file.words[word + G_ADMITTED : word + G_ADMITTED + 4].tolist())
-        for word, name in file.names("guards").items()
-    }
-
-
-def _switch(file: StoreFile, position: int | None, guard: str | None, _number: int) -> int:
-    word = H_SWITCH if guard is None else file.record("guards", guard) + G_SWITCH
-    if position is not None:
-        file.words[word] = position
-        switched = [file.words[record + G_SWITCH] for record in file.names("guards")]
-        blamed = file.words[H_SWITCHED] & layout.HAS_PENALTIES
-        file.words[H_SWITCHED] = any((file.words[H_SWITCH], *switched)) | blamed
-    return file.words[word]
-
-
-def _positions(file: StoreFile) -> dict[str, str]:
-    """Where the switch stands, for the store ("") and each guard, unless it is on."""
-    words = {"": file.words[H_SWITCH]}
-    words |= {name: file.words[record + G_SWITCH] for record, name in file.names("guards").items()}
-    return {name: SWITCH_WORDS[position] for name, position in words.items() if position}
-
-
-def _reset(file: StoreFile, _first: None, _second: None, _number: int) -> None:
-    file.cells.clear()
-    for record in file.names("guards"):
-        for word in range(record + G_ADMITTED, record + G_ADMITTED + 4):
-            file.words[word] = 0
-    for record in file.names("slots"):
-        file.words[record + layout.L_MEAN] = 0
+    """Return whether this process opens that file for the first time."""
+    marker = object()
+    return _opened.setdefault((file.pid, file.path), marker) is marker
 
 
 _open_stores: "weakref.WeakSet[SharedStore]" = weakref.WeakSet()

@@ -20,7 +20,14 @@ _HANDLED = '"memory:", "shm:" or "shm:NAME?clients=50000"'
 
 
 def store_from_url(url: str) -> Store:
-    """The store that a URL names. Opens nothing. Raises ConfigurationError."""
+    """Return the store that a URL names, without opening it.
+
+    Args:
+        url: "memory:", or "shm:NAME" with the options of docs/store.md.
+
+    Raises:
+        ConfigurationError: the URL names no store, or an option of it is wrong.
+    """
     scheme, colon, rest = url.partition(":")
     if scheme == "memory" and colon and not rest:
         return MemoryStore()
@@ -36,10 +43,18 @@ def store_from_url(url: str) -> Store:
 
 
 def unnamed_store(file: str, line: int) -> Store:
-    """The store of the place that calls `throttle()`: the same for every worker that runs it.
+    """Return the store of a call of `throttle()` that names none: the same in every worker.
 
-    Its name is made of the user, the file and the how-manieth place in that file it is, so that it
-    stays when lines are added above. GUARDRAILS_STORE in the environment overrides it.
+    Its name is a hash of the file, and of whether this is the first, second or n-th line of that file
+    that calls. The name therefore stays the same when lines are added above. GUARDRAILS_STORE in the
+    environment is used instead if it is set.
+
+    Args:
+        file: the file that calls `throttle()`.
+        line: the number of the line that calls.
+
+    Raises:
+        ConfigurationError: GUARDRAILS_STORE names no store.
     """
     url = os.environ.get("GUARDRAILS_STORE")
     if url and url != "shm:":
@@ -48,18 +63,29 @@ def unnamed_store(file: str, line: int) -> Store:
         return MemoryStore()
     from guardrails.store.shared import SharedStore  # noqa: PLC0415 - needs POSIX
 
-    places = _places.setdefault(file, [])
-    if line not in places:
-        places.append(line)
-    place = f"{Path(file).resolve()}\0{places.index(line)}"
-    return SharedStore("app-" + hashlib.blake2b(place.encode(), digest_size=8).hexdigest())
+    lines = _calling_lines.setdefault(file, [])
+    if line not in lines:
+        lines.append(line)
+    call = f"{Path(file).resolve()}\0{lines.index(line)}"
+    return SharedStore("app-" + hashlib.blake2b(call.encode(), digest_size=8).hexdigest())
 
 
 def open_store(url: str | None = None) -> Store:
-    """Open a store to look at it or to switch it: `guardrails.open_store("shm:NAME")`.
+    """Open an existing store, to read or to switch it: `guardrails.open_store("shm:NAME")`.
 
-    url: None takes GUARDRAILS_STORE from the environment, else the only store of this user here.
-    Raises ConfigurationError when that leaves a choice, and StoreError when there is no such store.
+    The file is opened by the first call of a method, and is never made. Run it as the user of the
+    workers, since no other user can open their file.
+
+    Args:
+        url: the store's URL. None (the default) means GUARDRAILS_STORE from the environment, or else
+            the only store that this user has on this host.
+
+    Returns:
+        The store. Its methods raise StoreError if there is no such store.
+
+    Raises:
+        ConfigurationError: the URL names no store; or none is given, and the user has no store or
+            several.
     """
     url = url or os.environ.get("GUARDRAILS_STORE")
     if url is not None and url != "shm:":
@@ -69,19 +95,19 @@ def open_store(url: str | None = None) -> Store:
 
     names = sorted({name for folder in directory.folders() for name in lifecycle.stores_in(folder)})
     if len(names) != 1:
-        found = "there is none" if not names else "there are " + ", ".join(names)
+        found = ", ".join(names) or "none"
         raise ConfigurationError(
-            f"store: None does not say which of this user's stores is meant, and {found}: write "
+            f"store: no store is named, and this user has {found}: name one, as in "
             'guardrails.open_store("shm:NAME")'
         )
     return SharedStore(names[0], create=False)
 
 
-_places: dict[str, list[int]] = {}
+_calling_lines: dict[str, list[int]] = {}
 
 
 def _only_existing(store: Store) -> Store:
-    """Looking must not make a store."""
+    """Keep a store from making its file."""
     if not isinstance(store, MemoryStore):
         store.create = False  # type: ignore[attr-defined]
     return store
@@ -95,7 +121,7 @@ def _shared_store(url: str, rest: str) -> Store:
     if not _has_shared_memory():
         raise ConfigurationError(
             f"store: {url!r} needs POSIX shared memory, which this system does not have: use "
-            '"memory:", which counts in each process alone'
+            '"memory:", which counts in each process separately'
         )
     from guardrails.store.shared import SharedStore  # noqa: PLC0415 - needs POSIX
 

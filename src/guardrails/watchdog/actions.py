@@ -7,8 +7,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
+from guardrails.store.records import InFlight, Worker
 from guardrails.watchdog.pidfd import open_process
 from guardrails.worker import control_pipe, stacks
 

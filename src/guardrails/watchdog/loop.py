@@ -17,8 +17,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner
+from guardrails.store.records import InFlight, Worker
 from guardrails.units import MICROSECONDS
 from guardrails.watchdog.actions import Processes, System
 from guardrails.watchdog.events import Announce

@@ -6,8 +6,9 @@ import math
 from typing import NamedTuple
 
 from guardrails.paths import plain_text
-from guardrails.store.contract import InFlight, Store, Worker
+from guardrails.store.contract import Store
 from guardrails.store.processes import Owner
+from guardrails.store.records import InFlight, Worker
 
 
 class Watched(NamedTuple):

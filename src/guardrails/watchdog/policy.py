@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from guardrails.paths import path_readings
-from guardrails.store.contract import InFlight
+from guardrails.store.records import InFlight
 
 _SHOWN = 128
 """Bytes of a path that a row shows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from guardrails.store.contract import Penalty
+from guardrails.store.records import Penalty
 from guardrails.watchdog.events import Announce, printable
 from guardrails.watchdog.overdue import OverdueRequest
 from guardrails.worker import stacks

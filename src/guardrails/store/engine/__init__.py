@@ -1,1 +1,1 @@
-"""The inside of the shared store: what a decision does to its memory."""
+"""The engine of the shared store: what the verbs do to its memory, under its lock."""

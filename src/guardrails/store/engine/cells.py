@@ -1,16 +1,17 @@
-"""Open addressing in shared words: pairs of (keyed hash, word), found within `PROBE` places.
+"""A hash table in shared memory: open addressing, each entry a keyed hash and a word.
 
-A window is always scanned whole, so places may fall free in any order and no tombstone is needed.
+A key's entry is one of the `PROBE` places that follow its home. All of them are always examined, so
+places may become free in any order, and no tombstones are needed.
 """
 
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import PROBE, Section
 
 _WINDOW = 2 * PROBE
 
 
 class Cells:
-    """One table. A place is the index of a key's 64-bit word; the word behind it is its state."""
+    """One table. A place is the index of an entry's hash; the word after it is the entry's word."""
 
     def __init__(self, words: memoryview, section: Section) -> None:
         self.words = words
@@ -18,7 +19,7 @@ class Cells:
         self.mask = section.records - PROBE
 
     def find(self, key: int) -> int:
-        """The key's place, or -1."""
+        """Return the key's place, or -1."""
         home = self.first + ((key & self.mask) << 1)
         words = self.words
         if words[home] == key:
@@ -27,10 +28,11 @@ class Cells:
         return home + 2 * keys.index(key) if key in keys else -1
 
     def take(self, key: int, now: int) -> tuple[int, bool]:
-        """A place for a key that has none, and whether a live word had to go for it.
+        """Give a place to a key that has none. Return it, and whether an entry was evicted for it.
 
-        Free is a place whose instant has passed; when none is, the one nearest its end goes.
-        Whoever dies here leaves a free place: the old word goes first, then comes the key.
+        A place is free if its instant has passed. If none is free, the entry whose instant passes first
+        is evicted. The old word is cleared before the key is written, so a process that is killed
+        between the two leaves a free place.
         """
         home = self.first + ((key & self.mask) << 1)
         words = self.words
@@ -39,7 +41,7 @@ class Cells:
         place = home + 2 * states.index(ends_first)
         words[place + 1] = 0
         words[place] = key
-        return place, ends_first >> SMALL_BITS > now
+        return place, ends_first >> MARK_BITS > now
 
     def clear(self) -> None:
         """Free every place."""
@@ -49,15 +51,15 @@ class Cells:
 
 
 class SlotCounts(Cells):
-    """How many rows hold each slot. A place whose total is 0 is free; none is ever evicted."""
+    """How many rows hold each slot. A place whose count is 0 is free; no entry is ever evicted."""
 
     def total(self, key: int) -> int:
-        """How many hold it."""
+        """Return how many rows hold a slot."""
         place = self.find(key)
         return self.words[place + 1] if place >= 0 else 0
 
     def add(self, key: int, count: int) -> bool:
-        """Change a total, by 1 or by -1; False when there is no place for a new one."""
+        """Change a count by 1 or -1. Return False if there is no place for a new one."""
         home = self.first + ((key & self.mask) << 1)
         place = home if self.words[home] == key else self.find(key)
         if place < 0:

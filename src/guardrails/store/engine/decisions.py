@@ -1,7 +1,7 @@
-"""How a request enters the shared store, inside the critical section of one file.
+"""How a request enters the shared store. All of it runs under the lock of one file.
 
-It answers exactly as the memory store does, which is easier to read. Here every check uses numbers
-computed beforehand (`CompiledRoute`, `CompiledRequirement`), and all charges are written at the end.
+The answers are exactly those of model.py, which is easier to read. Here every check uses numbers that
+were computed before (`CompiledRoute`, `CompiledRequirement`), and all charges are written at the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from guardrails.store.contract import (
     StoreRequest,
 )
 from guardrails.store.engine.file import CompiledRoute, StoreFile, merged
-from guardrails.store.gcra import REFUSED_UNTIL_RESUME, SMALL_BITS, SMALL_MASK
+from guardrails.store.gcra import MARK_BITS, REFUSED_UNTIL_RESUME
 from guardrails.store.layout import (
     A_GARBAGE,
     G_ADMITTED,
@@ -49,7 +49,7 @@ from guardrails.store.layout import (
 SWITCHED_DRY, SWITCHED_OFF = 1, 2
 
 REAP_FIRST = "reap first"
-"""A slot refuses, and it is time to look whether its holders are still there."""
+"""The answer when a slot refuses, and it is time to check whether its holders are alive."""
 
 _UNBOUNDED = 2**62
 read_cell = ONE_CELL.unpack_from
@@ -58,7 +58,7 @@ _new: Callable[..., Any] = tuple.__new__  # several times faster than the named 
 
 
 class Charges:
-    """What an admission will write: nothing of it is written before all have been looked at."""
+    """What an admission will write, once all requirements have been checked."""
 
     __slots__ = ("cells", "charged", "counters", "delay", "dry_delay", "remaining", "slots")
 
@@ -74,10 +74,13 @@ class Charges:
 def enter(
     file: StoreFile, open_request: StoreRequest, final: bool, number: int
 ) -> EnterResult | str | None:
-    """Decide about a request: the verdict (None: switched off), or in words why there is none.
+    """Decide about a request.
 
-    The quick way in admits what is plainly admitted, and changes nothing until that is certain;
-    whatever else comes up is decided by `enter_slow`.
+    This is the fast path: no bans, dry runs, delays or refusals. It changes nothing before it is
+    certain that the request is admitted. Every other case is left to `enter_slow`.
+
+    Returns:
+        The result; None if the store is switched off; a text if the store cannot decide.
     """
     words = file.words
     requirements = open_request.requirements
@@ -104,18 +107,18 @@ def enter(
         banned = file.key_hash(open_request.ban_key)
         for const in compiled.bans:
             place = cells.find(banned ^ const)
-            if place >= 0 and words[place + 1] >> SMALL_BITS > now:
+            if place >= 0 and words[place + 1] >> MARK_BITS > now:
                 return enter_slow(file, open_request, final, number)
     remaining = _UNBOUNDED
     written = []
-    for own, const, need, cost, limit, horizon in compiled.meters:
-        cell = const ^ hashed if own else const
+    for by_client, const, need, cost, limit, horizon in compiled.meters:
+        cell = const ^ hashed if by_client else const
         place = first + ((cell & mask) << 1)
         found, word = read_cell(buffer, place << 3)
         if found != cell:
             place = cells.find(cell)
             word = words[place + 1] if place >= 0 else 0
-        base = word >> SMALL_BITS
+        base = word >> MARK_BITS
         if base <= now:
             base = now
         elif word & REFUSED_UNTIL_RESUME or base > now + horizon:
@@ -128,10 +131,10 @@ def enter(
             if room < remaining:
                 remaining = room
         if cost:
-            written.append((place, cell, (base + cost) << SMALL_BITS))
+            written.append((place, cell, (base + cost) << MARK_BITS))
     taken = []
-    for own, const, limit, max_hold, record in compiled.slots:
-        cell = const ^ hashed if own else const
+    for by_client, const, limit, max_hold, record in compiled.slots:
+        cell = const ^ hashed if by_client else const
         place = slot_counts.first + ((cell & slot_counts.mask) << 1)
         found, held = read_cell(buffer, place << 3)
         if found != cell:
@@ -147,7 +150,7 @@ def enter(
     if row < 0 or words[row] or len(taken) > MOST_SLOTS:
         return enter_slow(file, open_request, final, number)
 
-    # From here on all is known, and nothing can fail.
+    # From here on nothing can fail.
     open_request.row, open_request.generation = row - file.first_row, number
     ROW_CONTENT.pack_into(
         buffer,
@@ -169,13 +172,13 @@ def enter(
     words[row] = number
     open_request.entered = True
     for place, cell, held, _deadline, _record in taken:
-        # A total that was begun just now may have taken this place.
+        # A count that the loop has just added may have taken this place.
         if place >= 0 and words[place] == cell:
             words[place + 1] = held + 1
         else:
             slot_counts.add(cell, 1)
     for place, cell, word in written:
-        # A cell that was taken just now may have displaced this one.
+        # A cell that the loop has just added may have displaced this one.
         if place >= 0 and words[place] == cell:
             words[place + 1] = word
         else:
@@ -192,7 +195,7 @@ def enter(
 def enter_slow(
     file: StoreFile, open_request: StoreRequest, final: bool, number: int
 ) -> EnterResult | str | None:
-    """The same for everything: refusals, dry runs, bans, delays, switches, a second entering."""
+    """Decide about any request: also refusals, dry runs, bans, delays, switches, a second `enter`."""
     words = file.words
     switch = words[H_SWITCH]
     if switch == SWITCHED_OFF:
@@ -213,7 +216,7 @@ def enter_slow(
         if position == SWITCHED_OFF:
             continue
         dry = position == SWITCHED_DRY
-        refusal = _look(file, keyed, open_request, charges, now, dry)
+        refusal = _check(file, keyed, open_request, charges, now, dry)
         if refusal is not None:
             (dry_refusals if dry else refusals).append(refusal)
     if not refusals:
@@ -237,7 +240,7 @@ def enter_slow(
 
 
 def _position(file: StoreFile, keyed: KeyedRequirement, switch: int, by_guard: int) -> int:
-    """Where the switch stands for one ask: the strictest of store, guard and request."""
+    """The switch's position for one requirement: the mildest of store, guard and request."""
     position = max(switch, SWITCHED_DRY if keyed.dry_run else 0)
     if not by_guard:
         return position
@@ -251,7 +254,7 @@ def _banned(
     now: int,
     positions: Sequence[tuple[KeyedRequirement, int]],
 ) -> list[Refusal]:
-    """The asks whose ban stands: who is banned is refused by that alone."""
+    """The refusals of bans that stand. Meters and slots are then not checked."""
     refusals = []
     for keyed, position in positions:
         if not position and keyed.requirement.ban is not None:
@@ -267,15 +270,15 @@ def _banned(
 def _ban_left(
     file: StoreFile, ban: tuple[int, int] | None, open_request: StoreRequest, now: int
 ) -> int:
-    """For how much longer the visit's client is banned; 0 when it is not."""
+    """For how much longer the request's client is banned; 0 if it is not."""
     if ban is None or not open_request.ban_key:
         return 0
     place = file.cells.find(file.key_hash(open_request.ban_key) ^ ban[0])
-    left = (file.words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+    left = (file.words[place + 1] >> MARK_BITS) - now if place >= 0 else 0
     return left if 0 < left <= ban[1] else 0
 
 
-def _look(
+def _check(
     file: StoreFile,
     keyed: KeyedRequirement,
     open_request: StoreRequest,
@@ -283,7 +286,7 @@ def _look(
     now: int,
     dry: bool,
 ) -> Refusal | None:
-    """Look at one ask: who refuses, or None with its charges noted."""
+    """Check one requirement. Return its refusal, or add its charges to `charges`."""
     requirement = keyed.requirement
     compiled = file.compiled.get(requirement) or file.compile_requirement(requirement)
     words, cells = file.words, file.cells
@@ -303,7 +306,7 @@ def _look(
         if words[place] != cell:
             place = cells.find(cell)
         word = words[place + 1] if place >= 0 else 0
-        base = word >> SMALL_BITS
+        base = word >> MARK_BITS
         if base <= now:
             base, word = now, 0
         elif base > now + horizon:
@@ -318,21 +321,9 @@ def _look(
                 retry = max(retry, excess - resume)
             delay = max(delay, excess - allowed)
         if cost or word & REFUSED_UNTIL_RESUME:
-            written.append((place, cell, (base + cost) << SMALL_BITS))
+            written.append((place, cell, (base + cost) << MARK_BITS))
         if need:
             remaining = min(remaining, (allowed - excess) // need)
-    for const, tally in compiled.tallies:
-        cell = hashed ^ const
-        place = cells.find(cell)
-        word = words[place + 1] if place >= 0 else 0
-        if word >> SMALL_BITS <= now:
-            word = (now + tally.window) << SMALL_BITS
-        count = word & SMALL_MASK
-        if count >= tally.limit:
-            refused = True
-            retry = max(retry, (word >> SMALL_BITS) - now)
-        written.append((place, cell, word + 1 if count < SMALL_MASK else word))
-        remaining = min(remaining, tally.limit - count - 1)
     for const, slot, record in compiled.slots:
         held = file.slot_counts.total(hashed ^ const)
         if held >= slot.limit:
@@ -359,11 +350,14 @@ def _look(
 def _commit(
     file: StoreFile, open_request: StoreRequest, charges: Charges, now: int, number: int
 ) -> str | None:
-    """Take the row, then charge. What can fail is checked first, and said in words."""
+    """Take a row, then charge. Return a text if that is not possible; nothing is charged then."""
     words = file.words
     row = open_request.row + file.first_row if open_request.entered else file.take_row()
     if row < 0:
-        return f"shared store: all {file.rows.records} rows are taken by requests in flight"
+        return (
+            f"shared store: all {file.rows.records} rows are taken by requests in flight: ask for more "
+            'rows, as in store="shm:NAME?rows=8192"'
+        )
     slots = words[row + R_SLOTS] if open_request.entered else 0
     if slots + len(charges.slots) > MOST_SLOTS:
         return f"a request can hold {MOST_SLOTS} slots, and this one asks for more"
@@ -406,11 +400,11 @@ def _commit(
 
 
 def _request_text(compiled: CompiledRoute | None, open_request: StoreRequest) -> bytes:
-    """Method, host and path as a row shows them."""
+    """Method, host and path as a row has them."""
     text = REQUEST_TEXT.pack(
         open_request.method.encode("latin-1", "replace"),
         open_request.host.encode("latin-1", "replace"),
-        # A row's text ends at a NUL.
+        # A NUL ends a row's text.
         open_request.path.replace("\0", "?").encode("latin-1", "replace"),
     )
     if compiled is not None:
@@ -421,7 +415,7 @@ def _request_text(compiled: CompiledRoute | None, open_request: StoreRequest) ->
 def _refuse(
     file: StoreFile, refusal: Refusal, open_request: StoreRequest, now: int, *, dry: bool
 ) -> None:
-    """Count a refusal, mark the meters that refused, and raise the ban unless it stands."""
+    """Count a refusal, mark the meters that refused, and set the ban unless it stands."""
     words = file.words
     requirement, key, _ = refusal.keyed
     key = open_request.key if key is None else key
@@ -433,11 +427,11 @@ def _refuse(
         if resume < limit:
             place = file.cells.find(file.key_hash(key) ^ const)
             word = words[place + 1] if place >= 0 else 0
-            excess = (word >> SMALL_BITS) + need - now
+            excess = (word >> MARK_BITS) + need - now
             if limit < excess - (slack if open_request.may_wait else 0) and excess - need <= horizon:
                 words[place + 1] = word | REFUSED_UNTIL_RESUME
     ban = compiled.shadow_ban if dry else compiled.ban
     if ban is not None and open_request.ban_key:
         cell = file.key_hash(open_request.ban_key) ^ ban[0]
         place = file.cells.find(cell)
-        file.write_cell(place, cell, (now + requirement.ban_for) << SMALL_BITS, now)
+        file.write_cell(place, cell, (now + requirement.ban_for) << MARK_BITS, now)

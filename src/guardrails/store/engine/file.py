@@ -1,13 +1,15 @@
-"""One mapped file of the shared store: its header, its critical section, its repair.
+"""One mapped file of the shared store: its header, its lock, its repair.
 
 The rules
     1. Everything that changes the file runs inside `attempt`, the only place that takes the lock.
-    2. A writer may be killed between any two stores, and an exception may land between any two
-       bytecodes. `H_UNDER_WAY` is the number of the acquisition while it lasts; who finds it set
-       repairs: the row that the broken acquisition made goes, and the totals are counted anew from
-       the rows. A meter is one word, so it is never half written.
-    3. A thread that is inside already (a destructor, a signal handler) is told to come again.
-    4. A file once retired is never taken up again.
+    2. A writer may be killed between any two writes to memory, and an exception may be raised between
+       any two bytecodes. `H_UNDER_WAY` is the number of the acquisition while the lock is held. A
+       process that takes the lock and finds it set repairs the file: it drops the row that the
+       unfinished acquisition made, and counts the slots anew. A meter is one word, so it is never
+       half written.
+    3. If a thread that holds the lock calls again, from a destructor or a signal handler, that call
+       raises InsideError.
+    4. A file that was retired is never used again.
 """
 
 import ctypes
@@ -25,7 +27,7 @@ from guardrails.store import layout
 from guardrails.store.contract import Meter, Requirement, RouteRequirements, StoreRequest
 from guardrails.store.engine.cells import Cells, SlotCounts
 from guardrails.store.engine.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
-from guardrails.store.gcra import SMALL_BITS
+from guardrails.store.gcra import MARK_BITS
 from guardrails.store.layout import (
     A_EVICTED,
     A_HELD_TOO_LONG,
@@ -71,22 +73,22 @@ _RETIRED_AT, _NUMBER_AT, _UNDER_WAY_AT = H_RETIRED * 8, H_NUMBER * 8, H_UNDER_WA
 
 
 class LostError(StoreError):
-    """The lock cannot be had from this file any more: it must be condemned."""
+    """The file's lock is unusable for good: the file must be condemned."""
 
 
 class RetiredError(StoreBusyError):
-    """The file was retired: there is another one by now."""
+    """The file was retired: another one has replaced it."""
 
 
 class _Inside(threading.local):
-    here = False
+    active = False
     number = 0
 
 
 class CompiledRequirement:
-    """A demand in terms of one file: keyed hashes and word numbers, computed once."""
+    """A requirement compiled for one file: keyed hashes and word numbers."""
 
-    __slots__ = ("ban", "charged", "counter", "meters", "shadow_ban", "slots", "tallies")
+    __slots__ = ("ban", "charged", "counter", "meters", "shadow_ban", "slots")
 
     def __init__(self, requirement: Requirement, file: "StoreFile") -> None:
         self.counter = file.record("guards", requirement.guard)
@@ -105,7 +107,6 @@ class CompiledRequirement:
             )
             for meter in requirement.meters
         )
-        self.tallies = tuple((file.name_hash(tally.name), tally) for tally in requirement.tallies)
         self.slots = tuple(
             (file.name_hash(slot.name), slot, file.record("slots", slot.name))
             for slot in requirement.slots
@@ -113,9 +114,10 @@ class CompiledRequirement:
 
 
 class CompiledRoute:
-    """Recurring asks in terms of one file, flat: what the quick way in reads.
+    """A route's requirements compiled for one file, as the fast path reads them.
 
-    Each meter and each slot has its hash, to be mixed with the visitor's where `own` is true.
+    Each meter and each slot has a hash. If `by_client` is true, the requirement's key is None, and the
+    hash is to be combined with that of the request's key.
     """
 
     __slots__ = (
@@ -137,19 +139,19 @@ class CompiledRoute:
         self.simple = len(requirements) > 0
         meters, slots, bans, counters, charged = [], [], [], [], []
         for requirement, key, dry_run in requirements:
-            if dry_run or requirement.refused or requirement.tallies:
+            if dry_run or requirement.refused:
                 self.simple = False
             compiled = file.compiled.get(requirement) or file.compile_requirement(requirement)
-            own, mixed = key is None, 0 if key is None else file.key_hash(key)
+            by_client, mixed = key is None, 0 if key is None else file.key_hash(key)
             for const, need, cost, limit, _resume, _slack, horizon in compiled.meters:
-                meters.append((own, const ^ mixed, need, cost, limit, horizon))
+                meters.append((by_client, const ^ mixed, need, cost, limit, horizon))
             for const, slot, record in compiled.slots:
-                slots.append((own, const ^ mixed, slot.limit, slot.max_hold, record))
+                slots.append((by_client, const ^ mixed, slot.limit, slot.max_hold, record))
             if compiled.ban is not None:
                 bans.append(compiled.ban[0])
             if not requirement.ban_only:
                 counters.append(compiled.counter + G_ADMITTED)
-            if own and compiled.charged:
+            if by_client and compiled.charged:
                 charged.append(compiled.charged)
         self.charged = merged(0, charged)
         self.meters, self.slots = tuple(meters), tuple(slots)
@@ -157,7 +159,7 @@ class CompiledRoute:
 
 
 def merged(charged: int, more: Iterable[int]) -> int:
-    """A row's word that names the guard records charged with CPU; what does not fit is left out."""
+    """Return a row's R_CHARGED with more guard records. Those that do not fit are left out."""
     numbers = [charged >> shift & _CHARGED_MASK for shift in _CHARGED_SHIFTS]
     numbers = [*dict.fromkeys(number for number in (*numbers, *more) if number)]
     return sum(number << shift for number, shift in zip(numbers, _CHARGED_SHIFTS, strict=False))
@@ -168,7 +170,7 @@ def _ban(meter: Meter | None, file: "StoreFile") -> tuple[int, int] | None:
 
 
 class StoreFile:
-    """A file, mapped. It belongs to the process that opened it, and its descriptor to this object."""
+    """A mapped file. Only the process that opened it may use it; the descriptor is this object's."""
 
     descriptor = -1
 
@@ -185,7 +187,7 @@ class StoreFile:
         self.owner_bytes = layout.ROW_OWNER.pack(*self.owner)
         self.free_rows: list[int] = []
         self.compiled: dict[Requirement, CompiledRequirement] = {}
-        # Stands for this file in what outlives it, so that nothing keeps its memory mapped.
+        # Compiled routes outlive the file. They refer to this, so that they do not keep it mapped.
         self.token = object()
         self.hashes: OrderedDict[bytes, int] = OrderedDict()
         self.name_hashes: dict[str, int] = {}
@@ -194,11 +196,11 @@ class StoreFile:
         self.reap_at = 0
         self.worker_at = 0
         self.served = 0
-        # Last: until here it is the caller's, who closes it if this fails.
+        # Last: if something above fails, the caller closes the descriptor.
         self.descriptor = descriptor
 
     def ready(self) -> "StoreFile":
-        """Take up what a valid header says."""
+        """Read the header, which must be valid, and return this file."""
         self.sections = layout.read_directory(self.buffer)
         self.cells = Cells(self.words, self.sections["cells"])
         self.slot_counts = SlotCounts(self.words, self.sections["totals"])
@@ -216,41 +218,44 @@ class StoreFile:
         return self
 
     def lock_path(self) -> str:
-        """The file that flock works on: one for each file that ever had this name."""
+        """Return the path of the file for flock. Each file that had this name has another one."""
         return f"{self.path}.{self.identity[1]:x}.lock"
 
     def mutex_in_place(self) -> RobustMutex:
-        """The mutex that lies in the file."""
+        """Return the mutex that is in the file."""
         return RobustMutex(ctypes.c_char.from_buffer(self.map, MUTEX_OFFSET))
 
     def attempt(self, work: Callable[..., Any], first: Any, second: Any) -> Any:
         """Run `work(self, first, second, number)` under the lock, or raise StoreBusyError at once.
 
-        The form is deliberate. The try and the finally hold the C calls themselves: with any
-        Python frame in between, an exception from a signal handler could leave the lock held.
-        Unlocking without holding is refused by the lock and harms nobody.
+        The try and the finally contain the C calls themselves. If there were a Python frame in
+        between, an exception from a signal handler could leave the lock held. Unlocking without
+        holding does nothing.
         """
         inside = self.inside
-        if inside.here:
-            raise InsideError("shared store: called from within itself; ask again")
+        if inside.active:
+            raise InsideError(
+                "shared store: called again by the thread that is using it (from a signal handler or a "
+                "destructor): try again later"
+            )
         try_lock, unlock, buffer = self._try_lock, self._unlock, self.map
         code = 0
         try:
-            inside.here = True
+            inside.active = True
             try:
                 code = try_lock()
                 if code:
                     if code in BUSY:
-                        raise StoreBusyError("shared store: busy")
+                        raise StoreBusyError("shared store: its lock is held")
                     if code != OWNER_DEAD:
-                        raise LostError(f"shared store: its lock is lost (error {code})")
+                        raise LostError(f"shared store: its lock is unusable (error {code})")
                     self.mutex.make_consistent()
                 retired, number, under_way = read_three(buffer, _RETIRED_AT)
                 if under_way:
                     self._repair()
                     number = self.words[H_NUMBER]
                 if retired:
-                    raise RetiredError("shared store: moved over to another file; ask again")
+                    raise RetiredError("shared store: another file has replaced this one: try again")
                 number += 1
                 inside.number = number
                 write_two(buffer, _UNDER_WAY_AT, number, self.pid)
@@ -258,19 +263,19 @@ class StoreFile:
                 write_two(buffer, _NUMBER_AT, number, 0)
                 return result
             finally:
-                # A mutex that is lost for good must not be touched again: glibc would crash on it.
+                # An unusable mutex must not be touched again: glibc would crash.
                 if code == 0 or code == OWNER_DEAD or code in BUSY:
                     unlock()
         finally:
-            inside.here = False
+            inside.active = False
 
     def was_condemned(self) -> bool:
-        """Whether this thread's last acquisition is one that a file was condemned for."""
+        """Return whether the file was condemned because of this thread's last acquisition."""
         words = self.words
         return words[H_RETIRED] == RETIRED_CONDEMNED and words[H_CONDEMNED] == self.inside.number
 
     def key_hash(self, key: bytes) -> int:
-        """The keyed hash of a key, remembered for the clients seen lately."""
+        """Return the keyed hash of a key. Recent ones are cached."""
         found = self.hashes.get(key)
         if found is None:
             found = self._hash(key, b"key")
@@ -280,7 +285,7 @@ class StoreFile:
         return found
 
     def name_hash(self, name: str) -> int:
-        """The keyed hash of a meter's, a tally's, a slot's or a guard's name."""
+        """Return the keyed hash of the name of a meter, slot or guard."""
         found = self.name_hashes.get(name)
         if found is None:
             found = self.name_hashes[name] = self._hash(name.encode(), b"name")
@@ -291,19 +296,19 @@ class StoreFile:
         return int.from_bytes(digest, "little") or 1
 
     def compile_route(self, requirements: RouteRequirements) -> "CompiledRoute":
-        """Put recurring asks in terms of this file, and remember it there. Needs the lock."""
+        """Compile a route's requirements for this file, and keep the result in them. Needs the lock."""
         compiled = requirements.compiled = CompiledRoute(requirements, self)
         return compiled
 
     def compile_requirement(self, requirement: Requirement) -> CompiledRequirement:
-        """Put a demand in terms of this file. Needs the lock, since it may take a record."""
+        """Compile a requirement for this file. Needs the lock, since it may take a record."""
         if len(self.compiled) >= _MOST_BOUNDS:
             self.compiled.clear()
         compiled = self.compiled[requirement] = CompiledRequirement(requirement, self)
         return compiled
 
     def record(self, section_name: str, name: str) -> int:
-        """The first word of a guard's or slot's record, made if need be; the last is shared."""
+        """Return the first word of a guard's or slot's record. If all are taken, the last is shared."""
         section = self.sections[section_name]
         wanted = self.name_hash(name)
         step = section.stride // 8
@@ -321,7 +326,11 @@ class StoreFile:
         return last
 
     def note_charged(self, record: int, requirement: Requirement) -> int:
-        """Write down what a guard's CPU costs, for who blames; the record's number plus one, or 0."""
+        """Write into a guard's record what CPU is charged, for `penalize`.
+
+        Returns:
+            The record's number plus one; 0 if the guard is not charged with CPU.
+        """
         if not requirement.cpu or not requirement.meters:
             return 0
         meter = requirement.meters[0]
@@ -332,7 +341,7 @@ class StoreFile:
         return (record - section.word) // (section.stride // 8) + 1
 
     def charged_records(self, row: int) -> list[int]:
-        """The first words of the guard records that a row names."""
+        """Return the first words of the guard records that a row names."""
         section = self.sections["guards"]
         word = self.words[row + R_CHARGED]
         numbers = [word >> shift & _CHARGED_MASK for shift in _CHARGED_SHIFTS]
@@ -340,11 +349,11 @@ class StoreFile:
         return [section.word + (n - 1) * step for n in numbers if 0 < n <= section.records]
 
     def resource_hash(self, open_request: StoreRequest) -> int:
-        """The hash of what is asked for. Its last bit is set for a path in its usual spelling.
+        """Return the hash of the resource. Its last bit is set for a path in canonical spelling.
 
-        Computed once for all requests whose asks recur, since those are for the same path.
+        It is computed once for each compiled route, since such requests have the same path.
         """
-        # No asks at all are everybody's.
+        # Requests without requirements share one empty route, whatever their path.
         compiled = (
             open_request.requirements.compiled
             if open_request.requirements and type(open_request.requirements) is RouteRequirements
@@ -353,19 +362,19 @@ class StoreFile:
         if compiled is not None and compiled.resource and compiled.token is self.token:
             found: int = compiled.resource
             return found
-        usual = open_request.resource == (open_request.path.rstrip("/") or "/")
+        canonical = open_request.resource == (open_request.path.rstrip("/") or "/")
         text = open_request.resource.encode("utf-8", "surrogatepass")
-        found = self._hash(text, b"resource") & ~1 | usual or 2
+        found = self._hash(text, b"resource") & ~1 | canonical or 2
         if compiled is not None and compiled.token is self.token:
             compiled.resource = found
         return found
 
     def penalty_cell(self, client: int, resource: int) -> int:
-        """The cell that says until when a client is refused what it asked for and was killed."""
-        return client ^ self.name_hash("blamed") ^ resource & ~1 or 1
+        """Return the hash of the cell with the end of a client's penalty for a resource."""
+        return client ^ self.name_hash("penalty") ^ resource & ~1 or 1
 
     def penalty_left(self, open_request: StoreRequest, now: int) -> int:
-        """For how much longer a visit is refused because of one that was killed. Needs the lock."""
+        """Return for how much longer the client is penalized for the resource. Needs the lock."""
         words = self.words
         if words[H_PENALIZED_UNTIL] <= now:
             words[H_SWITCHED] &= ~HAS_PENALTIES
@@ -374,11 +383,11 @@ class StoreFile:
             return 0
         cell = self.penalty_cell(self.key_hash(open_request.ban_key), self.resource_hash(open_request))
         place = self.cells.find(cell)
-        left = (words[place + 1] >> SMALL_BITS) - now if place >= 0 else 0
+        left = (words[place + 1] >> MARK_BITS) - now if place >= 0 else 0
         return left if 0 < left <= words[H_PENALIZED_UNTIL] - now else 0
 
     def names(self, section_name: str) -> dict[int, str]:
-        """The names of all records, by their first word."""
+        """Return the names of all records, by their first word."""
         section = self.sections[section_name]
         step = section.stride // 8
         found = {}
@@ -390,7 +399,7 @@ class StoreFile:
         return found
 
     def close(self) -> None:
-        """Close the descriptor; the mapping goes with the last one who uses it."""
+        """Close the descriptor. The mapping ends with the last reference to it."""
         if self.descriptor >= 0:
             descriptor, self.descriptor = self.descriptor, -1
             os.close(descriptor)
@@ -399,7 +408,7 @@ class StoreFile:
         self.close()
 
     def write_cell(self, place: int, cell: int, word: int, now: int) -> None:
-        """Write a cell's word, taking a place for it where it has none."""
+        """Write a cell's word. If `place` is -1, give the cell a place first."""
         if place < 0:
             place, evicted = self.cells.take(cell, now)
             if evicted:
@@ -407,7 +416,7 @@ class StoreFile:
         self.words[place + 1] = word
 
     def take_row(self) -> int:
-        """The first word of a free row; -1 when all are taken."""
+        """Return the first word of a free row; -1 if all are taken."""
         words = self.words
         while self.free_rows:
             row = self.free_rows.pop()
@@ -425,13 +434,13 @@ class StoreFile:
         return first + index * ROW_WORDS
 
     def live_rows(self) -> list[int]:
-        """The first words of the rows that are taken."""
+        """Return the first words of the rows that are taken."""
         first, count = self.rows.word, self.rows.records
         generations = self.words[first : first + count * ROW_WORDS : ROW_WORDS].tolist()
         return [first + index * ROW_WORDS for index, taken in enumerate(generations) if taken]
 
     def owners(self) -> dict[Owner, list[tuple[int, int]]]:
-        """Every owner of rows, with (row, generation) of each. Read without the lock."""
+        """Return the owners of rows, each with (row, generation) of its rows. Takes no lock."""
         words = self.words
         found: dict[Owner, list[tuple[int, int]]] = {}
         for row in self.live_rows():
@@ -440,14 +449,14 @@ class StoreFile:
         return found
 
     def held_slots(self, row: int) -> list[int]:
-        """The first words of a row's slots that are still held."""
+        """Return the first words of a row's slots that are still held."""
         words = self.words
         first = row + R_FIRST_SLOT
         last = first + min(words[row + R_SLOTS], 8) * SLOT_WORDS
         return [slot for slot in range(first, last, SLOT_WORDS) if words[slot + S_KEY]]
 
     def free_row(self, row: int) -> None:
-        """Drop a row and what it holds. The row goes first: it is the truth."""
+        """Free a row, then its slots: the row first, since the slot counts are derived from it."""
         words = self.words
         keys = [words[slot + S_KEY] for slot in self.held_slots(row)]
         words[row + R_GENERATION] = 0
@@ -455,7 +464,7 @@ class StoreFile:
             self.slot_counts.add(key, -1)
 
     def drop_rows(self, rows: list[tuple[int, int]], now: int, _number: int) -> int:
-        """Free the rows of dead owners, and the slots held too long. How many slots came back."""
+        """Free rows of dead processes, and slots held too long. Return how many slots were freed."""
         words = self.words
         freed = 0
         for row, generation in rows:
@@ -474,7 +483,7 @@ class StoreFile:
         return freed
 
     def recount(self) -> None:
-        """Compute the totals from the rows."""
+        """Count the slots anew, from the rows."""
         section = self.sections["totals"]
         for word in range(section.word + 1, section.word + 2 * section.records, 2):
             if self.words[word]:
@@ -484,13 +493,13 @@ class StoreFile:
                 self.slot_counts.add(self.words[slot + S_KEY], 1)
 
     def _repair(self) -> None:
-        """Undo what a broken acquisition left. May itself be broken off, and is then done again."""
+        """Undo an unfinished acquisition. If this is cut off, the next acquisition does it again."""
         words = self.words
-        broken = words[H_UNDER_WAY]
+        unfinished = words[H_UNDER_WAY]
         for row in self.live_rows():
-            if words[row + R_GENERATION] == broken:
+            if words[row + R_GENERATION] == unfinished:
                 words[row + R_GENERATION] = 0
         self.recount()
         words[A_REPAIRED] += 1
-        words[H_NUMBER] = broken
+        words[H_NUMBER] = unfinished
         words[H_UNDER_WAY] = 0

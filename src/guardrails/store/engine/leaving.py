@@ -1,10 +1,10 @@
-"""How a request leaves the shared store, inside the critical section of one file."""
+"""How a request leaves the shared store. All of it runs under the lock of one file."""
 
 from collections.abc import Sequence
 
 from guardrails.store.contract import Debit, Slot, StoreRequest
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.gcra import REFUSED_UNTIL_RESUME, SMALL_BITS
+from guardrails.store.gcra import MARK_BITS, REFUSED_UNTIL_RESUME
 from guardrails.store.layout import (
     L_MEAN,
     ONE_CELL,
@@ -25,11 +25,11 @@ write_seen = WORKER_SEEN.pack_into
 
 
 def leave(file: StoreFile, open_request: StoreRequest, debits: Sequence[Debit], _number: int) -> None:
-    """Charge what the request cost, and drop its row with all it holds."""
+    """Charge the request, release its slots and free its row."""
     words = file.words
     row = open_request.row + file.first_row
     now = file.clock()
-    # A file that took the place of a removed one may have fewer rows than the visit's.
+    # The request may have entered another file, which had more rows and was removed.
     fits = open_request.generation and open_request.row < file.row_words
     if fits and words[row + R_GENERATION] == open_request.generation:
         slots = words[row + R_SLOTS]
@@ -62,7 +62,7 @@ def update(
     change: tuple[Sequence[Debit], Sequence[Slot]],
     _number: int,
 ) -> None:
-    """Charge what a request has cost so far, and give some of its slots back."""
+    """Charge a request that goes on, and release some of its slots."""
     debits, release = change
     words = file.words
     now = file.clock()
@@ -83,7 +83,7 @@ def update(
 
 
 def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
-    """Charge after the fact; a debit never refuses and never passes the meter's horizon."""
+    """Charge meters after the fact, up to their horizon."""
     for meter, key, amount in debits:
         hashed = file.hashes.get(key) or file.key_hash(key)
         cell = hashed ^ (file.name_hashes.get(meter.name) or file.name_hash(meter.name))
@@ -91,14 +91,14 @@ def debit(file: StoreFile, debits: Sequence[Debit], now: int) -> None:
 
 
 def debit_cell(file: StoreFile, cell: int, amount: int, horizon: int, now: int) -> None:
-    """Charge one meter, whose cell is given."""
+    """Charge the meter of one cell."""
     words, cells = file.words, file.cells
     place = cells.first + ((cell & cells.mask) << 1)
     found, word = read_cell(file.map, place << 3)
     if found != cell:
         place = cells.find(cell)
         word = words[place + 1] if place >= 0 else 0
-    tat = word >> SMALL_BITS
+    tat = word >> MARK_BITS
     latest = now + horizon
     if not now < tat <= latest:
         tat, word = now, 0
@@ -106,11 +106,11 @@ def debit_cell(file: StoreFile, cell: int, amount: int, horizon: int, now: int) 
     if tat <= now:
         return
     if place >= 0:
-        words[place + 1] = tat << SMALL_BITS | word & REFUSED_UNTIL_RESUME
+        words[place + 1] = tat << MARK_BITS | word & REFUSED_UNTIL_RESUME
     else:
-        file.write_cell(-1, cell, tat << SMALL_BITS | word & REFUSED_UNTIL_RESUME, now)
+        file.write_cell(-1, cell, tat << MARK_BITS | word & REFUSED_UNTIL_RESUME, now)
 
 
 def _moving_mean(mean: int, lasted: int) -> int:
-    """How long a slot is held, over about eight requests."""
+    """The mean time for which a slot is held, over about eight requests."""
     return mean + (lasted - mean) // 8 if mean else lasted

@@ -1,12 +1,12 @@
-"""The one lock of a shared store, as two callables that make a C call each.
+"""The lock of a shared store: `try_lock` and `unlock`, each of which makes one C call.
 
-A robust process-shared pthread mutex, reached through `ctypes.PyDLL`, which keeps the GIL: a
-worker never queues for its own GIL while it holds everybody's lock. It is of the error-checking
-kind, so that unlocking what one does not hold is refused and harms nobody: `unlock` can stand
-alone in a `finally`. The kernel tells the next holder when one died (EOWNERDEAD).
+It is a robust process-shared pthread mutex. It is called through `ctypes.PyDLL`, which keeps the GIL,
+so a thread that holds the mutex does not wait for the GIL. The mutex is of the error-checking kind:
+unlocking it without holding it fails and does nothing, so `unlock` can be called in any `finally`. If
+a holder dies, the next one gets EOWNERDEAD.
 
-Where such a mutex does not prove itself, flock(2) on a descriptor per thread stands in. It drops
-the GIL, so it is slower beside busy threads, and it tells nothing of a dead holder.
+If such a mutex fails a self-test, flock(2) is used, on one descriptor for each thread. It releases the
+GIL, so it is slower beside busy threads. It does not tell that a holder has died.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from functools import partial
 from guardrails.store.layout import MUTEX_BYTES
 
 BUSY = (errno.EBUSY, -1)
-"""What a try returns when somebody else holds the lock: the mutex's word, and flock's."""
+"""What `try_lock` returns if another thread or process holds the lock: of the mutex, and of flock."""
 
 OWNER_DEAD = errno.EOWNERDEAD
 
@@ -32,7 +32,7 @@ Attempt = Callable[[], int]
 
 
 class RobustMutex:
-    """A robust pthread mutex in shared memory, whose first byte is given."""
+    """A robust pthread mutex in shared memory, at a given first byte."""
 
     def __init__(self, first_byte: ctypes.c_char) -> None:
         self._libc = ctypes.PyDLL(None)
@@ -43,7 +43,7 @@ class RobustMutex:
         self.make_consistent: Attempt = partial(self._libc.pthread_mutex_consistent, self._pointer)
 
     def initialize(self) -> bool:
-        """Make the mutex, and say whether it proved itself."""
+        """Make the mutex, and return whether it passes the self-test."""
         attributes = ctypes.create_string_buffer(MUTEX_BYTES)
         try:
             self._libc.pthread_mutexattr_init(attributes)
@@ -58,7 +58,10 @@ class RobustMutex:
         return not any(codes) and self._proves_itself()
 
     def _proves_itself(self) -> bool:
-        """Lock twice, unlock twice, and let a thread die that holds it: C's own, so no Python runs."""
+        """Lock it twice, unlock it twice, and let a thread die that holds it.
+
+        That thread is made by pthread_create, so it runs no Python.
+        """
         first, second = self.try_lock(), self.try_lock()
         if first or second not in (errno.EBUSY, errno.EDEADLK):
             return False
@@ -79,7 +82,7 @@ class RobustMutex:
 
 
 class FileLock:
-    """flock on a file, with a descriptor of its own for each thread."""
+    """flock(2) on a file, with one descriptor for each thread."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -87,15 +90,15 @@ class FileLock:
         self._local = threading.local()
 
     def try_lock(self) -> int:
-        """0 when the lock is taken, -1 when somebody has it."""
+        """Return 0 if this thread has the lock now, -1 if it is held already."""
         return int(self._flock(self._descriptor(), _LOCK_EX | _LOCK_NB))
 
     def unlock(self) -> int:
-        """Give the lock back; nothing happens where this thread does not hold it."""
+        """Release the lock. Nothing happens if this thread does not hold it."""
         return int(self._flock(self._descriptor(), _LOCK_UN))
 
     def make_consistent(self) -> int:
-        """Nothing to do: flock says nothing of a dead holder."""
+        """Do nothing: flock does not tell that a holder has died."""
         return 0
 
     def _descriptor(self) -> int:
@@ -106,7 +109,7 @@ class FileLock:
 
 
 class _Descriptor:
-    """Closes itself when its thread ends."""
+    """A descriptor that is closed when its thread ends."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT, 0o600)

@@ -1,4 +1,4 @@
-"""Short forms for what a guard asks of a store."""
+"""Short forms of requirements, requests and stores."""
 
 import itertools
 import os
@@ -10,7 +10,6 @@ from guardrails.store.contract import (
     RouteRequirements,
     Slot,
     StoreRequest,
-    Tally,
 )
 from guardrails.store.shared import SharedStore
 
@@ -52,12 +51,8 @@ def slot(name="slot", *, limit=1, max_hold=600 * SECOND):
     return Slot(name, limit, max_hold)
 
 
-def tally(name="tally", *, limit=3, window=MINUTE):
-    return Tally(name, limit, window)
-
-
 def ban(name="guard", *, lasts=20 * MINUTE):
-    """The three parts of a demand that bans."""
+    """The three parts of a requirement that bans."""
     return {
         "ban": Meter(f"{name} ban", 0, 0, 0, 0, lasts),
         "shadow_ban": Meter(f"{name} ban dry-run", 0, 0, 0, 0, lasts),
@@ -69,15 +64,16 @@ def requirement(*parts, guard="guard", **options):
     return Requirement(
         guard,
         meters=tuple(part for part in parts if isinstance(part, Meter)),
-        tallies=tuple(part for part in parts if isinstance(part, Tally)),
         slots=tuple(part for part in parts if isinstance(part, Slot)),
         **options,
     )
 
 
-def open_request(*demands, key=b"client", dry_run=False, may_wait=False, client="192.0.2.1", path="/"):
+def open_request(
+    *requirements, key=b"client", dry_run=False, may_wait=False, client="192.0.2.1", path="/"
+):
     return StoreRequest(
-        RouteRequirements(KeyedRequirement(each, None, dry_run) for each in demands),
+        RouteRequirements(KeyedRequirement(each, None, dry_run) for each in requirements),
         key=key,
         ban_key=key,
         client=client,
