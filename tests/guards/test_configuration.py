@@ -172,13 +172,13 @@ WRONG_OPTIONS = [
     wrong(
         "path without a slash",
         lambda: SpeedLimit("1/s", path="login"),
-        "path: 'login' does not start with a slash: write the path as the client asks for it, such as "
+        "path: 'login' does not start with a slash: write the path as clients request it, such as "
         '"/login"',
     ),
     wrong(
         "exempt path without a slash",
         lambda: SpeedLimit("1/s", exempt_paths=["static"]),
-        "exempt_paths: 'static' does not start with a slash: write the path as the client asks for it, "
+        "exempt_paths: 'static' does not start with a slash: write the path as clients request it, "
         'such as "/static"',
     ),
     wrong(
@@ -385,7 +385,7 @@ WRONG_THROTTLES = [
     wrong(
         "exempt path without a slash, for all",
         lambda: throttle(hello, exempt_paths=["static"]),
-        "exempt_paths: 'static' does not start with a slash: write the path as the client asks for it, "
+        "exempt_paths: 'static' does not start with a slash: write the path as clients request it, "
         'such as "/static"',
     ),
     wrong(

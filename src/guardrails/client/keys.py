@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from guardrails.client.reader import Client
+from guardrails.client.identity import Client
 from guardrails.errors import ConfigurationError
 from guardrails.paths import canonical_path, normal_host
 from guardrails.store.contract import StoreRequest

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Self
 
 from guardrails.client.keys import LONGEST_AGENT
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, Guard
+from guardrails.guards.base import Guard
+from guardrails.guards.bound import BoundGuard
 from guardrails.store.contract import Requirement
 
 log = logging.getLogger("guardrails")

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 from guardrails.client.keys import By
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.guards.base import CountingGuard
+from guardrails.guards.bound import BoundGuard
 from guardrails.store.contract import Requirement, Slot
 from guardrails.units import parse_count, parse_duration
 
 
 @dataclass(frozen=True, repr=False)
-class MaxConcurrentReqs(StatefulGuard):
+class MaxConcurrentReqs(CountingGuard):
     """Refuses with 503 while `limit` requests that it covers are open, over all workers.
 
     limit: how many at once, or a callable environ -> int or None (does not apply).

@@ -7,7 +7,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.guards.base import CountingGuard
+from guardrails.guards.bound import BoundGuard
 from guardrails.store.contract import Meter, Requirement, Slot
 from guardrails.units import parse_count, parse_duration, parse_percent
 
@@ -16,7 +17,7 @@ _MAX_HOLD = 600_000_000
 
 
 @dataclass(frozen=True, repr=False)
-class CPUThrottle(StatefulGuard):
+class CPUThrottle(CountingGuard):
     """Refuses with 503 who has burnt more than its share of CPU, until that has been made up.
 
     percent: the share of one CPU that each client may use in the long run: "20%" or 20; or a

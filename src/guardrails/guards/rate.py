@@ -7,13 +7,14 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.guards.base import CountingGuard
+from guardrails.guards.bound import BoundGuard
 from guardrails.store.contract import Meter, Requirement
 from guardrails.units import Rate, check_figure, format_duration, parse_count, parse_rates
 
 
 @dataclass(frozen=True, repr=False)
-class SpeedLimit(StatefulGuard):
+class SpeedLimit(CountingGuard):
     """Refuses with 429 who asks faster than a rate. Counted by client unless `by` says otherwise.
 
     rate: one or several rates, such as "120/minute", "100 per 2 hours" or "5/second; 500/hour"; or

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, Guard
+from guardrails.guards.base import Guard
+from guardrails.guards.bound import BoundGuard
 from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, SWITCH_WORDS, Store
 
 

@@ -18,22 +18,13 @@ from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication
 
 from guardrails.client.exemptions import Exempt, Exemptions
-from guardrails.client.reader import (
-    DEFAULT_FORWARDED,
-    DEFAULT_IPV6_PREFIX,
-    Client,
-    ClientReader,
-    Identity,
-)
+from guardrails.client.identity import DEFAULT_FORWARDED, DEFAULT_IPV6_PREFIX, Client, Identity
+from guardrails.client.reader import ClientReader
 from guardrails.decision import PASSED, Decision
 from guardrails.errors import StoreError, is_failure
-from guardrails.guards.base import (
-    BoundGuard,
-    Guard,
-    check_wsgi_app,
-    exempt_path_prefixes,
-    unique_names,
-)
+from guardrails.guards.base import Guard
+from guardrails.guards.bound import BoundGuard, unique_names
+from guardrails.guards.option_checks import check_wsgi_app, exempt_path_prefixes
 from guardrails.request.admission import Admission
 from guardrails.request.arguments import check_guards, check_slots, check_store, switch_position
 from guardrails.request.checks import Checks

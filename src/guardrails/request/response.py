@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from guardrails.client.reader import Client
+from guardrails.client.identity import Client
 from guardrails.guards.base import Guard
 from guardrails.request.routes import Route
 from guardrails.store.contract import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from guardrails.guards.base import BoundGuard
+from guardrails.guards.bound import BoundGuard
 from guardrails.request.checks import Checks
 from guardrails.request.delay_queue import THREADS_PER_WAITING_ONE
 from guardrails.store.contract import GuardCounters, Store
