@@ -37,19 +37,41 @@ def check_keywords(caller: str, given: Iterable[str], known: Iterable[str]) -> N
             )
 
 
-def keyword_options(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Let a function refuse unknown keywords in a sentence; its signature stays as it is."""
+def keyword_options(
+    function: Callable[Parameters, Result],
+    *,
+    caller: str = "",
+    options_of: Callable[..., object] | None = None,
+) -> Callable[Parameters, Result]:
+    """Let a function refuse unknown keywords in a sentence; its signature stays as it is.
+
+    Args:
+        function: the function.
+        caller: what the message calls the function; its name by default.
+        options_of: a function whose keyword-only parameters are the `**options` of the first one.
+            `help()` and completion show them in the place of `**options`.
+    """
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if options_of is not None and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        parameters[-1:] = [
+            parameter
+            for parameter in inspect.signature(options_of).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
     known = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
+        parameter.name
+        for parameter in parameters
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.name != "self"
     ]
 
     @functools.wraps(function)
     def checked(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
-        check_keywords(function.__name__, options, known)
+        check_keywords(caller or function.__name__, options, known)
         return function(*arguments, **options)
 
+    vars(checked)["__signature__"] = signature.replace(parameters=parameters)
     return checked
 
 
@@ -77,6 +99,17 @@ def renamed_word(value: object, renamed: Mapping[str, str], argument: str, *, st
         _warn(f'{argument}="{value}"', f'{argument}="{renamed[value]}"', stacklevel + 1)
         return renamed[value]
     return value
+
+
+def outside_stacklevel() -> int:
+    """Return the stacklevel of the user's line: of the nearest caller outside of guardrails."""
+    level = 1
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == "guardrails":
+        level += 1
+        frame = frame.f_back
+    return level
 
 
 def renamed_option(old: str, new: str, *, stacklevel: int) -> None:

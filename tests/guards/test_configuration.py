@@ -147,12 +147,12 @@ WRONG_FIGURES = [
     wrong(
         "hold",
         lambda: MaxConcurrentReqs(5, hold="for ever"),
-        'hold: \'for ever\' is neither "response" nor "call": write one of them',
+        'hold: \'for ever\' is unknown: write "response" or "call"',
     ),
     wrong(
         "max_hold",
         lambda: MaxConcurrentReqs(5, max_hold=0),
-        'max_hold: 0 would free every slot at once: write e.g. "10m"',
+        'max_hold: 0 would free every slot at once: write a time such as "10m"',
     ),
     wrong(
         "wait in words",
@@ -215,7 +215,7 @@ WRONG_OPTIONS = [
     wrong(
         "on_error",
         lambda: SpeedLimit("1/s", on_error="raise"),
-        'on_error: \'raise\' is neither "allow" nor "deny": write one of them',
+        'on_error: \'raise\' is unknown: write "allow" or "refuse"',
     ),
     wrong("by", lambda: SpeedLimit("1/s", by="ip"), f"by: 'ip' {USE_BY}"),
     wrong("by no header", lambda: SpeedLimit("1/s", by="header:"), f"by: 'header:' {USE_BY}"),
@@ -230,14 +230,14 @@ WRONG_AGENTS = [
     wrong(
         "no pattern",
         BlockAgents,
-        "patterns: none is given, so nobody would be refused: give regular expressions, or use "
+        "patterns: none is given, so nothing would be refused: give regular expressions, or use "
         "BlockAgents.from_file(path)",
     ),
     wrong(
         "pattern does not compile",
         lambda: BlockAgents("curl", "["),
         "patterns: '[', number 2 of patterns, is not a regular expression (unterminated character set "
-        "at position 0): correct it, or escape what is meant as it stands",
+        "at position 0): correct it, or escape the characters that are meant literally",
     ),
     wrong(
         "a list of patterns",
@@ -247,7 +247,7 @@ WRONG_AGENTS = [
     wrong(
         "missing",
         lambda: BlockAgents("curl", missing="block"),
-        'missing: \'block\' is neither "allow" nor "refuse": write one of them',
+        'missing: \'block\' is unknown: write "allow" or "refuse"',
     ),
     wrong(
         "no such file",
@@ -574,7 +574,7 @@ def test_more_caps_than_a_request_can_hold_slots_are_refused():
         lambda: SpeedLimit("1/s", path=["/a", "/b/"], methods="POST", host="example.org"),
         lambda: SpeedLimit("1/s", path=re.compile("/a/[0-9]+"), methods=["PROPFIND", "get"]),
         lambda: SpeedLimit("1/s", exempt=["192.0.2.7", "2001:db8::/32", "loopback", "private"]),
-        lambda: SpeedLimit("1/s", status=503, ban="20m", wait="2s", on_error="deny", dry_run=True),
+        lambda: SpeedLimit("1/s", status=503, ban="20m", wait="2s", on_error="refuse", dry_run=True),
         lambda: SpeedLimit(lambda _environ: None, cost=lambda _environ: 2, by="header:X-Api-Key"),
         lambda: MaxConcurrentReqs(10, by="client", hold="call", max_hold="1h"),
         lambda: CPUThrottle(20, window=15, resume=0, at_once=3, by="cookie:session"),

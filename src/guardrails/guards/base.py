@@ -1,7 +1,7 @@
-"""What a guard is: a frozen value that says which requests it covers and what it demands for them.
+"""What a guard is: a frozen value that says which requests it covers and what it requires of them.
 
-All guards share the options below; `CountingGuard` adds whom it counts by. A `BoundGuard` is a guard on
-duty in one throttle, with its final name, and everything computed that can be computed once.
+`Guard` has the options of every guard, `CountingGuard` those of guards that count. A `BoundGuard`
+(bound.py) is a guard in one throttle.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypedDict, TypeVar
 
 from guardrails.client.exemptions import Exempt, Exemptions
 from guardrails.client.keys import By, Request, key_function
@@ -23,6 +23,7 @@ from guardrails.guards.option_checks import (
     path_prefixes,
     text_tuple,
 )
+from guardrails.options import check_word, keyword_options, outside_stacklevel, renamed_word
 from guardrails.store.contract import Requirement
 from guardrails.units import parse_duration
 
@@ -30,20 +31,53 @@ if TYPE_CHECKING:
     from guardrails.guards.bound import BoundGuard
     from guardrails.request.middleware import Throttle
 
+OnError = Literal["allow", "refuse"]
+"""What a guard does when a callable of the user's raises."""
+
+_RENAMED_ON_ERROR = {"deny": "refuse"}
+
+AnyGuard = TypeVar("AnyGuard", bound="Guard")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class GuardOptions(TypedDict, total=False):
+    """The options of every guard, for signatures with `**options: Unpack[GuardOptions]`."""
+
+    name: str | None
+    path: str | Iterable[str] | re.Pattern[str] | None
+    methods: str | Iterable[str] | None
+    host: str | Iterable[str] | None
+    exempt: Exempt
+    exempt_paths: str | Iterable[str]
+    status: int
+    dry_run: bool
+    ban: str | float | None
+    on_error: OnError
+
 
 @dataclass(frozen=True)
 class Guard:
     """The options of every guard.
 
-    name: what logs, counters and the state call it; made of kind, path and `by` if not given.
-    path: one or several prefixes on segment borders, or a compiled pattern tried with `match`.
-    methods: which methods it covers; GET implies HEAD. None is all.
-    host: one or several hosts; case, port and a last dot do not count. None is all.
-    exempt: whom it leaves alone: networks, addresses, "loopback", "private", or callables of the
-    environ.   exempt_paths: prefixes that it leaves alone.
-    status: the HTTP status of a refusal.   dry_run: only say what it would do.
-    ban: bans the client of a refused request from everything for so long, such as "20m".
-    on_error: "allow" or "deny" when a callable of yours raises.
+    Args:
+        name: what logs, counters and the store call it. By default kind, path and `by`.
+        path: one or several prefixes on segment borders, or a compiled pattern that is tried with
+            `match`. By default all paths.
+        methods: the methods that it covers; GET includes HEAD. By default all.
+        host: one or several hosts; case, port and a last dot do not count. By default all.
+        exempt: clients that it never refuses: networks, addresses, "loopback", "private", or
+            callables of the environ.
+        exempt_paths: prefixes that it does not cover.
+        status: the HTTP status of its refusals, 400 to 599. The default depends on the guard.
+        dry_run: log what it would refuse, and refuse nothing.
+        ban: for how long the client of a refused request is refused everything, in seconds or as a
+            text such as "20m". By default it bans nobody.
+        on_error: what it does with a request when a callable of yours raises: "allow" (the guard
+            does not apply) or "refuse".
+
+    Raises:
+        ConfigurationError: an option is wrong.
     """
 
     _: KW_ONLY
@@ -56,7 +90,7 @@ class Guard:
     status: int = 0
     dry_run: bool = False
     ban: str | float | None = None
-    on_error: str = "allow"
+    on_error: OnError = "allow"
 
     kind: ClassVar[str] = "guard"
     default_status: ClassVar[int] = 429
@@ -77,16 +111,17 @@ class Guard:
             raise ConfigurationError(
                 f'ban: {self.ban!r} bans for no time: write how long, such as "20m", or leave it out'
             )
-        if self.on_error not in ("allow", "deny"):
-            raise ConfigurationError(
-                f'on_error: {self.on_error!r} is neither "allow" nor "deny": write one of them'
-            )
+        on_error = renamed_word(
+            self.on_error, _RENAMED_ON_ERROR, "on_error", stacklevel=outside_stacklevel()
+        )
+        self._set("on_error", check_word(on_error, OnError, "on_error"))
 
     def _set(self, attribute: str, value: object) -> None:
+        """Set an attribute of this frozen value while it is built."""
         object.__setattr__(self, attribute, value)
 
     def default_name(self) -> str:
-        """Kind, path and by: never the figures, so that tuning keeps the state."""
+        """Return kind, path and `by`. Figures are left out, so that changing them keeps the state."""
         path = self.path
         if isinstance(path, re.Pattern):
             path = (path.pattern,)
@@ -96,35 +131,48 @@ class Guard:
         return ()
 
     def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
-        """What it demands for most requests; None when there is no such thing."""
+        """Return what it requires of most requests; None if that differs from request to request."""
         raise NotImplementedError
 
     def varies(self) -> bool:
-        """Whether `requirement` has to be asked for each request, and may say something else."""
+        """Whether `requirement` has to be called for each request."""
         return False
 
     def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
-        """What it demands for one request; None when it does not apply."""
+        """Return what it requires of one request; None if it does not apply."""
         return bound.usual_requirement
 
     def fixed_key(self) -> bytes | None:
-        """The key where it is the same for all requests."""
+        """Return the key, if all requests have the same one."""
         return None
 
     def counts_by_client(self) -> bool:
-        """Whether the client's address is the key, or part of it."""
+        """Whether the client's address is the key, or a part of the key."""
         return True
 
     def key(self, request: Request) -> bytes | None:
-        """Whom the demand is for; None when the guard does not apply."""
+        """Return the key that a request is counted under; None if the guard does not apply."""
         return request.client.key if request.client is not None else None
 
     def __call__(self, app: Any, **throttle_options: Any) -> Throttle:
         """Return throttle(app, this guard, **throttle_options)."""
-        # The request path imports the guards, so it is imported here when it is needed.
+        # guardrails.request imports the guards, so a guard imports it only when it is called.
         from guardrails.request.middleware import throttle  # noqa: PLC0415
 
         return throttle(check_wsgi_app(app, type(self).__name__), self, **throttle_options)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Built again from its options: what is computed from them cannot always be pickled.
+        return build, (type(self), (), self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     def __repr__(self) -> str:
         shown = [
@@ -139,12 +187,15 @@ class Guard:
 
 @dataclass(frozen=True, repr=False)
 class CountingGuard(Guard):
-    """The options of guards that count.
+    """The options of guards that count, besides those of every guard.
 
-    by: whom it counts by: "client", "client+agent", "all", "host", "path", "user" (REMOTE_USER),
-    "header:NAME", "cookie:NAME", or a callable environ -> str | None, None meaning that the guard
-    does not apply. A missing header or cookie falls back to the client.
-    wait: for how long a request may be held back before it is refused.
+    Args:
+        by: what requests are counted by: "client", "client+agent", "all", "host", "path", "user"
+            (REMOTE_USER), "header:NAME", "cookie:NAME", or a callable environ -> str | None. None
+            means that the guard does not apply. A request without the header or the cookie is
+            counted by its client.
+        wait: how long a request may be delayed before it is refused, in seconds or as a text such
+            as "2s". By default 0.
     """
 
     _: KW_ONLY
@@ -171,3 +222,24 @@ class CountingGuard(Guard):
 
     def key(self, request: Request) -> bytes | None:
         return self._key(request)
+
+
+def guard_keywords(
+    function: Callable[Parameters, Result], caller: str = ""
+) -> Callable[Parameters, Result]:
+    """Let a function refuse unknown keywords in a sentence that names the nearest known one.
+
+    `help()` shows its `**options` as the options of `Guard`.
+    """
+    return keyword_options(function, caller=caller, options_of=Guard.__init__)
+
+
+def checked_keywords(guard: type[AnyGuard]) -> type[AnyGuard]:
+    """Let a class of guards refuse unknown keywords as `guard_keywords` does."""
+    guard.__init__ = guard_keywords(guard.__init__, guard.__name__)  # type: ignore[method-assign]
+    return guard
+
+
+def build(guard: Callable[..., Guard], arguments: tuple[object, ...], options: dict[str, Any]) -> Guard:
+    """Build a pickled guard again."""
+    return guard(*arguments, **options)

@@ -1,16 +1,16 @@
-"""A guard in one throttle: under its final name, with everything computed once."""
+"""A guard in one throttle: its final name, the requests that it covers, its requirements."""
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from guardrails.client.exemptions import Exemptions
 from guardrails.errors import ConfigurationError
 from guardrails.guards.base import Guard
+from guardrails.memo import Memo
 from guardrails.paths import Readings, falls_under, normal_host, plain_text, wsgi_text
 from guardrails.store.contract import Meter, Requirement
 from guardrails.units import parse_duration
@@ -19,12 +19,31 @@ _MOST_TIERS = 256
 
 
 class BoundGuard:
-    """A guard on duty: its final name, which requests it covers, what it demands.
+    """A guard in one throttle, with everything that can be computed before the first request.
 
-    met: whether a request that it covers has come.
+    Args:
+        guard: the guard.
+        name: its final name.
+        number: its place in the throttle, from 1.
+
+    Attributes:
+        admit: the requirement that is always met.
+        refuse: the requirement that is never met.
+        failure: the same after a user's callable raised; it bans nobody.
+        ban_only: the requirement that the client is not banned.
+        ban_for: how long a refused client is banned, in microseconds; 0 for no ban.
+        by_client: whether the client's address is the key, or a part of the key.
+        own_key: whether the client's key is the key.
+        fixed_key: the key, if all requests have the same one.
+        met: whether this process has had a request that the guard covers.
+        tiers: the requirements that were made of the figures of a user's callable.
+        varies: whether the requirement depends on the request.
+        usual_requirement: the requirement of most requests, if there is one.
+        wait: how long a request may be delayed, in microseconds.
     """
 
     __slots__ = (
+        "admit",
         "ban",
         "ban_for",
         "ban_only",
@@ -38,11 +57,10 @@ class BoundGuard:
         "met",
         "methods",
         "name",
-        "nothing",
         "number",
         "own_key",
         "path",
-        "refusal",
+        "refuse",
         "shadow_ban",
         "tiers",
         "usual_requirement",
@@ -68,11 +86,11 @@ class BoundGuard:
             self.ban = _ban_meter(f"{name} ban", self.ban_for)
             self.shadow_ban = _ban_meter(f"{name} ban dry-run", self.ban_for)
         self.ban_only = self.make_requirement(ban_only=True)
-        self.nothing = self.make_requirement()
-        self.refusal = self.make_requirement(refused=True)
-        # A callable that fails is no fault of the client's, so nobody is banned for it.
+        self.admit = self.make_requirement()
+        self.refuse = self.make_requirement(refused=True)
+        # The client is not to blame for a callable that raises, so this requirement has no ban.
         self.failure = Requirement(name, refused=True)
-        self.tiers: OrderedDict[object, Requirement] = OrderedDict()
+        self.tiers: Memo[Requirement] = Memo(_MOST_TIERS)
         self.by_client = guard.counts_by_client()
         self.own_key = getattr(guard, "by", None) == "client"
         self.fixed_key = guard.fixed_key()
@@ -80,7 +98,7 @@ class BoundGuard:
         self.usual_requirement = guard.usual_requirement(self)
 
     def make_requirement(self, **parts: Any) -> Requirement:
-        """A demand in this post's name, with its ban."""
+        """Return a requirement in the name of this guard, with its ban."""
         return Requirement(
             guard=self.name,
             ban=self.ban,
@@ -90,18 +108,8 @@ class BoundGuard:
             **parts,
         )
 
-    def tier(self, figures: object, make: Callable[[], Requirement]) -> Requirement:
-        """The demand with these figures of a callable's, made once; the last 256 are kept."""
-        requirement = self.tiers.get(figures)
-        if requirement is None:
-            requirement = make()
-            if len(self.tiers) >= _MOST_TIERS:
-                self.tiers.popitem(last=False)
-            self.tiers[figures] = requirement
-        return requirement
-
     def covers(self, method: str, host: str, readings: Readings) -> bool:
-        """Whether the guard is about such a request, by any reading of its path."""
+        """Whether the guard covers such a request, by any reading of its path."""
         if self.methods is not None and method.upper() not in self.methods:
             return False
         if self.hosts is not None and normal_host(host) not in self.hosts:
@@ -119,9 +127,15 @@ class BoundGuard:
 def unique_names(
     guards: Iterable[Guard], taken: Mapping[str, Guard] = MappingProxyType({})
 ) -> list[str]:
-    """A name for each guard: given ones must differ, made ones get a number when alike.
+    """Return a name for each guard. Default names that are equal get a number.
 
-    taken: names that outer throttles have; only an equal guard may have the same.
+    Args:
+        guards: the guards of one throttle.
+        taken: the guards of outer throttles by their names. Only an equal guard may have the same
+            name.
+
+    Raises:
+        ConfigurationError: two guards were given one name.
     """
     guards = list(guards)
     given = [guard.name for guard in guards if guard.name is not None]

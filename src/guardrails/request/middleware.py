@@ -404,13 +404,13 @@ class Throttle:
 
     def _callable_failed(self, bound: BoundGuard, error: Exception) -> tuple[bytes | None, Any]:
         """A user's callable raised: the guard does not apply, or refuses."""
-        deny = bound.guard.on_error == "deny"
+        refuses = bound.guard.on_error == "refuse"
         self._reporter.report(
             error,
             f"{bound.name}: a callable raised, so the guard "
-            + ("refuses the request" if deny else "does not apply"),
+            + ("refuses the request" if refuses else "does not apply"),
         )
-        return (b"", bound.failure) if deny else (None, None)
+        return (b"", bound.failure) if refuses else (None, None)
 
     def _client_failed(self, error: Exception) -> None:
         self._reporter.report(error, "client: the callable raised, so this request has no client")
