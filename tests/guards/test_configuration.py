@@ -33,12 +33,12 @@ WRITE_A_NETWORK = (
     '"loopback" or "private"'
 )
 WRITE_HOPS = (
-    "is not a number of proxies from 1 to 32: write how many of them each request passes, or leave it "
+    "is not a number of proxies from 1 to 32: write how many proxies each request passes, or leave it "
     "out"
 )
 WRITE_A_PREFIX = (
-    "is not a number of bits from 16 to 128: write 64, which is what one customer has at the least, or "
-    "56 or 48"
+    "is not a number of bits from 16 to 128: write 64, the smallest network that providers give a "
+    "customer, or 56 or 48"
 )
 WRITE_A_STORE = 'use "memory:", "shm:" or "shm:NAME?clients=50000"'
 USE_A_METHOD = (
@@ -222,7 +222,7 @@ WRONG_OPTIONS = [
     wrong(
         "by a number",
         lambda: SpeedLimit("1/s", by=7),
-        "by: 7 is neither a text nor a callable: write one of them",
+        "by: 7 is neither a text nor a callable: give one of these",
     ),
 ]
 
@@ -318,7 +318,7 @@ WRONG_THROTTLES = [
     wrong(
         "proxies are no list",
         lambda: throttle(hello, trusted_proxies=1),
-        'trusted_proxies: 1 is no list: give a list of networks, such as ["192.0.2.0/24"]',
+        'trusted_proxies: 1 is not a list: give a list of networks, such as ["192.0.2.0/24"]',
     ),
     wrong(
         "no proxy at all",
@@ -333,8 +333,8 @@ WRONG_THROTTLES = [
     wrong(
         "hops and networks",
         lambda: throttle(hello, proxy_hops=2, trusted_proxies=["10.0.0.0/8"]),
-        "proxy_hops: 2 was given beside trusted_proxies, and each of them says who the client is: "
-        "write the proxies' networks, or their number where those are not known",
+        "proxy_hops: 2 and trusted_proxies were both given, and each alone says who the client is: "
+        "write the proxies' networks, or their number if those are not known",
     ),
     wrong(
         "no header's name",
@@ -351,8 +351,8 @@ WRONG_THROTTLES = [
     wrong(
         "client beside what it stands in for",
         lambda: throttle(hello, client=lambda _environ: None, proxy_hops=1),
-        "client: a callable was given beside trusted_proxies, proxy_hops or forwarded, which it stands "
-        "in for: give one of them",
+        "client: a callable replaces trusted_proxies, proxy_hops and forwarded, and one of these was "
+        "given too: leave them out, or leave client out",
     ),
     wrong(
         "prefix of no use",

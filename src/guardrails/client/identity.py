@@ -1,4 +1,4 @@
-"""Who a client is: how it is recognised, and the key that stands for it."""
+"""Who a client is: the options that tell how it is found, and the key that identifies it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ UNIX = "unix"
 """What `trusted_proxies` calls a proxy on a unix socket, which has no address."""
 
 NO_ADDRESS = b""
-"""Stands for the address of a proxy that has none, where a client behind it is unreadable."""
+"""Stands for the address of a proxy on a unix socket, where the client behind it is unreadable."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """How a client is recognised; the arguments of `throttle()`, checked.
+    """How the client of a request is found: arguments of `throttle()`, checked.
 
-    trusted_proxies: networks, "loopback", "private", or "unix" for whoever comes without an address;
-    None when nobody said.   proxy_hops: how many proxies there are, where their networks are not
-    known.   forwarded: the header that they write.   client: environ -> address, instead of all that.
-    ipv6_prefix: the bits of an IPv6 address that make a client.
+    Args:
+        trusted_proxies: networks, "loopback", "private", or "unix" for a peer without an address;
+            None if the user did not say.
+        proxy_hops: how many proxies each request passes, where their networks are not known.
+        forwarded: the header that the proxies write.
+        client: a callable environ -> address | None, instead of the three above.
+        ipv6_prefix: how many bits of an IPv6 address make one client, 16 to 128.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or two contradict each other.
     """
 
     trusted_proxies: Any = None
@@ -48,12 +54,12 @@ class Identity:
         if hops is not None and (type(hops) is not int or not 1 <= hops <= MOST_HOPS):
             raise ConfigurationError(
                 f"proxy_hops: {hops!r} is not a number of proxies from 1 to {MOST_HOPS}: write how "
-                "many of them each request passes, or leave it out"
+                "many proxies each request passes, or leave it out"
             )
         if given is not None and hops is not None:
             raise ConfigurationError(
-                f"proxy_hops: {hops} was given beside trusted_proxies, and each of them says who the "
-                "client is: write the proxies' networks, or their number where those are not known"
+                f"proxy_hops: {hops} and trusted_proxies were both given, and each alone says who the "
+                "client is: write the proxies' networks, or their number if those are not known"
             )
         if self.client is not None:
             if not callable(self.client):
@@ -63,29 +69,37 @@ class Identity:
                 )
             if given is not None or hops is not None or self.forwarded != DEFAULT_FORWARDED:
                 raise ConfigurationError(
-                    "client: a callable was given beside trusted_proxies, proxy_hops or forwarded, "
-                    "which it stands in for: give one of them"
+                    "client: a callable replaces trusted_proxies, proxy_hops and forwarded, and one of "
+                    "these was given too: leave them out, or leave client out"
                 )
         bits = self.ipv6_prefix
         if type(bits) is not int or not 16 <= bits <= 128:
             raise ConfigurationError(
-                f"ipv6_prefix: {bits!r} is not a number of bits from 16 to 128: write 64, which is "
-                "what one customer has at the least, or 56 or 48"
+                f"ipv6_prefix: {bits!r} is not a number of bits from 16 to 128: write 64, the "
+                "smallest network that providers give a customer, or 56 or 48"
             )
 
     @property
     def proxies_declared(self) -> bool:
-        """Whether anybody said which proxies there are."""
+        """Whether the user said which proxies there are."""
         return self.trusted_proxies is not None or self.proxy_hops is not None
 
 
 class Client:
-    """Who asks: `key` for the stores, `text` for people, `address` for networks.
+    """The client of a request.
 
-    undeclared_proxy: the peer is on this host or network and sent a forwarding header, and nobody
-    said which proxies to trust, so the address may be everybody's.   unreadable: its header says
-    nothing, so that the address is the proxy's who handed it on: it shares neither that one's count
-    nor its exemptions, and is not banned.   exempt: which guards, by number, do not apply to it.
+    Args:
+        address: 4 or 16 bytes, or NO_ADDRESS.
+        undeclared_proxy: whether the peer is on this host or network and sent a forwarding header,
+            though no proxies were declared. All clients of a site may then have this address.
+        unreadable: whether a forwarding header could not be read, so that `address` is that of the
+            proxy which sent it. Such a client has its own count, no exemption, and is never banned.
+        ipv6_prefix: how many bits of an IPv6 address are kept in the key.
+
+    Attributes:
+        key: what stores count by.
+        text: what logs show.
+        exempt: the numbers of the guards that do not apply to it; 0 stands for the whole throttle.
     """
 
     __slots__ = ("address", "exempt", "key", "text", "undeclared_proxy", "unreadable")
@@ -111,7 +125,7 @@ class Client:
         else:
             mask = (1 << 128) - (1 << (128 - ipv6_prefix))
             network = (int.from_bytes(address, "big") & mask).to_bytes(16, "big")
-            # Never 4 bytes, so that it is nobody's IPv4 address.
+            # At least 8 bytes: a key of 4 bytes is an IPv4 address.
             self.key = network[: max(8, -(-ipv6_prefix // 8))]
             self.text = f"{socket.inet_ntop(socket.AF_INET6, network)}/{ipv6_prefix}"
         if unreadable:
