@@ -106,7 +106,7 @@ def _parse_rate(text: str, argument: str) -> Rate:
     if count == 0 or period == 0 or burst == 0:
         raise ConfigurationError(
             f"{argument}: {text!r} can never admit a request: count, period and burst are at least "
-            "1; to refuse everybody stop the route, to switch the guard off leave it out"
+            "1; to refuse all requests remove the route, to switch the guard off leave it out"
         )
     rate = Rate(count, period, burst)
     check_figure(rate.interval * rate.burst, argument, text)
@@ -205,8 +205,8 @@ def check_figure(figure: int, argument: str, value: object) -> int:
     """Return a figure that stores can compute exactly; a larger one raises ConfigurationError."""
     if figure > LARGEST_FIGURE:
         raise ConfigurationError(
-            f"{argument}: {value!r} reaches beyond {_MOST_YEARS} years: no figure may; use a smaller "
-            "count, burst or period"
+            f"{argument}: {value!r} reaches beyond {_MOST_YEARS} years, the most that stores can "
+            "count: use a smaller count, burst or period"
         )
     return figure
 

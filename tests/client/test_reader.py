@@ -1,4 +1,4 @@
-"""Who is asking: trusted proxies, undeclared ones, networks, and requests without an address."""
+"""How a client is found: trusted and undeclared proxies, networks, requests without an address."""
 
 import gc
 import tracemalloc

@@ -22,8 +22,8 @@ hello = testing.hello
 
 WRITE_A_RATE = 'write COUNT/UNIT, such as "10/second", "100 per 2 hours" or "5/second burst 20"'
 CAN_NEVER_ADMIT = (
-    "can never admit a request: count, period and burst are at least 1; to refuse everybody stop the "
-    "route, to switch the guard off leave it out"
+    "can never admit a request: count, period and burst are at least 1; to refuse all requests "
+    "remove the route, to switch the guard off leave it out"
 )
 WRITE_A_DURATION = 'is not a duration: write seconds, or a text such as "15s", "20m" or "2h"'
 WRITE_A_PERCENT = 'is outside 1 to 100000 percent of one CPU: a fifth of a CPU is "20%" or 20, not 0.2'
@@ -531,7 +531,7 @@ def test_a_rate_beyond_what_a_store_can_count_is_refused():
 
     message = str(caught.value)
     assert message.startswith("rate: '1000/100 years' reaches beyond ")
-    assert message.endswith(": no figure may; use a smaller count, burst or period")
+    assert message.endswith(", the most that stores can count: use a smaller count, burst or period")
 
 
 def test_the_largest_figure_is_named_as_people_count():

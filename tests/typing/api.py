@@ -154,7 +154,7 @@ throttle(
     on_store_error="deny",
 )
 
-# Who is asking.
+# How a client is found.
 throttle(app, trusted_proxies="loopback", forwarded="x-real-ip", exempt="192.0.2.7")
 throttle(app, proxy_hops=2, ipv6_prefix=56, silence=["undeclared-proxy"], exempt_paths="/static")
 throttle(app, client=lambda environ: environ.get("HTTP_X_TENANT_ADDRESS"))

@@ -73,7 +73,7 @@ class ClientReader:
         self._addresses = header_reader(variable)
         reads = self._trusted or self._trusts_unix or self._hops
         self._variable = variable if reads else ""
-        # If no proxies were declared, it counts only whether there is such a header.
+        # If no proxies were declared, only the presence of such a header counts.
         self._proxy_hint_headers = (
             frozenset() if identity.proxies_declared else {variable, *FORWARDING_VARIABLES}
         )
