@@ -16,8 +16,8 @@ import peers
 from subjects import ENVIRON, Counting, guarded, own_store, serve
 from timing import interleave
 
+from guardrails.client.identity import Client
 from guardrails.client.networks import parse_address
-from guardrails.client.reader import Client
 from guardrails.store import layout
 from guardrails.store.contract import Debit
 from guardrails.store.lifecycle import DEFAULT_ROWS

@@ -7,7 +7,7 @@ import pytest
 
 import guardrails
 from guardrails import ConfigurationError, SpeedLimit, testing
-from guardrails.options import check_keywords, check_word, renamed_option
+from guardrails.options import check_keywords, check_word, warn_renamed
 from guardrails.request.options import ThrottleOptions
 
 
@@ -73,4 +73,4 @@ def test_a_renamed_word_works_on_with_a_warning_at_the_users_line():
 
 def test_a_renamed_option_is_named_with_its_new_name():
     with pytest.warns(DeprecationWarning, match="keep is now backups; the next minor version"):
-        renamed_option("keep", "backups", stacklevel=1)
+        warn_renamed("keep", "backups")

@@ -37,19 +37,41 @@ def check_keywords(caller: str, given: Iterable[str], known: Iterable[str]) -> N
             )
 
 
-def keyword_options(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Let a function refuse unknown keywords in a sentence; its signature stays as it is."""
+def keyword_options(
+    function: Callable[Parameters, Result],
+    *,
+    caller: str = "",
+    options_of: Callable[..., object] | None = None,
+) -> Callable[Parameters, Result]:
+    """Let a function refuse unknown keywords in a sentence; its signature stays as it is.
+
+    Args:
+        function: the function.
+        caller: what the message calls the function; its name by default.
+        options_of: a function whose keyword-only parameters are the `**options` of the first one.
+            `help()` and completion show them in the place of `**options`.
+    """
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if options_of is not None and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        parameters[-1:] = [
+            parameter
+            for parameter in inspect.signature(options_of).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
     known = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
+        parameter.name
+        for parameter in parameters
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.name != "self"
     ]
 
     @functools.wraps(function)
     def checked(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
-        check_keywords(function.__name__, options, known)
+        check_keywords(caller or function.__name__, options, known)
         return function(*arguments, **options)
 
+    vars(checked)["__signature__"] = signature.replace(parameters=parameters)
     return checked
 
 
@@ -72,22 +94,34 @@ def check_word(value: object, words: Any, argument: str) -> Any:
     return value
 
 
-def renamed_word(value: object, renamed: Mapping[str, str], argument: str, *, stacklevel: int) -> Any:
-    """Return the present word for one of an earlier version, with a DeprecationWarning."""
+def renamed_word(value: object, renamed: Mapping[str, str], argument: str) -> Any:
+    """Return the present word for one of an earlier version, with a DeprecationWarning.
+
+    Args:
+        value: what was given.
+        renamed: the present words by the earlier ones.
+        argument: what the message calls the option.
+    """
     if isinstance(value, str) and value in renamed:
-        _warn(f'{argument}="{value}"', f'{argument}="{renamed[value]}"', stacklevel + 1)
+        warn_renamed(f'{argument}="{value}"', f'{argument}="{renamed[value]}"')
         return renamed[value]
     return value
 
 
-def renamed_option(old: str, new: str, *, stacklevel: int) -> None:
-    """Warn that an option was given by its name of an earlier version."""
-    _warn(old, new, stacklevel + 1)
-
-
-def _warn(old: str, new: str, stacklevel: int) -> None:
+def warn_renamed(old: str, new: str) -> None:
+    """Warn at the user's line that an option has another name or word by now."""
     warnings.warn(
         f"{old} is now {new}; the next minor version no longer takes it",
         DeprecationWarning,
-        stacklevel=stacklevel + 1,
+        stacklevel=_level_of_user(),
     )
+
+
+def _level_of_user() -> int:
+    """Return the stacklevel for which the caller warns at the nearest line outside of guardrails."""
+    level = 0
+    frame = inspect.currentframe()
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == "guardrails":
+        level += 1
+        frame = frame.f_back
+    return level

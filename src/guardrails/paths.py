@@ -1,21 +1,21 @@
-"""What a guard may know of a request, and the readings of its path.
+"""The readings of a path, and how paths and hosts are compared.
 
-The same resource can be spelled in many ways, and servers and frameworks disagree about which of
-them mean the same. So a path has several readings, and a guard covers a request if *any* of them
-falls under it, while an exemption holds only if *every* one does:
+The same resource can be spelled in many ways. Servers and frameworks disagree about which spellings
+are equal, so a path has several readings. A guard covers a request if *any* reading falls under its
+prefixes. An exemption holds only if *every* reading does. The readings are:
 
     as delivered     SCRIPT_NAME + PATH_INFO
-    as UTF-8         without the bytes that are none, which Bottle drops
-    cleaned          scheme and host dropped, repeated slashes collapsed; cut at ? and # or not,
-                     ;params removed or not; what stands before the first slash dropped or not
+    as UTF-8         without bytes that are not UTF-8, which Bottle drops
+    cleaned          without scheme and host, with repeated slashes collapsed; also cut at ? and #,
+                     without ;params, and without the text before the first slash
     resolved         each of these with . and .. resolved, or only . dropped
-    without marks    a last newline dropped, which a router's `$` does not see, and the @@ by which
-                     Pyramid marks a view
+    without marks    without a last newline, which `$` in a router's pattern ignores, and without the
+                     @@ by which Pyramid marks a view
 
-Two more count for guards alone, since an exemption has no use for them: a path decoded twice, and
-PATH_INFO by itself where a header sent SCRIPT_NAME, as gunicorn lets proxies do.
+Two more readings count for guards only: a path decoded twice, and PATH_INFO by itself if a header set
+SCRIPT_NAME, which gunicorn lets proxies do.
 
-A path in normal form, which is nearly every one, has just one reading.
+A path in normal form has one reading. Nearly all paths are in normal form.
 """
 
 import re
@@ -30,10 +30,13 @@ _END = re.compile("[?#\0]")
 
 
 class Readings(NamedTuple):
-    """How a path may be read. `more` counts for guards alone.
+    """The readings of one path.
 
-    sent_script: the SCRIPT_NAME that a header set; an exemption must reach beyond it, or whoever
-    sends it could have any page mounted under what is exempt.
+    Attributes:
+        paths: the readings that count for guards and exemptions; the first is the path as delivered.
+        more: readings that count for guards only.
+        sent_script: the SCRIPT_NAME that a header set. An exempt prefix must be longer than this:
+            otherwise a client could mount any page under an exempt prefix.
     """
 
     paths: tuple[str, ...]
@@ -41,11 +44,11 @@ class Readings(NamedTuple):
     sent_script: str = ""
 
     def any(self, covers: Callable[[str], object]) -> bool:
-        """Whether a guard covers one of them."""
+        """Whether `covers` holds for one of the readings."""
         return any(map(covers, self.paths)) or any(map(covers, self.more))
 
     def all_under(self, prefixes: tuple[str, ...], besides: str = "") -> bool:
-        """Whether all of them are exempt: under one of the prefixes, or just `besides`."""
+        """Whether each reading falls under one of the prefixes, or equals `besides`."""
         script = self.sent_script
         if script and (
             falls_under(script, (*prefixes, besides)) or self.paths[0][len(script) :][:1] != "/"
@@ -55,7 +58,12 @@ class Readings(NamedTuple):
 
 
 def path_readings(path: str, sent_script: str = "") -> Readings:
-    """Every way to read a path, the delivered one first, without repetition."""
+    """Return the readings of a path.
+
+    Args:
+        path: the path as WSGI delivers it: SCRIPT_NAME + PATH_INFO.
+        sent_script: the SCRIPT_NAME, if a header set it.
+    """
     if _ABNORMAL.search(path) is None and not sent_script:
         return Readings((path,))
     texts = {path: None, _decoded(path): None}
@@ -69,7 +77,7 @@ def path_readings(path: str, sent_script: str = "") -> Readings:
 
 
 def canonical_path(path: str) -> str:
-    """The one path that stands for all spellings: cleaned, cut, resolved, without a last slash."""
+    """Return one path for all spellings: cleaned, cut, resolved, without a last slash."""
     if _ABNORMAL.search(path) is not None:
         cut = _END.split(_SCHEME_AND_HOST.sub("", _decoded(path), count=1), maxsplit=1)[0]
         path = _resolve_dots(_SLASHES.sub("/", "/" + _PARAMETERS.sub("", cut)))
@@ -78,7 +86,7 @@ def canonical_path(path: str) -> str:
 
 
 def _readings(texts: Iterable[str]) -> Iterator[str]:
-    """The readings of some texts. Each step is done once for all that are alike: paths may be long."""
+    """Yield the readings of texts. Equal intermediate texts are processed once: paths may be long."""
     started = dict.fromkeys(texts)
     started.update((f"/{text.partition('/')[2]}", None) for text in texts if text[:1] != "/")
     whole = dict.fromkeys(_SCHEME_AND_HOST.sub("", text, count=1) for text in started)
@@ -94,7 +102,7 @@ def _readings(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _decoded(path: str) -> str:
-    """A path as WSGI delivers it, without the bytes that are no UTF-8."""
+    """Return a path as WSGI delivers it, without the bytes that are not UTF-8."""
     return path if path.isascii() else wsgi_text(_characters(path))
 
 
@@ -103,22 +111,22 @@ def _characters(path: str) -> str:
 
 
 def wsgi_text(text: str) -> str:
-    """A path of the user's as WSGI delivers it: its UTF-8 bytes, each as a character."""
+    """Return a text as WSGI delivers it: each byte of its UTF-8 form is one character."""
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def plain_text(text: str) -> str:
-    """A path from the environ as people write it, for patterns."""
+    """Return a path of the environ as people write it, for patterns."""
     return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def falls_under(path: str, prefixes: Iterable[str]) -> bool:
-    """Whether one of the prefixes covers the path, on segment borders: /foo, /foo/ and /foo/x."""
+    """Whether one of the prefixes covers the path: /foo covers /foo, /foo/ and /foo/x, not /foobar."""
     return any(prefix == "/" or path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
 
 
 def normal_host(host: str) -> str:
-    """A host without port and last dot, in lower case."""
+    """Return a host without port and last dot, in lower case."""
     if host.startswith("["):
         return host.partition("]")[0].lower() + "]"
     return host.partition(":")[0].rstrip(".").lower()

@@ -1,4 +1,4 @@
-"""For tests of apps that are guarded: a clock, a client, an assertion, apps that misbehave.
+"""For tests of guarded apps: a clock, a client, an assertion, and apps that misbehave.
 
 clock = testing.Clock()
 app = guardrails.throttle(my_app, SpeedLimit("1/minute"), store=testing.memory_store(clock))
@@ -27,7 +27,11 @@ from guardrails.units import MICROSECONDS
 
 
 class Clock:
-    """A store's clock that stands still until it is told to go on. Calling it reads it."""
+    """A clock for a store. It stands still until a test advances it; calling it returns the time.
+
+    Args:
+        seconds: the time at the start.
+    """
 
     def __init__(self, seconds: float = 1_000.0) -> None:
         self._now = round(seconds * MICROSECONDS)
@@ -37,7 +41,7 @@ class Clock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass."""
+        """Advance the clock by so many seconds."""
         with self._lock:
             self._now += round(seconds * MICROSECONDS)
 
@@ -45,14 +49,18 @@ class Clock:
 
 
 def memory_store(clock: Clock | None = None) -> MemoryStore:
-    """A store of one's own, on that clock."""
+    """Return a new store in memory that uses the clock."""
     return MemoryStore(clock or Clock())
 
 
 class Client(_WerkzeugClient):
-    """werkzeug's test client with an address and an agent.
+    """werkzeug's test client, with an address and a user agent.
 
-    address: REMOTE_ADDR, a documentation address by default.   agent: the User-Agent.
+    Args:
+        app: the WSGI app.
+        address: the REMOTE_ADDR of its requests. The default is an address for documentation.
+        agent: the User-Agent of its requests; None for none.
+        **options: the options of werkzeug's client.
     """
 
     def __init__(
@@ -95,12 +103,22 @@ def assert_refused(
     guard: str | None = None,
     retry_after: int | None = None,
 ) -> None:
-    """Check that guardrails refused, and if given with which status, by whom, for how long."""
+    """Check that guardrails refused a request.
+
+    Args:
+        response: the response to a request of `Client`.
+        status: the status that is expected.
+        guard: the name of the guard that is expected to have refused.
+        retry_after: the expected Retry-After, in seconds.
+
+    Raises:
+        AssertionError: the request was not refused, or in another way.
+    """
     decision = response.request.environ.get("guardrails.decision")
     if decision is None:
         raise AssertionError(
-            f"the response {response.status} carries no decision: send the request with "
-            "guardrails.testing.Client, and see that GUARDRAILS is not off"
+            f"the response {response.status} has no decision: send the request with "
+            "guardrails.testing.Client, and check that GUARDRAILS is not off"
         )
     if decision.admitted:
         raise AssertionError(f"the request was not refused: status {response.status}, {decision}")
@@ -114,13 +132,13 @@ def assert_refused(
 
 
 def hello(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-    """An app that answers at once."""
+    """A WSGI app that responds at once."""
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
     return [b"hello\n"]
 
 
 def hanging(release: threading.Event, most_seconds: float = 60.0) -> WSGIApplication:
-    """An app that answers when `release` is set, or after `most_seconds`."""
+    """Return an app that responds when `release` is set, or after `most_seconds`."""
 
     def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         release.wait(most_seconds)
@@ -130,7 +148,7 @@ def hanging(release: threading.Event, most_seconds: float = 60.0) -> WSGIApplica
 
 
 def spinning(cpu_seconds: float) -> WSGIApplication:
-    """An app that burns so much CPU for each request."""
+    """Return an app that uses so many seconds of CPU for each request."""
 
     def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         until = time.thread_time() + cpu_seconds
@@ -142,7 +160,7 @@ def spinning(cpu_seconds: float) -> WSGIApplication:
 
 
 def sleeping(seconds: float) -> WSGIApplication:
-    """An app that sleeps for so long before it answers."""
+    """Return an app that sleeps so many seconds before it responds."""
 
     def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         time.sleep(seconds)
@@ -152,7 +170,7 @@ def sleeping(seconds: float) -> WSGIApplication:
 
 
 def waiting_for_lock(seconds: float) -> WSGIApplication:
-    """An app that waits for so long for a lock that nobody gives back."""
+    """Return an app that waits so many seconds for a lock that is never released."""
     lock = threading.Lock()
     lock.acquire()
 
@@ -164,9 +182,9 @@ def waiting_for_lock(seconds: float) -> WSGIApplication:
 
 
 def holding_the_gil(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-    """An app that never comes back from C code, where it keeps the interpreter's lock.
+    """An app that never returns from C code, and keeps the GIL there.
 
-    Nothing else in its process runs any more, and nothing but a signal that kills ends it.
+    No other thread of its process runs any more. Only a signal that kills ends the process.
     """
     libc = ctypes.PyDLL(None)
     mutex = ctypes.create_string_buffer(64)
@@ -176,7 +194,7 @@ def holding_the_gil(environ: dict[str, Any], start_response: StartResponse) -> I
 
 
 def printing_for_ever(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-    """An app that prints its pid, and then a NUL byte each second without end."""
+    """An app that sends its process id, and then one NUL byte each second, without end."""
     start_response("200 OK", [("Content-Type", "text/plain")])
     yield f"{os.getpid()}\n".encode()
     while True:
@@ -185,7 +203,12 @@ def printing_for_ever(environ: dict[str, Any], start_response: StartResponse) ->
 
 
 def leaking(bytes_each: int, keep: Callable[[bytes], object] | None = None) -> WSGIApplication:
-    """An app that keeps so many bytes more with each request."""
+    """Return an app that keeps so many more bytes with each request.
+
+    Args:
+        bytes_each: how many bytes each request adds.
+        keep: called with these bytes; by default they are kept in a list.
+    """
     kept: list[bytes] = []
     keep = keep or kept.append
 

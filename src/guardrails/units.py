@@ -1,7 +1,7 @@
-"""Rates, durations, sizes and percents: how they are written, and what is said when they are wrong.
+"""Units: how rates, durations, sizes and percents are written, and what is wrong with others.
 
-Time is in integer microseconds everywhere behind this module, and no figure exceeds
-`LARGEST_FIGURE`, so that every store can compute exactly (Lua numbers are exact up to 2**53).
+Inside of guardrails, time is an integer of microseconds. No figure exceeds `LARGEST_FIGURE`, so that
+every store computes exactly: numbers in Lua are exact up to 2**53.
 """
 
 import math
@@ -49,7 +49,13 @@ _PERCENT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*%?")
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many requests in so long: `count` per `period` microseconds, `burst` of them at once."""
+    """A rate of requests.
+
+    Attributes:
+        count: how many requests per period.
+        period: the period, in microseconds.
+        burst: how many requests may come at once.
+    """
 
     count: int
     period: int
@@ -57,7 +63,7 @@ class Rate:
 
     @property
     def interval(self) -> int:
-        """Microseconds that one request costs, rounded up so that a rate is never exceeded."""
+        """Microseconds from one request to the next, rounded up so that the rate is never exceeded."""
         return -(-self.period // self.count)
 
     def __str__(self) -> str:
@@ -65,10 +71,16 @@ class Rate:
 
 
 def parse_rates(value: object, argument: str = "rate") -> tuple[Rate, ...]:
-    """Read one or several rates, such as "10/second", "100 per 2 hours" or "5/s burst 20; 500/h".
+    """Return the rates in a text such as "10/second", "100 per 2 hours" or "5/s burst 20; 500/h".
 
-    `burst` is how many may come at once; it defaults to the rate's count. A month is 30 days and a
-    year 365. Raises ConfigurationError for anything else.
+    A rate without a burst has its count as burst. A month has 30 days, a year 365.
+
+    Args:
+        value: what the user gave.
+        argument: what a message calls the option.
+
+    Raises:
+        ConfigurationError: this is not a rate, or it can never admit a request.
     """
     if isinstance(value, Rate):
         return (value,)
@@ -94,7 +106,7 @@ def _parse_rate(text: str, argument: str) -> Rate:
     if count == 0 or period == 0 or burst == 0:
         raise ConfigurationError(
             f"{argument}: {text!r} can never admit a request: count, period and burst are at least "
-            "1; to refuse everybody stop the route, to switch the guard off leave it out"
+            "1; to refuse all requests remove the route, to switch the guard off leave it out"
         )
     rate = Rate(count, period, burst)
     check_figure(rate.interval * rate.burst, argument, text)
@@ -102,11 +114,11 @@ def _parse_rate(text: str, argument: str) -> Rate:
 
 
 def parse_duration(value: object, argument: str) -> int:
-    """Microseconds of a duration: a number of seconds, or a text such as "15s", "20m" or "250ms"."""
+    """Return the microseconds of a duration: seconds, or a text such as "15s", "20m" or "250ms"."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         microseconds = round(value * MICROSECONDS)
     elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        if match[2] == "M":  # whoever writes it may have megabytes in mind
+        if match[2] == "M":  # it may be meant as megabytes
             raise ConfigurationError(
                 f"{argument}: {value!r} has a capital M, as sizes have: write {match[1]}m for minutes"
             )
@@ -125,19 +137,19 @@ def parse_duration(value: object, argument: str) -> int:
 
 
 def parse_seconds(value: object, argument: str) -> float:
-    """Seconds of a duration, as `parse_duration` reads it."""
+    """Return the seconds of a duration, as `parse_duration` reads it."""
     return parse_duration(value, argument) / MICROSECONDS
 
 
 def number_of_text(value: object) -> object:
-    """A whole number for a text of digits, as it comes from a command line; all else as it is."""
+    """Return the number in a text of digits, as command lines give it; other values as they are."""
     if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _MOST_DIGITS:
         return int(value)
     return value
 
 
 def parse_size(value: object, argument: str) -> int:
-    """Bytes of a size: a whole number of bytes, or a text such as "512M" or "1G" (powers of 1024)."""
+    """Return the bytes of a size: a number of bytes, or a text such as "512M" or "1G" (of 1024)."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
@@ -148,7 +160,7 @@ def parse_size(value: object, argument: str) -> int:
 
 
 def parse_percent(value: object, argument: str) -> float:
-    """The share of one CPU that a percent means: "20%" or 20 is 0.2, "200%" is two CPUs."""
+    """Return the share of one CPU: "20%" or 20 is 0.2, "200%" is two CPUs."""
     number = None
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)
@@ -169,7 +181,18 @@ def parse_percent(value: object, argument: str) -> float:
 def parse_count(
     value: object, argument: str, *, least: int = 1, most: int = 2**20, instead: str = ""
 ) -> int:
-    """Check a whole number between `least` and `most`. `instead` ends the remedy."""
+    """Return a whole number between `least` and `most`.
+
+    Args:
+        value: what the user gave.
+        argument: what the message calls the option.
+        least: the smallest number that is allowed.
+        most: the largest number that is allowed.
+        instead: another remedy, which the message ends with.
+
+    Raises:
+        ConfigurationError: this is not such a number.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ConfigurationError(
             f"{argument}: {value!r} is not a whole number from {least} to {most}: "
@@ -179,17 +202,17 @@ def parse_count(
 
 
 def check_figure(figure: int, argument: str, value: object) -> int:
-    """Refuse what the stores could not compute exactly."""
+    """Return a figure that stores can compute exactly; a larger one raises ConfigurationError."""
     if figure > LARGEST_FIGURE:
         raise ConfigurationError(
-            f"{argument}: {value!r} reaches beyond {_MOST_YEARS} years: no figure may; use a smaller "
-            "count, burst or period"
+            f"{argument}: {value!r} reaches beyond {_MOST_YEARS} years, the most that stores can "
+            "count: use a smaller count, burst or period"
         )
     return figure
 
 
 def format_duration(microseconds: int) -> str:
-    """Name a duration in the largest unit that divides it: "minute", "15 s", "2 hours"."""
+    """Return a duration in the largest unit that divides it: "minute", "15 seconds", "2 hours"."""
     for name in ("day", "hour", "minute", "second"):
         unit = _UNIT_MICROSECONDS[name]
         if microseconds >= unit and microseconds % unit == 0:

@@ -1,4 +1,4 @@
-"""Who is asking: trusted proxies, undeclared ones, networks, and requests without an address."""
+"""How a client is found: trusted and undeclared proxies, networks, requests without an address."""
 
 import gc
 import tracemalloc
@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from guardrails import BlockAgents, MaxConcurrentReqs, SpeedLimit, testing, throttle
-from support import Browser, Exchange, lines
+from guardrails.client import reader
+from guardrails.client.identity import Client
+from support import Browser, Exchange, environ_of, lines
 
 PROXY = "10.0.0.1"
 
@@ -173,9 +175,9 @@ def test_behind_an_undeclared_proxy_guards_by_client_only_watch(serve, caplog, p
     assert site.statuses(4, headers=headers) == [200] * 4
     (line,) = lines(caplog, level="WARNING")
     assert line == (
-        f"{peer} sends a forwarding header and trusted_proxies was never given: guards that count by "
-        "client only watch until you say whom to trust, as in throttle(..., "
-        f'trusted_proxies=["{peer}"]), or trusted_proxies=() if it is a client [undeclared-proxy]'
+        f"{peer} sends a forwarding header and trusted_proxies was not given: guards that count by "
+        "client refuse nothing until the proxy is named, as in throttle(..., "
+        f'trusted_proxies=["{peer}"]); if that is a client, write trusted_proxies=() [undeclared-proxy]'
     )
 
 
@@ -255,7 +257,7 @@ def test_without_a_usable_address_guards_by_client_do_not_apply_and_the_others_d
         assert site.get("/", **facts).status_code == 503
     (line,) = lines(caplog, level="WARNING")
     assert line.startswith(
-        f"REMOTE_ADDR is {address!r}, which is no address: guards that count by client"
+        f"REMOTE_ADDR is {address!r}, which is not an address: guards that count by client"
     )
 
 
@@ -426,7 +428,7 @@ def test_a_callable_that_says_no_address_means_nobody(serve, caplog, said):
     assert site.statuses(2) == [200, 200]
     (line,) = lines(caplog, level="WARNING")
     assert line.startswith(
-        f"client: the callable says {said!r}, which is no address: guards that count"
+        f"client: the callable returned {said!r}, which is not an address: guards that count"
     )
     assert line.endswith("[no-client-address]")
 
@@ -464,6 +466,14 @@ def test_every_ipv4_mapped_address_is_a_client_of_its_own_whatever_the_prefix(se
     assert site.at("::ffff:192.0.2.1").statuses(2) == [200, 429]
     assert site.at("::ffff:c000:202").statuses(2) == [200, 429]
     assert site.at("192.0.2.2").get("/").status_code == 429
+
+
+def test_a_short_prefix_never_makes_the_key_of_an_ipv4_address(serve):
+    """The first 32 bits of c000:201:: are the bytes of 192.0.2.1."""
+    site = serve(SpeedLimit("1/minute"), ipv6_prefix=32)
+
+    assert site.at("c000:201::1").statuses(2) == [200, 429]
+    assert site.at("192.0.2.1").get("/").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -658,6 +668,25 @@ def test_texts_of_the_clients_do_not_fill_the_memory():
     tracemalloc.stop()
 
     assert grown < 400 * 900
+
+
+def test_each_throttle_remembers_so_many_clients_and_no_more(store, monkeypatch):
+    """A flood from many addresses must not fill the memory."""
+    assert reader.MOST_CLIENTS == 32_768
+    monkeypatch.setattr(reader, "MOST_CLIENTS", 100)
+    inner = throttle(testing.hello, store=store)
+    outer = throttle(inner, store=store)
+    request = environ_of("/")
+    before = clients_in_memory()
+    for number in range(250):
+        Exchange(outer, environ=request, REMOTE_ADDR=f"198.18.0.{number}").finish()
+
+    assert clients_in_memory() - before == 2 * 100
+
+
+def clients_in_memory():
+    gc.collect()
+    return sum(isinstance(found, Client) for found in gc.get_objects())
 
 
 def test_proxy_fix_inside_changes_nothing(serve):

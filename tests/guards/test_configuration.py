@@ -22,8 +22,8 @@ hello = testing.hello
 
 WRITE_A_RATE = 'write COUNT/UNIT, such as "10/second", "100 per 2 hours" or "5/second burst 20"'
 CAN_NEVER_ADMIT = (
-    "can never admit a request: count, period and burst are at least 1; to refuse everybody stop the "
-    "route, to switch the guard off leave it out"
+    "can never admit a request: count, period and burst are at least 1; to refuse all requests "
+    "remove the route, to switch the guard off leave it out"
 )
 WRITE_A_DURATION = 'is not a duration: write seconds, or a text such as "15s", "20m" or "2h"'
 WRITE_A_PERCENT = 'is outside 1 to 100000 percent of one CPU: a fifth of a CPU is "20%" or 20, not 0.2'
@@ -33,12 +33,12 @@ WRITE_A_NETWORK = (
     '"loopback" or "private"'
 )
 WRITE_HOPS = (
-    "is not a number of proxies from 1 to 32: write how many of them each request passes, or leave it "
+    "is not a number of proxies from 1 to 32: write how many proxies each request passes, or leave it "
     "out"
 )
 WRITE_A_PREFIX = (
-    "is not a number of bits from 16 to 128: write 64, which is what one customer has at the least, or "
-    "56 or 48"
+    "is not a number of bits from 16 to 128: write 64, the smallest network that providers give a "
+    "customer, or 56 or 48"
 )
 WRITE_A_STORE = 'use "memory:", "shm:" or "shm:NAME?clients=50000"'
 USE_A_METHOD = (
@@ -147,12 +147,12 @@ WRONG_FIGURES = [
     wrong(
         "hold",
         lambda: MaxConcurrentReqs(5, hold="for ever"),
-        'hold: \'for ever\' is neither "response" nor "call": write one of them',
+        'hold: \'for ever\' is unknown: write "response" or "call"',
     ),
     wrong(
         "max_hold",
         lambda: MaxConcurrentReqs(5, max_hold=0),
-        'max_hold: 0 would free every slot at once: write e.g. "10m"',
+        'max_hold: 0 would free every slot at once: write a time such as "10m"',
     ),
     wrong(
         "wait in words",
@@ -172,13 +172,13 @@ WRONG_OPTIONS = [
     wrong(
         "path without a slash",
         lambda: SpeedLimit("1/s", path="login"),
-        "path: 'login' does not start with a slash: write the path as the client asks for it, such as "
+        "path: 'login' does not start with a slash: write the path as clients request it, such as "
         '"/login"',
     ),
     wrong(
         "exempt path without a slash",
         lambda: SpeedLimit("1/s", exempt_paths=["static"]),
-        "exempt_paths: 'static' does not start with a slash: write the path as the client asks for it, "
+        "exempt_paths: 'static' does not start with a slash: write the path as clients request it, "
         'such as "/static"',
     ),
     wrong(
@@ -215,14 +215,14 @@ WRONG_OPTIONS = [
     wrong(
         "on_error",
         lambda: SpeedLimit("1/s", on_error="raise"),
-        'on_error: \'raise\' is neither "allow" nor "deny": write one of them',
+        'on_error: \'raise\' is unknown: write "allow" or "refuse"',
     ),
     wrong("by", lambda: SpeedLimit("1/s", by="ip"), f"by: 'ip' {USE_BY}"),
     wrong("by no header", lambda: SpeedLimit("1/s", by="header:"), f"by: 'header:' {USE_BY}"),
     wrong(
         "by a number",
         lambda: SpeedLimit("1/s", by=7),
-        "by: 7 is neither a text nor a callable: write one of them",
+        "by: 7 is neither a text nor a callable: give one of these",
     ),
 ]
 
@@ -230,14 +230,14 @@ WRONG_AGENTS = [
     wrong(
         "no pattern",
         BlockAgents,
-        "patterns: none is given, so nobody would be refused: give regular expressions, or use "
+        "patterns: none is given, so nothing would be refused: give regular expressions, or use "
         "BlockAgents.from_file(path)",
     ),
     wrong(
         "pattern does not compile",
         lambda: BlockAgents("curl", "["),
         "patterns: '[', number 2 of patterns, is not a regular expression (unterminated character set "
-        "at position 0): correct it, or escape what is meant as it stands",
+        "at position 0): correct it, or escape the characters that are meant literally",
     ),
     wrong(
         "a list of patterns",
@@ -247,7 +247,7 @@ WRONG_AGENTS = [
     wrong(
         "missing",
         lambda: BlockAgents("curl", missing="block"),
-        'missing: \'block\' is neither "allow" nor "refuse": write one of them',
+        'missing: \'block\' is unknown: write "allow" or "refuse"',
     ),
     wrong(
         "no such file",
@@ -318,7 +318,7 @@ WRONG_THROTTLES = [
     wrong(
         "proxies are no list",
         lambda: throttle(hello, trusted_proxies=1),
-        'trusted_proxies: 1 is no list: give a list of networks, such as ["192.0.2.0/24"]',
+        'trusted_proxies: 1 is not a list: give a list of networks, such as ["192.0.2.0/24"]',
     ),
     wrong(
         "no proxy at all",
@@ -333,8 +333,8 @@ WRONG_THROTTLES = [
     wrong(
         "hops and networks",
         lambda: throttle(hello, proxy_hops=2, trusted_proxies=["10.0.0.0/8"]),
-        "proxy_hops: 2 was given beside trusted_proxies, and each of them says who the client is: "
-        "write the proxies' networks, or their number where those are not known",
+        "proxy_hops: 2 and trusted_proxies were both given, and each alone says who the client is: "
+        "write the proxies' networks, or their number if those are not known",
     ),
     wrong(
         "no header's name",
@@ -351,8 +351,8 @@ WRONG_THROTTLES = [
     wrong(
         "client beside what it stands in for",
         lambda: throttle(hello, client=lambda _environ: None, proxy_hops=1),
-        "client: a callable was given beside trusted_proxies, proxy_hops or forwarded, which it stands "
-        "in for: give one of them",
+        "client: a callable replaces trusted_proxies, proxy_hops and forwarded, and one of these was "
+        "given too: leave them out, or leave client out",
     ),
     wrong(
         "prefix of no use",
@@ -385,7 +385,7 @@ WRONG_THROTTLES = [
     wrong(
         "exempt path without a slash, for all",
         lambda: throttle(hello, exempt_paths=["static"]),
-        "exempt_paths: 'static' does not start with a slash: write the path as the client asks for it, "
+        "exempt_paths: 'static' does not start with a slash: write the path as clients request it, "
         'such as "/static"',
     ),
     wrong(
@@ -531,7 +531,7 @@ def test_a_rate_beyond_what_a_store_can_count_is_refused():
 
     message = str(caught.value)
     assert message.startswith("rate: '1000/100 years' reaches beyond ")
-    assert message.endswith(": no figure may; use a smaller count, burst or period")
+    assert message.endswith(", the most that stores can count: use a smaller count, burst or period")
 
 
 def test_the_largest_figure_is_named_as_people_count():
@@ -574,7 +574,7 @@ def test_more_caps_than_a_request_can_hold_slots_are_refused():
         lambda: SpeedLimit("1/s", path=["/a", "/b/"], methods="POST", host="example.org"),
         lambda: SpeedLimit("1/s", path=re.compile("/a/[0-9]+"), methods=["PROPFIND", "get"]),
         lambda: SpeedLimit("1/s", exempt=["192.0.2.7", "2001:db8::/32", "loopback", "private"]),
-        lambda: SpeedLimit("1/s", status=503, ban="20m", wait="2s", on_error="deny", dry_run=True),
+        lambda: SpeedLimit("1/s", status=503, ban="20m", wait="2s", on_error="refuse", dry_run=True),
         lambda: SpeedLimit(lambda _environ: None, cost=lambda _environ: 2, by="header:X-Api-Key"),
         lambda: MaxConcurrentReqs(10, by="client", hold="call", max_hold="1h"),
         lambda: CPUThrottle(20, window=15, resume=0, at_once=3, by="cookie:session"),

@@ -191,3 +191,39 @@ def test_a_stream_is_charged_once_for_all_it_burnt(cpu, store, monkeypatch, cloc
     Exchange(guarded).finish()
 
     testing.assert_refused(Browser(guarded).get("/"), 503, retry_after=13)
+
+
+def test_at_once_is_held_for_as_long_as_a_response_streams(serve, cpu, store, clock, monkeypatch):
+    """After a second the stream is charged for its CPU so far; its place stays taken."""
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+
+        def endless():
+            while True:
+                cpu.burn(0.001)
+                now[0] += 0.6
+                clock.advance(0.6)
+                yield b"x"
+
+        return endless()
+
+    guarded = throttle(app, CPUThrottle("100%", at_once=1), store=store)
+    exchange = Exchange(guarded).call()
+    for _ in range(10):
+        next(exchange.response)
+
+    assert Browser(guarded).get("/", buffered=False).status_code == 503
+    exchange.close()
+    with Browser(guarded).hold() as response:
+        assert response.status_code == 200
+
+
+def test_a_fraction_of_a_microsecond_counts_as_a_whole_one(serve, cpu):
+    """A second of CPU is all that the window holds; one nanosecond more is too much."""
+    burnt = iter([1.0, 1e-9])
+    site = serve(CPUThrottle("100%", window="1s"), app=cpu.app(lambda _environ: next(burnt)))
+
+    assert site.statuses(3) == [200, 200, 503]

@@ -605,7 +605,7 @@ def test_adding_a_guard_of_another_kind_keeps_the_state(serve):
 
 
 @pytest.mark.parametrize("who", ["by", "rate", "cost", "limit", "percent"])
-@pytest.mark.parametrize(("on_error", "statuses"), [("allow", [200, 200]), ("deny", None)])
+@pytest.mark.parametrize(("on_error", "statuses"), [("allow", [200, 200]), ("refuse", None)])
 def test_a_callable_that_raises_lets_pass_or_refuses_as_told(serve, caplog, who, on_error, statuses):
     def raising(_environ):
         raise LookupError("the user's own")
@@ -633,7 +633,7 @@ def test_a_callable_that_raises_does_not_stop_the_other_guards(serve):
 
 
 def test_a_callable_of_ours_that_fails_bans_nobody(serve):
-    """With on_error="deny" the client is refused, but it has done nothing to be banned for."""
+    """With on_error="refuse" the client is refused, but it has done nothing to be banned for."""
     broken = [True]
 
     def sometimes(environ):
@@ -641,7 +641,7 @@ def test_a_callable_of_ours_that_fails_bans_nobody(serve):
             raise LookupError("the user's own")
         return "client"
 
-    site = serve(SpeedLimit("9/minute", by=sometimes, on_error="deny", ban="1h"))
+    site = serve(SpeedLimit("9/minute", by=sometimes, on_error="refuse", ban="1h"))
     assert site.get("/").status_code == 429
     broken[0] = False
 

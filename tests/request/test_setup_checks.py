@@ -72,8 +72,8 @@ def test_everything_trusted_is_said_at_the_start(caplog, trusted):
 
     (line,) = lines(caplog, level="WARNING")
     assert line == (
-        f"trusted_proxies={trusted} trusts everybody, so each client can say who it is: name the "
-        "networks of your proxies alone, or say how many there are with proxy_hops=1 "
+        f"trusted_proxies={trusted} trusts every address, so each client can claim any address: "
+        "name only the networks of your proxies, or say how many there are with proxy_hops=1 "
         "[everything-trusted]"
     )
 

@@ -12,11 +12,19 @@ from guardrails import (
     ConfigurationError,
     CPUThrottle,
     Decision,
+    Guard,
     GuardrailsError,
+    InFlight,
     MaxConcurrentReqs,
+    ResourceLimits,
+    SizeLimit,
     SpeedLimit,
+    Store,
     StoreError,
     Throttle,
+    Usage,
+    Watchdog,
+    Worker,
     open_store,
     rlimits,
     testing,
@@ -79,11 +87,15 @@ SpeedLimit(
     dry_run=True,
     ban="20m",
     wait="2s",
-    on_error="deny",
+    on_error="refuse",
     by="header:X-Api-Key",
 )
 SpeedLimit("10/second", path="/login", methods=("POST",), host="example.org", ban=1200, wait=0.5)
 SpeedLimit("10/second", path=re.compile("/user/[0-9]+"), methods="POST")
+
+
+guards: list[Guard] = [SpeedLimit("10/second"), BlockAgents("curl"), CPUThrottle(20)]
+throttle(app, *guards)
 
 
 # Tiers, costs and keys of one's own.
@@ -112,7 +124,7 @@ MaxConcurrentReqs(workers, by=tenant, hold="call", max_hold="1h")
 CPUThrottle(share, window=15, resume=0.25, at_once=2, by="client+agent")
 CPUThrottle(20)
 BlockAgents("curl", r"python-requests/\d", missing="refuse", ban="1h")
-BlockAgents.from_file(Path("badagents.txt"), path="/api")
+BlockAgents.from_file(Path("badagents.txt"), path="/api", missing="refuse")
 
 
 def note(decision: Decision, environ: dict[str, Any]) -> None:
@@ -124,6 +136,11 @@ def note(decision: Decision, environ: dict[str, Any]) -> None:
     remaining: int | None = decision.remaining
     status: int | None = decision.status
     number: int = decision.id
+    if decision.outcome == guardrails.REJECTED_DRY_RUN:
+        return
+    of_admitted = (guardrails.PASSED, guardrails.DELAYED, guardrails.DELAYED_DRY_RUN)
+    assert admitted == (decision.outcome in of_admitted)
+    assert admitted != (decision.outcome == guardrails.REJECTED)
     print(admitted, outcome, guard, key, retry_after, remaining, status, number)  # noqa: T201
 
 
@@ -137,7 +154,7 @@ throttle(
     on_store_error="refuse",
 )
 
-# Who is asking.
+# How a client is found.
 throttle(app, trusted_proxies="loopback", forwarded="x-real-ip", exempt="192.0.2.7")
 throttle(app, proxy_hops=2, ipv6_prefix=56, silence=["undeclared-proxy"], exempt_paths="/static")
 throttle(app, client=lambda environ: environ.get("HTTP_X_TENANT_ADDRESS"))
@@ -153,14 +170,21 @@ except StoreError as failed:
 
 
 # Operators.
-store = open_store("shm:shop")
+store: Store = open_store("shm:shop")
 word: str = store.switch("dry-run", "login")
 store.reset()
 refused_so_far: int = store.counters()["login"].refused
 slots: dict[str, int] = dict(store.slots_held())
 paths: list[str] = [request.path for request in store.requests()]
 
-for report in rlimits(AS="4G:8G").apply():
+in_flight: list[InFlight] = store.requests()
+workers_seen: list[Worker] = store.workers()
+limits: ResourceLimits = rlimits(AS="4G:8G")
+largest: SizeLimit = guardrails.size_limit("512M")
+used: dict[str, Usage] = guardrails.usage()
+when_ready: Watchdog = guardrails.watchdog(timeout="3m")
+
+for report in limits.apply():
     asked: int | None = report.soft
     soft, hard = report.after
 
@@ -176,7 +200,13 @@ clock.advance(60)
 # What is wrong is wrong to the type checker too: mypy reports an ignore that is not needed.
 SpeedLimit(10)  # type: ignore[arg-type]
 SpeedLimit("10/second", cout=5)  # type: ignore[call-arg]
+SpeedLimit("10/second", on_error="raise")  # type: ignore[arg-type]
+BlockAgents("curl", by="all")  # type: ignore[call-arg]
+BlockAgents("curl", missing="block")  # type: ignore[arg-type]
+BlockAgents("curl", ban=["1h"])  # type: ignore[arg-type]
+BlockAgents.from_file("badagents.txt", mising="refuse")  # type: ignore[call-arg]
 MaxConcurrentReqs("10")  # type: ignore[arg-type]
+MaxConcurrentReqs(10, hold="for ever")  # type: ignore[arg-type]
 throttle("app")  # type: ignore[arg-type]
 throttle(app, "SpeedLimit")  # type: ignore[arg-type]
 throttle(app, exempt=7)  # type: ignore[arg-type]

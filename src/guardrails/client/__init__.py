@@ -1,1 +1,1 @@
-"""Who is asking."""
+"""Which client sent a request."""

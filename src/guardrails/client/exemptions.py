@@ -1,4 +1,4 @@
-"""Who is left alone: networks, asked by bisection, and callables of the user's."""
+"""Exemptions: the networks and the callables of an `exempt` option."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from typing import Any
 from guardrails.client.networks import Networks, listed
 
 Exempt = str | Callable[[dict[str, Any]], object] | Iterable[str | Callable[[dict[str, Any]], object]]
-"""What `exempt=` may be: one or several networks, addresses, "loopback", "private", callables."""
+"""What `exempt` takes: networks, addresses, "loopback", "private", callables, or several of these."""
 
 
 class Exemptions:
-    """An `exempt=`, checked. Raises ConfigurationError for what is neither network nor callable."""
+    """An `exempt` option, checked.
+
+    Args:
+        exempt: what the user gave.
+
+    Attributes:
+        callables: the callables among it.
+        networks: the networks among it.
+
+    Raises:
+        ConfigurationError: an item is neither a network nor a callable.
+    """
 
     def __init__(self, exempt: Exempt) -> None:
         several = listed(exempt, "exempt")
@@ -23,7 +34,13 @@ class Exemptions:
         return bool(self.callables or self.networks)
 
     def chosen(self, environ: dict[str, Any], failed: Callable[[Exception], object]) -> bool:
-        """Whether a callable leaves this request alone. One that raises leaves nobody alone."""
+        """Whether a callable exempts this request.
+
+        Args:
+            environ: the WSGI environ.
+            failed: called with the exception of a callable that raised; such a callable exempts
+                nothing.
+        """
         for exempts in self.callables:
             try:
                 if exempts(environ):

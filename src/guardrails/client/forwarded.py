@@ -1,11 +1,11 @@
-"""Forwarding headers: what proxies say of who asked them, read from the right.
+"""Forwarding headers: the addresses that proxies append, read from the right.
 
-Each proxy appends what it saw, so only the right end can be trusted, and whatever stands left of the
-first entry that no trusted proxy wrote was sent by the client. Entries are therefore taken from the
-right one by one, each parsed strictly, and the first that does not parse ends the reading.
+Each proxy appends the address of its peer. So only the right end of a header can be trusted: the
+client itself may have sent all entries left of the first one that no trusted proxy wrote. Entries are
+read from the right and parsed strictly. Reading ends at the first entry that does not parse.
 
-Two kinds of header are known: lists of addresses (X-Forwarded-For; X-Real-IP and the like are lists
-of one), and `Forwarded` as RFC 7239 has it.
+Two kinds of header are known: lists of addresses (X-Forwarded-For; X-Real-IP is a list of one), and
+`Forwarded` of RFC 7239.
 """
 
 import re
@@ -15,17 +15,17 @@ from guardrails.client.networks import parse_node
 from guardrails.errors import ConfigurationError
 
 LONGEST_HEADER = 1024
-"""Characters that are read of a header, from the right."""
+"""How many characters of a header are read, from the right."""
 
 MOST_HOPS = 32
-"""Entries that are read of a header, from the right."""
+"""How many entries of a header are read, from the right."""
 
 FORWARDING_VARIABLES = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
-"""Where the environ has the headers by which an undeclared proxy shows itself."""
+"""The environ keys of the headers that proxies usually send."""
 
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
-# Not RFC 7239, which wants it quoted and in brackets, but what `for=$remote_addr` writes in nginx.
+# RFC 7239 requires quotes and brackets; nginx writes this form for `for=$remote_addr`.
 _BARE_IPV6 = r"\[?[0-9A-Fa-f:.]{2,45}\]?(?::[0-9]{1,5})?(?=[ \t;]|\Z)"
 _PAIR = re.compile(rf"({_WORD})=({_BARE_IPV6}|{_WORD}|{_QUOTED})")
 _SEPARATOR = re.compile(r"[ \t]*;[ \t]*")
@@ -35,7 +35,11 @@ Addresses = Iterator[bytes | None]
 
 
 def header_variable(name: object) -> str:
-    """Where the environ has a header. Raises ConfigurationError for what is no header's name."""
+    """Return the environ key of a header.
+
+    Raises:
+        ConfigurationError: this is not the name of a header.
+    """
     if not isinstance(name, str) or re.fullmatch(_WORD, name) is None:
         raise ConfigurationError(
             f'forwarded: {name!r} is not the name of a header: write "x-forwarded-for", "forwarded", '
@@ -45,9 +49,10 @@ def header_variable(name: object) -> str:
 
 
 def header_reader(variable: str) -> Callable[[str], Addresses]:
-    """What reads the header there: the address of each hop from the right; None where it is junk.
+    """Return the function that reads the header of an environ key.
 
-    None too where there is more than is read.
+    The function yields the address of each hop from the right. It yields None for an entry that
+    does not parse, and for the part of a long header that is not read.
     """
     return _forwarded_addresses if variable == "HTTP_FORWARDED" else _listed_addresses
 
@@ -63,7 +68,7 @@ def _listed_addresses(header: str) -> Addresses:
 
 
 def _forwarded_addresses(header: str) -> Addresses:
-    """The `for` of each element; an element that does not say it is as good as junk."""
+    """Yield the `for` address of each element; None if an element has none."""
     for hops, element in enumerate(forwarded_elements(header)):
         if hops >= MOST_HOPS:
             yield None
@@ -72,11 +77,14 @@ def _forwarded_addresses(header: str) -> Addresses:
 
 
 def forwarded_elements(header: str) -> Iterator[dict[str, str] | None]:
-    """The elements of a `Forwarded` header (RFC 7239, section 4) from the right; None for a broken one.
+    """Yield the elements of a `Forwarded` header (RFC 7239, section 4) from the right.
 
-    A comma separates only outside of a quoted text. From the right that can be told too: in a
-    well-formed element a quote is either escaped or an end of a quoted text, so what somebody else
-    left unbalanced further left changes nothing.
+    A comma separates elements only outside of quoted strings. In a well-formed element each quote is
+    escaped or begins or ends a quoted string, so quoted strings can be found from the right as well.
+    An unbalanced quote further left does not change the elements that are right of it.
+
+    Yields:
+        The parameters of an element by their names in lower case; None for a malformed element.
     """
     text = header[-LONGEST_HEADER:]
     end = len(text)
@@ -97,7 +105,13 @@ def forwarded_elements(header: str) -> Iterator[dict[str, str] | None]:
 
 
 def _element(text: str, *, first: bool = False, last: bool = False) -> dict[str, str] | None:
-    """One element; optional white space belongs to the commas, not to the header's own ends."""
+    """Parse one element.
+
+    Args:
+        text: the text between two commas. White space is allowed beside a comma only.
+        first: whether the element is the first of the header: no comma is left of it.
+        last: whether it is the last: no comma is right of it.
+    """
     text = text if first else text.lstrip(" \t")
     text = text if last else text.rstrip(" \t")
     element: dict[str, str] = {}

@@ -1,20 +1,20 @@
-"""Whom a guard counts by: what `by=` may say, the key it makes of a request, how keys are shown."""
+"""What a guard counts by: the words of `by`, the key of a request, and how logs show keys."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
-from guardrails.client.reader import Client
+from guardrails.client.identity import Client
 from guardrails.errors import ConfigurationError
 from guardrails.paths import canonical_path, normal_host
 from guardrails.store.contract import StoreRequest
 
 
 class Request:
-    """One request as the guards see it. `client` is None when it has no usable address."""
+    """One request as guards see it. `client` is None if the request has no usable address."""
 
     __slots__ = ("client", "environ", "host", "method", "path")
 
@@ -28,25 +28,37 @@ class Request:
         self.path = path
 
 
-By = str | Callable[[dict[str, Any]], str | None]
+ByWord = Literal["client", "client+agent", "all", "host", "path", "user"]
+"""The words that `by` takes besides "header:NAME" and "cookie:NAME"."""
+
+By = ByWord | str | Callable[[dict[str, Any]], str | None]
+"""What `by` takes."""
+
 LONGEST_AGENT = 512
-_WORDS_OF_BY = ("client", "client+agent", "all", "host", "path", "user")
+"""How many characters of a User-Agent header count."""
+
 _LONGEST_SHOWN_KEY = 128
 _LONGEST_KEY = 128
 
 
 def key_function(by: By) -> Callable[[Request], bytes | None]:
-    """What makes the key of a request; the key is None where the guard does not apply."""
+    """Return the function that makes the key of a request, for a `by` option.
+
+    The key is None if the guard does not apply to the request.
+
+    Raises:
+        ConfigurationError: `by` is unknown.
+    """
     if callable(by):
-        return partial(_chosen_key, by)
+        return partial(_key_of_callable, by)
     if not isinstance(by, str):
-        raise ConfigurationError(f"by: {by!r} is neither a text nor a callable: write one of them")
+        raise ConfigurationError(f"by: {by!r} is neither a text nor a callable: give one of these")
     kind, _, name = by.partition(":")
     if kind == "header" and name:
         variable = "HTTP_" + name.upper().replace("-", "_")
-        return lambda request: _or_client(request, request.environ.get(variable))
+        return lambda request: _value_or_client(request, request.environ.get(variable))
     if kind == "cookie" and name:
-        return lambda request: _or_client(request, _cookie(request.environ, name))
+        return lambda request: _value_or_client(request, _cookie(request.environ, name))
     keys: Mapping[str, Callable[[Request], bytes | None]] = {
         "client": lambda request: request.client.key if request.client else None,
         "client+agent": _client_and_agent,
@@ -58,13 +70,13 @@ def key_function(by: By) -> Callable[[Request], bytes | None]:
     if by not in keys:
         raise ConfigurationError(
             f"by: {by!r} is unknown: use "
-            + ", ".join(f'"{word}"' for word in _WORDS_OF_BY)
+            + ", ".join(f'"{word}"' for word in get_args(ByWord))
             + ', "header:NAME", "cookie:NAME" or a callable'
         )
     return keys[by]
 
 
-def _chosen_key(by: Callable[[dict[str, Any]], str | None], request: Request) -> bytes | None:
+def _key_of_callable(by: Callable[[dict[str, Any]], str | None], request: Request) -> bytes | None:
     return _text_key(by(request.environ))
 
 
@@ -72,15 +84,15 @@ def _client_and_agent(request: Request) -> bytes | None:
     if request.client is None:
         return None
     agent = request.environ.get("HTTP_USER_AGENT", "")[:LONGEST_AGENT]
-    # The address's length makes the join unambiguous.
+    # With the length of the address, no two pairs of address and agent make the same key.
     address = request.client.key
     key: bytes = bytes((len(address),)) + address + agent.encode("latin-1", "replace")
     return key
 
 
-def _or_client(request: Request, value: str | None) -> bytes | None:
+def _value_or_client(request: Request, value: str | None) -> bytes | None:
     if value:
-        # Marked, so that nobody can send another client's key as a header.
+        # The mark keeps a client from sending another client's key as its header.
         return b"\0value\0" + _bounded(value.encode("utf-8", "surrogatepass"))
     return request.client.key if request.client is not None else None
 
@@ -90,7 +102,7 @@ def _text_key(value: str | None) -> bytes | None:
 
 
 def _bounded(key: bytes) -> bytes:
-    """A key of any length as one that may be remembered."""
+    """Return a key of limited length: a long one is hashed."""
     return key if len(key) <= _LONGEST_KEY else hashlib.blake2b(key, digest_size=32).digest()
 
 
@@ -104,7 +116,16 @@ def _cookie(environ: dict[str, Any], wanted: str) -> str | None:
 
 
 def shown_key(by: By, key: bytes | None, open_request: StoreRequest) -> str | None:
-    """How a key is shown to people; None for what nobody needs to read, such as a header's value."""
+    """Return a key as logs and decisions show it.
+
+    Args:
+        by: what the guard counts by.
+        key: the key, if the request has one of its own.
+        open_request: the request.
+
+    Returns:
+        A text, or None for a key that is not shown, such as the value of a header.
+    """
     if key is None or by == "client":
         return open_request.client
     if by == "all":

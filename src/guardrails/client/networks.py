@@ -1,7 +1,7 @@
-"""Addresses and sets of networks, on one number line: all of IPv6, and beyond it all of IPv4.
+"""Addresses, and sets of networks as ranges of numbers: IPv6 first, IPv4 after it.
 
-IPv4-mapped IPv6 addresses are IPv4, so an address is the same however it is written: what folds is
-decided by its range, never by its spelling.
+An IPv4-mapped IPv6 address is an IPv4 address. The range of an address decides this, so the spelling
+does not matter.
 """
 
 import ipaddress
@@ -28,9 +28,10 @@ _NAMED = {
 
 
 def parse_address(text: str) -> bytes | None:
-    """The 4 or 16 bytes of an address; None for anything else.
+    """Return the 4 or 16 bytes of an address; None for any other text.
 
-    IPv4-mapped (::ffff:0:0/96) and IPv4-compatible (::/96, but for :: and ::1) addresses are IPv4.
+    IPv4-mapped addresses (::ffff:0:0/96) are IPv4. So are IPv4-compatible ones (::/96), except ::
+    and ::1.
     """
     try:
         if ":" not in text:
@@ -46,9 +47,9 @@ def parse_address(text: str) -> bytes | None:
 
 
 def parse_node(text: str) -> bytes | None:
-    """The address in what servers and proxies write: with a port, in brackets, with a zone.
+    """Return the address in a text that may have a port, brackets or a zone; None for any other text.
 
-    198.51.100.7:1234, [2001:db8::1], [2001:db8::1]:443, fe80::1%eth0. None for anything else.
+    Servers and proxies write 198.51.100.7:1234, [2001:db8::1], [2001:db8::1]:443 and fe80::1%eth0.
     """
     if text.startswith("["):
         text, closed, port = text[1:].partition("]")
@@ -64,9 +65,14 @@ def parse_node(text: str) -> bytes | None:
 
 
 class Networks:
-    """A set of networks, asked by bisection.
+    """A set of networks; `in` looks an address up by bisection.
 
-    networks: addresses, networks, "loopback", "private".   argument: what a message calls it.
+    Args:
+        networks: addresses, networks, "loopback", "private".
+        argument: what a message calls the option.
+
+    Raises:
+        ConfigurationError: an item is not a network.
     """
 
     def __init__(self, networks: Iterable[str], argument: str) -> None:
@@ -89,7 +95,7 @@ class Networks:
         return bool(self._first)
 
     def has_everything(self) -> bool:
-        """Whether all of IPv4, or all global addresses of IPv6, are in it."""
+        """Whether it holds all of IPv4, or all global addresses of IPv6."""
         return any(
             first <= everywhere[0] and everywhere[1] <= last
             for first, last in zip(self._first, self._last, strict=True)
@@ -98,12 +104,20 @@ class Networks:
 
 
 def listed(value: Any, argument: str) -> tuple[Any, ...]:
-    """One or several networks as a tuple."""
+    """Return one network or callable, or several, as a tuple.
+
+    Args:
+        value: what the user gave.
+        argument: what a message calls the option.
+
+    Raises:
+        ConfigurationError: this is not a list.
+    """
     if isinstance(value, str) or callable(value):
         return (value,)
     if not isinstance(value, Iterable):
         raise ConfigurationError(
-            f'{argument}: {value!r} is no list: give a list of networks, such as ["192.0.2.0/24"]'
+            f'{argument}: {value!r} is not a list: give a list of networks, such as ["192.0.2.0/24"]'
         )
     return tuple(value)
 
@@ -130,5 +144,5 @@ def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]
 
 
 def _position(packed: bytes) -> int:
-    """A place on the number line."""
+    """Return the number of an address; those of IPv4 come after all of IPv6."""
     return int.from_bytes(packed, "big") + (_IPV4_BEGINS if len(packed) == 4 else 0)

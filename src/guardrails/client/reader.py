@@ -1,10 +1,10 @@
-"""Who is asking: the client behind trusted proxies, as a key that cannot be chosen freely.
+"""Finds the client of a request, behind trusted proxies too.
 
-A client is a key, not a text: an IPv4 address as it is, an IPv6 address by its network, an
-IPv4-mapped address folded to IPv4 first. Forwarding headers count only from a trusted proxy; they
-are read from the right, and the first address that is not a trusted proxy's is the client. What does
-not parse ends the reading at the last trusted hop: it is never somebody's key. All who send such a
-header through that hop count as one, apart from the hop itself and without its exemptions.
+A client is a key: an IPv4 address, or the network of an IPv6 address; IPv4-mapped addresses are IPv4.
+Forwarding headers count only if a trusted proxy sent them. They are read from the right, and the
+first address that is not a trusted proxy's is the client. Reading ends at an entry that does not
+parse, and such an entry never becomes a key. All requests with such a header that come through one
+proxy count as one client. That client is not the proxy itself, and has none of its exemptions.
 """
 
 from __future__ import annotations
@@ -12,146 +12,45 @@ from __future__ import annotations
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from guardrails.client.forwarded import (
     FORWARDING_VARIABLES,
-    MOST_HOPS,
     header_reader,
     header_variable,
 )
-from guardrails.client.networks import Networks, listed, parse_node
-from guardrails.errors import ConfigurationError
+from guardrails.client.identity import DEFAULT_IPV6_PREFIX, NO_ADDRESS, UNIX, Client, Identity
+from guardrails.client.networks import Networks, parse_node
+from guardrails.memo import Memo
 
-DEFAULT_FORWARDED = "x-forwarded-for"
-DEFAULT_IPV6_PREFIX = 64
-_MEMO_SIZE = 32768
+MOST_CLIENTS = 32768
+"""How many clients a throttle remembers."""
+
 _LONGEST_REMEMBERED = 128
-_UNIX = "unix"
-_ANYBODY = ("0.0.0.0", "::")  # noqa: S104 - what some servers say of a unix socket
+_UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - what some servers write for a unix socket
 _PROXY_FIX = "werkzeug.proxy_fix.orig"
 _LONGEST_SHOWN = 64
 _LIKELY_PROXIES = ("loopback", "private", "100.64.0.0/10", "fe80::/10")
-"""Where proxies of one's own are: this host, its networks, a provider's shared ones."""
+"""Where a site's own proxies usually are: this host, private networks, a provider's network."""
 
-NO_ADDRESS = b""
-"""Stands for the address of a proxy that has none, where a client behind it is unreadable."""
-
-_NONE, _REPLACED, _LEFT, _LEFT_BUT_WORKS = range(4)
-"""What werkzeug's ProxyFix did with REMOTE_ADDR, where it ran before."""
+_ABSENT, _REPLACED, _KEPT, _KEPT_THIS_ONCE = range(4)
+"""What werkzeug's ProxyFix did with REMOTE_ADDR: it did not run, replaced the address, kept it, or
+kept it though it replaced those of other requests."""
 
 ForwardedValue = str | bool | None
-"""What a request says of its client besides its peer: a header's text; whether there is one, where
-that is all that counts; None for nothing."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """How a client is recognised; the arguments of `throttle()`, checked.
-
-    trusted_proxies: networks, "loopback", "private", or "unix" for whoever comes without an address;
-    None when nobody said.   proxy_hops: how many proxies there are, where their networks are not
-    known.   forwarded: the header that they write.   client: environ -> address, instead of all that.
-    ipv6_prefix: the bits of an IPv6 address that make a client.
-    """
-
-    trusted_proxies: Any = None
-    proxy_hops: int | None = None
-    forwarded: str = DEFAULT_FORWARDED
-    client: Callable[[dict[str, Any]], str | None] | None = None
-    ipv6_prefix: int = DEFAULT_IPV6_PREFIX
-
-    def __post_init__(self) -> None:
-        given = self.trusted_proxies
-        if given is not None:
-            texts = listed(given, "trusted_proxies")
-            Networks([text for text in texts if text != _UNIX], "trusted_proxies")
-            object.__setattr__(self, "trusted_proxies", texts)
-        header_variable(self.forwarded)
-        hops = self.proxy_hops
-        if hops is not None and (type(hops) is not int or not 1 <= hops <= MOST_HOPS):
-            raise ConfigurationError(
-                f"proxy_hops: {hops!r} is not a number of proxies from 1 to {MOST_HOPS}: write how "
-                "many of them each request passes, or leave it out"
-            )
-        if given is not None and hops is not None:
-            raise ConfigurationError(
-                f"proxy_hops: {hops} was given beside trusted_proxies, and each of them says who the "
-                "client is: write the proxies' networks, or their number where those are not known"
-            )
-        if self.client is not None:
-            if not callable(self.client):
-                raise ConfigurationError(
-                    f"client: {self.client!r} is not callable: give a function of the environ that "
-                    "returns an address as a text, or None"
-                )
-            if given is not None or hops is not None or self.forwarded != DEFAULT_FORWARDED:
-                raise ConfigurationError(
-                    "client: a callable was given beside trusted_proxies, proxy_hops or forwarded, "
-                    "which it stands in for: give one of them"
-                )
-        bits = self.ipv6_prefix
-        if type(bits) is not int or not 16 <= bits <= 128:
-            raise ConfigurationError(
-                f"ipv6_prefix: {bits!r} is not a number of bits from 16 to 128: write 64, which is "
-                "what one customer has at the least, or 56 or 48"
-            )
-
-    @property
-    def proxies_declared(self) -> bool:
-        """Whether anybody said which proxies there are."""
-        return self.trusted_proxies is not None or self.proxy_hops is not None
-
-
-class Client:
-    """Who asks: `key` for the stores, `text` for people, `address` for networks.
-
-    undeclared_proxy: the peer is on this host or network and sent a forwarding header, and nobody
-    said which proxies to trust, so the address may be everybody's.   unreadable: its header says
-    nothing, so that the address is the proxy's who handed it on: it shares neither that one's count
-    nor its exemptions, and is not banned.   exempt: which guards, by number, do not apply to it.
-    """
-
-    __slots__ = ("address", "exempt", "key", "text", "undeclared_proxy", "unreadable")
-
-    def __init__(
-        self,
-        address: bytes,
-        *,
-        undeclared_proxy: bool = False,
-        unreadable: bool = False,
-        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
-    ) -> None:
-        self.address = address
-        self.undeclared_proxy = undeclared_proxy
-        self.unreadable = unreadable
-        self.exempt: frozenset[int] = frozenset()
-        if address == NO_ADDRESS:
-            self.key = b""
-            self.text = "an unreadable header"
-        elif len(address) == 4:
-            self.key = address
-            self.text = socket.inet_ntop(socket.AF_INET, address)
-        else:
-            mask = (1 << 128) - (1 << (128 - ipv6_prefix))
-            network = (int.from_bytes(address, "big") & mask).to_bytes(16, "big")
-            # Never 4 bytes, so that it is nobody's IPv4 address.
-            self.key = network[: max(8, -(-ipv6_prefix // 8))]
-            self.text = f"{socket.inet_ntop(socket.AF_INET6, network)}/{ipv6_prefix}"
-        if unreadable:
-            self.key = b"unreadable" + self.key
-
-    def __repr__(self) -> str:
-        return f"<Client {self.text}>"
+"""What forwarding headers say: the text of the header that is read; True if there is a header, but none
+is read; None if there is none."""
 
 
 class ClientReader:
-    """Reads the client of a request, and remembers the last 32,768.
+    """Finds the client of a request, and remembers the last `MOST_CLIENTS`.
 
-    exemptions: for each guard by its number, the networks that it leaves alone.
-    callable_failed: told of an exception of the callable's.
+    Args:
+        identity: how clients are found.
+        exemptions: the exempt networks, by the number of the guard; number 0 is the throttle.
+        warn: reports a set-up that looks wrong, as `Checks.warn` does.
+        callable_failed: called with the exception if the user's `client` callable raises.
     """
 
     def __init__(
@@ -162,55 +61,58 @@ class ClientReader:
         callable_failed: Callable[[Exception], object],
     ) -> None:
         self._identity = identity
-        self._choose = identity.client
+        self._callable = identity.client
         self._callable_failed = callable_failed
         self._exemptions = exemptions if any(exemptions) else []
         self._warn = warn
         texts = identity.trusted_proxies or ()
-        self._trusted = Networks([text for text in texts if text != _UNIX], "trusted_proxies")
+        self._trusted = Networks([text for text in texts if text != UNIX], "trusted_proxies")
         self._hops = identity.proxy_hops
-        self._trusts_unix = _UNIX in texts
+        self._trusts_unix = UNIX in texts
         variable = header_variable(identity.forwarded)
         self._addresses = header_reader(variable)
         reads = self._trusted or self._trusts_unix or self._hops
         self._variable = variable if reads else ""
-        # Where nobody said, only whether there is such a header counts.
+        # If no proxies were declared, only the presence of such a header counts.
         self._proxy_hint_headers = (
             frozenset() if identity.proxies_declared else {variable, *FORWARDING_VARIABLES}
         )
         self._likely_proxies = Networks(_LIKELY_PROXIES, "trusted_proxies")
+        # A plain OrderedDict, the oldest entry gives way: it is looked up for every request, and a
+        # lookup in a cache of cachetools is several times slower.
         self._memo: OrderedDict[tuple[str, ForwardedValue, int], Client | None] = OrderedDict()
-        self._same: OrderedDict[tuple[bytes, bytes, bool], Client] = OrderedDict()
+        self._same: Memo[Client] = Memo(MOST_CLIENTS)
         self._proxy_fix_works = False
         if self._trusted.has_everything():
             warn(
                 "everything-trusted",
                 "",
-                "trusted_proxies=%r trusts everybody, so each client can say who it is: name the "
-                "networks of your proxies alone, or say how many there are with proxy_hops=1",
+                "trusted_proxies=%r trusts every address, so each client can claim any address: name "
+                "only the networks of your proxies, or say how many there are with proxy_hops=1",
                 list(texts),
             )
 
     def read(self, environ: dict[str, Any]) -> Client | None:
-        """The client, or None when the request has no usable address."""
-        if self._choose is not None:
-            return self._chosen(environ)
+        """Return the client; None if the request has no usable address."""
+        if self._callable is not None:
+            return self._read_by_callable(environ)
         peer = environ.get("REMOTE_ADDR", "")
         forwarded_value: ForwardedValue = environ.get(self._variable)
-        proxy_fix = _NONE
+        proxy_fix = _ABSENT
         if forwarded_value is not None:
             if _PROXY_FIX in environ:
                 proxy_fix = _what_proxy_fix_did(environ, peer)
         elif self._proxy_hint_headers and not environ.keys().isdisjoint(self._proxy_hint_headers):
             forwarded_value = True
             if _PROXY_FIX in environ:
-                # It never reads the header, or this client spoilt it: what it did for others tells.
+                # ProxyFix never reads this header, or could not read what this client sent. Other
+                # requests tell which.
                 proxy_fix = _what_proxy_fix_did(environ, peer)
-                if proxy_fix == _LEFT and self._proxy_fix_works:
-                    proxy_fix = _LEFT_BUT_WORKS
+                if proxy_fix == _KEPT and self._proxy_fix_works:
+                    proxy_fix = _KEPT_THIS_ONCE
         try:
             return self._memo[peer, forwarded_value, proxy_fix]
-        except (KeyError, TypeError):  # not seen yet, or no text at all
+        except (KeyError, TypeError):  # not seen yet, or not hashable
             pass
         client = self._read(peer, forwarded_value, proxy_fix)
         if (
@@ -218,51 +120,56 @@ class ClientReader:
             and _is_short(peer)
             and (forwarded_value is True or _is_short(forwarded_value or ""))
         ):
-            _remember(self._memo, (peer, forwarded_value, proxy_fix), client)
+            self._remember((peer, forwarded_value, proxy_fix), client)
         return client
 
+    def _remember(self, key: tuple[str, ForwardedValue, int], client: Client | None) -> None:
+        if len(self._memo) >= MOST_CLIENTS:
+            self._memo.popitem(last=False)
+        self._memo[key] = client
+
     def same(self, client: Client) -> Client:
-        """The same client with this reader's own exemptions, and its prefix where it was given one."""
-        asked = (client.address, client.key, client.undeclared_proxy)
-        found = self._same.get(asked)
-        if found is None:
-            found = self._known(
+        """Return an outer throttle's client with the exemptions, and the prefix, of this throttle."""
+
+        def make() -> Client:
+            found = self._make_client(
                 client.address, undeclared=client.undeclared_proxy, unreadable=client.unreadable
             )
             if self._identity.ipv6_prefix == DEFAULT_IPV6_PREFIX:
                 found.key, found.text = client.key, client.text
-            _remember(self._same, asked, found)
-        return found
+            return found
 
-    def _chosen(self, environ: dict[str, Any]) -> Client | None:
-        """The client that a callable of the user's names."""
-        assert self._choose is not None  # noqa: S101 - asked only where there is one
+        return self._same.get((client.address, client.key, client.undeclared_proxy), make)
+
+    def _read_by_callable(self, environ: dict[str, Any]) -> Client | None:
+        """Return the client that the user's callable names."""
+        assert self._callable is not None  # noqa: S101 - asked only where there is one
         try:
-            text = self._choose(environ)
+            text = self._callable(environ)
         except Exception as error:
             self._callable_failed(error)
             return None
         if text is None:
             return None
-        asked = (text, None, _NONE)
+        asked = (text, None, _ABSENT)
         try:
             return self._memo[asked]
-        except (KeyError, TypeError):  # not seen yet, or no text at all
+        except (KeyError, TypeError):  # not seen yet, or not hashable
             pass
         address = _peer_address(text)
         if address is None:
             self._warn(
                 "no-client-address",
                 "client",
-                "client: the callable says %r, which is no address: guards that count by client do "
-                "not apply to such requests; return an address as a text, or count by something "
-                "else with by=",
+                "client: the callable returned %r, which is not an address: guards that count by "
+                "client do not apply to such requests; return an address as a text, or count by "
+                "something else with by=",
                 _shown(text),
             )
             return None
-        client = self._known(address)
+        client = self._make_client(address)
         if _is_short(text):
-            _remember(self._memo, asked, client)
+            self._remember(asked, client)
         return client
 
     def _read(self, peer: str, forwarded_value: ForwardedValue, proxy_fix: int) -> Client | None:
@@ -270,29 +177,29 @@ class ClientReader:
         if proxy_fix == _REPLACED:
             self._proxy_fix_works = True
         elif forwarded_value is True:
-            if proxy_fix == _LEFT_BUT_WORKS:
-                # It reads what others send, so this client made a header that it cannot read.
+            if proxy_fix == _KEPT_THIS_ONCE:
+                # ProxyFix reads the headers of others, so this client sent one that it cannot read.
                 return self._unreadable(address)
             if address is not None and self._looks_like_a_proxy(address):
-                return self._known(address, undeclared=True)
+                return self._make_client(address, undeclared=True)
         elif forwarded_value is not None and self._trusts(address):
-            return self._behind(address, str(forwarded_value))
+            return self._read_header(address, str(forwarded_value))
         if address is None:
-            self._say_that_nobody_is_there(peer)
+            self._warn_of_no_address(peer)
             return None
-        return self._known(address)
+        return self._make_client(address)
 
     def _trusts(self, peer: bytes | None) -> bool:
         if self._hops:
             return True
         return self._trusts_unix if peer is None else peer in self._trusted
 
-    def _behind(self, proxy: bytes | None, header: str) -> Client:
-        """The client behind a trusted proxy; an unreadable one where the header does not say."""
+    def _read_header(self, proxy: bytes | None, header: str) -> Client:
+        """Return the client behind a trusted proxy; an unreadable one if the header does not parse."""
         addresses = self._addresses(header)
         if self._hops:
             chosen = next(islice(addresses, self._hops - 1, None), None)
-            return self._unreadable(proxy) if chosen is None else self._known(chosen)
+            return self._unreadable(proxy) if chosen is None else self._make_client(chosen)
         hop: bytes | None = None
         for address in addresses:
             if address is None:
@@ -300,21 +207,21 @@ class ClientReader:
             hop = address
             if address not in self._trusted:
                 break
-        return self._unreadable(proxy) if hop is None else self._known(hop)
+        return self._unreadable(proxy) if hop is None else self._make_client(hop)
 
     def _unreadable(self, hop: bytes | None) -> Client:
-        return self._known(NO_ADDRESS if hop is None else hop, unreadable=True)
+        return self._make_client(NO_ADDRESS if hop is None else hop, unreadable=True)
 
     def _looks_like_a_proxy(self, address: bytes) -> bool:
-        """Whether a peer that sends a forwarding header nobody reads may speak for many clients."""
+        """Whether a peer whose forwarding header is not read is probably a proxy; warn of it."""
         peer = _address_text(address)
         if address in self._likely_proxies:
             self._warn(
                 "undeclared-proxy",
                 peer,
-                "%s sends a forwarding header and trusted_proxies was never given: guards that count "
-                "by client only watch until you say whom to trust, as in "
-                'throttle(..., trusted_proxies=["%s"]), or trusted_proxies=() if it is a client',
+                "%s sends a forwarding header and trusted_proxies was not given: guards that count by "
+                "client refuse nothing until the proxy is named, as in "
+                'throttle(..., trusted_proxies=["%s"]); if that is a client, write trusted_proxies=()',
                 peer,
                 peer,
             )
@@ -322,31 +229,32 @@ class ClientReader:
         self._warn(
             "ignored-forwarding-header",
             peer,
-            "%s sends a forwarding header, which is not read since trusted_proxies was never "
-            "given: if that is a proxy or a CDN, all its clients count as one until it is named, "
-            "as in throttle(..., trusted_proxies=[...]); if clients send it, write "
-            "trusted_proxies=()",
+            "%s sends a forwarding header, which is not read since trusted_proxies was not given: "
+            "if that is a proxy or a CDN, all its clients count as one until it is named, as in "
+            "throttle(..., trusted_proxies=[...]); if that is a client, write trusted_proxies=()",
             peer,
         )
         return False
 
-    def _say_that_nobody_is_there(self, peer: object) -> None:
+    def _warn_of_no_address(self, peer: object) -> None:
         remedy = (
-            "if that is a proxy on a unix socket that sends X-Forwarded-For write "
-            'trusted_proxies=["unix"], else bind the server to a TCP port'
+            "if that is a proxy on a unix socket that sends X-Forwarded-For, write "
+            'trusted_proxies=["unix"]; otherwise bind the server to a TCP port'
         )
         if self._trusts_unix or self._hops:
-            remedy = f"let the proxy there send {self._identity.forwarded}"
+            remedy = f"configure the proxy to send {self._identity.forwarded}"
         self._warn(
             "no-client-address",
             "peer",
-            "REMOTE_ADDR is %r, which is no address: guards that count by client do not apply "
+            "REMOTE_ADDR is %r, which is not an address: guards that count by client do not apply "
             "to such requests; %s",
             _shown(peer),
             remedy,
         )
 
-    def _known(self, address: bytes, *, undeclared: bool = False, unreadable: bool = False) -> Client:
+    def _make_client(
+        self, address: bytes, *, undeclared: bool = False, unreadable: bool = False
+    ) -> Client:
         client = Client(
             address,
             undeclared_proxy=undeclared,
@@ -363,12 +271,12 @@ class ClientReader:
 
 
 def _what_proxy_fix_did(environ: dict[str, Any], peer: object) -> int:
-    return _LEFT if environ[_PROXY_FIX].get("REMOTE_ADDR") == peer else _REPLACED
+    return _KEPT if environ[_PROXY_FIX].get("REMOTE_ADDR") == peer else _REPLACED
 
 
 def _peer_address(peer: object) -> bytes | None:
-    """The address of a peer; None for what says nothing of who it is."""
-    if not isinstance(peer, str) or peer in _ANYBODY:
+    """Return the address of a peer; None if the server wrote none."""
+    if not isinstance(peer, str) or peer in _UNSPECIFIED:
         return None
     return parse_node(peer)
 
@@ -378,15 +286,9 @@ def _address_text(address: bytes) -> str:
 
 
 def _is_short(text: str) -> bool:
-    """Whether a text of the client's is worth remembering: nobody shall fill the memory with it."""
+    """Whether a text of the client's may be remembered: long ones would fill the memory."""
     return len(text) <= _LONGEST_REMEMBERED
 
 
 def _shown(text: object) -> str:
     return str(text)[:_LONGEST_SHOWN]
-
-
-def _remember(memo: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    if len(memo) >= _MEMO_SIZE:
-        memo.popitem(last=False)
-    memo[key] = value

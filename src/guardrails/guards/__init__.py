@@ -1,1 +1,1 @@
-"""The guards, one file each."""
+"""The guards: what a guard is, and one file for each."""

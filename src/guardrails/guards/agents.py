@@ -1,4 +1,4 @@
-"""BlockAgents: no service for user agents on a list. Successor of Apache::BlockAgent."""
+"""BlockAgents refuses user agents that are on a list. It is the successor of Apache::BlockAgent."""
 
 from __future__ import annotations
 
@@ -10,39 +10,51 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 from guardrails.client.keys import LONGEST_AGENT
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, Guard
+from guardrails.guards.base import Guard, GuardOptions, build, checked_keywords, guard_keywords
+from guardrails.guards.bound import BoundGuard
+from guardrails.options import check_word
 from guardrails.store.contract import Requirement
 
 log = logging.getLogger("guardrails")
 
+Missing = Literal["allow", "refuse"]
+"""What BlockAgents does with a request that names no agent."""
+
 _MEMO_SIZE = 8192
-_LOOK_INTERVAL_SECONDS = 1.0
+_CHECK_INTERVAL_SECONDS = 1.0
 
 
 class _AgentList:
-    """Compiled patterns with a bounded memo of verdicts; re-read from its file when that changes."""
+    """Compiled patterns, reloaded when their file changes.
+
+    Args:
+        patterns: regular expressions, if there is no file.
+        file: a file with one pattern a line.
+    """
 
     def __init__(self, patterns: tuple[str, ...], file: Path | None) -> None:
         self.file = file
-        self._look_at = 0.0
-        self._looking = threading.Lock()
-        self._stamp: tuple[int, int, int] | None = None
+        self._next_check = 0.0
+        self._checking = threading.Lock()
+        self._file_version: tuple[int, int, int] | None = None
         self._memo: OrderedDict[str, bool]
         if file is None:
-            self._take(patterns, "patterns")
+            self._compile(patterns, "patterns")
         else:
-            self._stamp = self._stat()
-            self._take(self._read(), str(file))
+            self._file_version = _file_version(file)
+            self._compile(_read_patterns(file), str(file))
 
     def blocks(self, agent: str) -> bool:
-        """Whether a pattern is found in the agent, which is cut at 512 characters first."""
-        if self.file is not None and (now := time.monotonic()) >= self._look_at:
-            self._look_again(now)
+        """Whether a pattern is found in the first 512 characters of an agent."""
+        if self.file is not None and (now := time.monotonic()) >= self._next_check:
+            self._reload_if_changed(self.file, now)
         agent = agent[:LONGEST_AGENT]
+        # A plain OrderedDict, the oldest entry gives way: this runs for every request, and a lookup
+        # in a cache of cachetools is several times slower.
         memo = self._memo
         verdict = memo.get(agent)
         if verdict is None:
@@ -52,14 +64,15 @@ class _AgentList:
             memo[agent] = verdict
         return verdict
 
-    def _take(self, patterns: tuple[str, ...], source: str) -> None:
+    def _compile(self, patterns: tuple[str, ...], source: str) -> None:
         for number, pattern in enumerate(patterns, 1):
             try:
                 re.compile(pattern, re.IGNORECASE)
             except re.error as error:
                 raise ConfigurationError(
                     f"patterns: {pattern!r}, number {number} of {source}, is not a regular "
-                    f"expression ({error}): correct it, or escape what is meant as it stands"
+                    f"expression ({error}): correct it, or escape the characters that are meant "
+                    "literally"
                 ) from None
         self._search: Callable[[str], object] | None = None
         if patterns:
@@ -70,57 +83,45 @@ class _AgentList:
                 # Patterns with groups or flags of their own cannot always be joined.
                 each = [re.compile(pattern, re.IGNORECASE).search for pattern in patterns]
                 self._search = lambda agent: next(filter(None, (s(agent) for s in each)), None)
-        # A new memo, so that a verdict of the old list cannot be stored into it by another thread.
+        # A new memo: another thread may still store a verdict of the old list in the old one.
         self._memo = OrderedDict()
 
-    def _look_again(self, now: float) -> None:
-        """At most once a second, and by one thread."""
-        if not self._looking.acquire(blocking=False):
+    def _reload_if_changed(self, file: Path, now: float) -> None:
+        """Check the file, at most once a second and in one thread at a time."""
+        if not self._checking.acquire(blocking=False):
             return
         try:
-            self._look_at = now + _LOOK_INTERVAL_SECONDS
-            stamp = self._stat()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._take(self._read(), str(self.file))
-                log.info("block-agents: %s has changed and was read again", self.file)
+            self._next_check = now + _CHECK_INTERVAL_SECONDS
+            version = _file_version(file)
+            if version != self._file_version:
+                self._file_version = version
+                self._compile(_read_patterns(file), str(file))
+                log.info("block-agents: %s has changed and was reloaded", file)
         except ConfigurationError as error:
             log.error("block-agents: the last good list is kept: %s", error)  # noqa: TRY400
         finally:
-            self._looking.release()
-
-    def _stat(self) -> tuple[int, int, int]:
-        assert self.file is not None  # noqa: S101 - asked only for lists with a file
-        try:
-            found = self.file.stat()
-        except OSError:
-            return (0, 0, 0)
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
-
-    def _read(self) -> tuple[str, ...]:
-        assert self.file is not None  # noqa: S101 - as above
-        try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(self.file, error) from None
-        stripped = (line.strip() for line in lines)
-        return tuple(line for line in stripped if line and not line.startswith("#"))
+            self._checking.release()
 
 
+@checked_keywords
 @dataclass(frozen=True, repr=False, init=False)
 class BlockAgents(Guard):
-    """Refuses with 403 every user agent in which one of the patterns is found, in any case.
+    """Refuses requests of user agents in which a pattern is found, with status 403.
 
-    patterns: regular expressions, unanchored.
-    missing: "allow" or "refuse" for a request that names no agent.
+    It keeps no state, and a refusal has no Retry-After. It is the successor of Apache::BlockAgent.
 
-    `BlockAgents.from_file(path)` reads one pattern a line; blank lines and lines that start with #
-    are skipped. The file is read again when it changes, and the last good list is kept when it does
-    not parse.
+    Args:
+        *patterns: regular expressions, found anywhere in the first 512 characters of the agent, in
+            upper or lower case.
+        missing: what it does with a request that names no agent: "allow" or "refuse".
+        **options: the options of every guard: see `Guard`.
+
+    Raises:
+        ConfigurationError: no pattern is given, a pattern is wrong, or an option is wrong.
     """
 
     patterns: tuple[str, ...] = ()
-    missing: str = "allow"
+    missing: Missing = "allow"
     file: str | None = None
     _list: _AgentList = field(default=None, init=False, repr=False, compare=False)  # type: ignore[assignment]
 
@@ -128,16 +129,11 @@ class BlockAgents(Guard):
     default_status: ClassVar[int] = 403
 
     def __init__(
-        self, *patterns: str, missing: str = "allow", _file: Path | None = None, **options: Any
+        self, *patterns: str, missing: Missing = "allow", **options: Unpack[GuardOptions]
     ) -> None:
-        super().__init__(**options)
-        if missing not in ("allow", "refuse"):
+        if not patterns and missing == "allow":
             raise ConfigurationError(
-                f'missing: {missing!r} is neither "allow" nor "refuse": write one of them'
-            )
-        if not patterns and _file is None and missing == "allow":
-            raise ConfigurationError(
-                "patterns: none is given, so nobody would be refused: give regular expressions, or "
+                "patterns: none is given, so nothing would be refused: give regular expressions, or "
                 "use BlockAgents.from_file(path)"
             )
         for pattern in patterns:
@@ -150,18 +146,53 @@ class BlockAgents(Guard):
                 raise ConfigurationError(
                     "patterns: '' is empty and would be found in every agent: leave it out"
                 )
-        self._set("patterns", patterns)
-        self._set("missing", missing)
-        self._set("file", None if _file is None else str(_file))
-        self._set("_list", _AgentList(patterns, _file))
+        self._build(patterns, None, missing, options)
 
     @classmethod
-    def from_file(cls, file: str | Path, /, **options: Any) -> Self:
-        """The same, with the patterns of a file."""
-        return cls(_file=Path(file), **options)
+    @guard_keywords
+    def from_file(
+        cls, file: str | Path, /, *, missing: Missing = "allow", **options: Unpack[GuardOptions]
+    ) -> Self:
+        """Return a guard with the patterns of a file, one a line.
+
+        Blank lines and lines that start with # are skipped. The file is checked once a second at
+        most, and reloaded when it has changed. A file that cannot be read or compiled then leaves
+        the last good list in use, and the log says so.
+
+        Args:
+            file: the path of the file, in UTF-8.
+            missing: what it does with a request that names no agent: "allow" or "refuse".
+            **options: the options of every guard: see `Guard`.
+
+        Raises:
+            ConfigurationError: the file cannot be read, a pattern is wrong, or an option is wrong.
+        """
+        guard = cls.__new__(cls)
+        guard._build((), Path(file), missing, options)  # noqa: SLF001 - of this class
+        return guard
+
+    def _build(
+        self,
+        patterns: tuple[str, ...],
+        file: Path | None,
+        missing: Missing,
+        options: GuardOptions,
+    ) -> None:
+        super().__init__(**options)
+        self._set("missing", check_word(missing, Missing, "missing"))
+        self._set("patterns", patterns)
+        self._set("file", None if file is None else str(file))
+        self._set("_list", _AgentList(patterns, file))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = self._options()
+        patterns, file = options.pop("patterns"), options.pop("file")
+        if file is not None:
+            return build, (type(self).from_file, (file,), options)
+        return build, (type(self), patterns, options)
 
     def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
-        return bound.nothing
+        return bound.admit
 
     def varies(self) -> bool:
         return True
@@ -169,7 +200,7 @@ class BlockAgents(Guard):
     def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
         agent = environ.get("HTTP_USER_AGENT")
         refused = self._list.blocks(agent) if agent else self.missing == "refuse"
-        return bound.refusal if refused else bound.nothing
+        return bound.refuse if refused else bound.admit
 
     def counts_by_client(self) -> bool:
         return False
@@ -178,9 +209,23 @@ class BlockAgents(Guard):
         return b""
 
 
-def _unreadable(path: Path, error: Exception) -> ConfigurationError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return ConfigurationError(
-        f"file: {str(path)!r} cannot be read ({reason}): name a readable text file in UTF-8 with "
-        "one regular expression a line"
-    )
+def _file_version(file: Path) -> tuple[int, int, int]:
+    """Return what changes with the file: its time, size and inode; zeros if it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _read_patterns(file: Path) -> tuple[str, ...]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(
+            f"file: {str(file)!r} cannot be read ({reason}): name a readable text file in UTF-8 with "
+            "one regular expression a line"
+        ) from None
+    stripped = (line.strip() for line in lines)
+    return tuple(line for line in stripped if line and not line.startswith("#"))

@@ -1,35 +1,51 @@
-"""MaxConcurrentReqs: so many requests at once. Successor of mod_throttle_access."""
+"""MaxConcurrentReqs limits the requests that are open at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from guardrails.client.keys import By
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.guards.base import CountingGuard, checked_keywords
+from guardrails.guards.bound import BoundGuard
+from guardrails.options import check_word
 from guardrails.store.contract import Requirement, Slot
 from guardrails.units import parse_count, parse_duration
 
+Hold = Literal["response", "call"]
+"""How long a request holds its slot."""
 
+
+@checked_keywords
 @dataclass(frozen=True, repr=False)
-class MaxConcurrentReqs(StatefulGuard):
-    """Refuses with 503 while `limit` requests that it covers are open, over all workers.
+class MaxConcurrentReqs(CountingGuard):
+    """Refuses requests while `limit` covered requests are open in all workers, with status 503.
 
-    limit: how many at once, or a callable environ -> int or None (does not apply).
-    by: "all" by default: one cap for everybody. "client" caps each client.
-    hold: "response" counts a request until its response is closed; "call" only until the app has
-    returned, so that slow readers of a stream hold nothing.
-    max_hold: after so long a slot that nobody released is free again.
+    Slots of a worker that died are given back. Retry-After is an estimate by Little's law, from how
+    long slots have been held. The guard is the successor of mod_throttle_access.
 
-    Slots of a worker that died come back. Retry-After is estimated from how long slots are held.
+    Args:
+        limit: how many requests may be open at once, or a callable environ -> int | None. None means
+            that the guard does not apply.
+        by: what requests are counted by. By default "all", one limit for all clients together;
+            "client" is a limit for each client.
+        hold: how long a request holds its slot: "response", until its response is closed, or "call",
+            until the app has returned the response.
+        max_hold: after how long a slot that was not released is free again, in seconds or as a text
+            such as "10m".
+
+    `CountingGuard` and `Guard` describe the other options.
+
+    Raises:
+        ConfigurationError: an option is wrong.
     """
 
     limit: int | Callable[[dict[str, Any]], int | None]
     _: KW_ONLY
     by: By = "all"
-    hold: str = "response"
+    hold: Hold = "response"
     max_hold: str | float = "10m"
 
     kind: ClassVar[str] = "max-concurrent"
@@ -39,13 +55,10 @@ class MaxConcurrentReqs(StatefulGuard):
         super().__post_init__()
         if not callable(self.limit):
             parse_count(self.limit, "limit", instead=", or leave the guard out")
-        if self.hold not in ("response", "call"):
-            raise ConfigurationError(
-                f'hold: {self.hold!r} is neither "response" nor "call": write one of them'
-            )
+        check_word(self.hold, Hold, "hold")
         if parse_duration(self.max_hold, "max_hold") == 0:
             raise ConfigurationError(
-                f'max_hold: {self.max_hold!r} would free every slot at once: write e.g. "10m"'
+                f'max_hold: {self.max_hold!r} would free every slot at once: write a time such as "10m"'
             )
 
     def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
@@ -58,7 +71,7 @@ class MaxConcurrentReqs(StatefulGuard):
         limit = self.limit(environ) if callable(self.limit) else self.limit
         if limit is None:
             return None
-        return bound.tier(limit, lambda: self._requirement(bound, parse_count(limit, "limit")))
+        return bound.tiers.get(limit, lambda: self._requirement(bound, parse_count(limit, "limit")))
 
     def _requirement(self, bound: BoundGuard, limit: int) -> Requirement:
         slot = Slot(

@@ -1,4 +1,4 @@
-"""CPUThrottle: so much of a CPU per client. Successor of Stonehenge::Throttle."""
+"""CPUThrottle limits the share of a CPU that each client uses."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.guards.base import CountingGuard, checked_keywords
+from guardrails.guards.bound import BoundGuard
 from guardrails.store.contract import Meter, Requirement, Slot
 from guardrails.units import parse_count, parse_duration, parse_percent
 
 _MAX_DEBT_WINDOWS = 4
-_MAX_HOLD = 600_000_000
+_MAX_HOLD_MICROSECONDS = 600_000_000
 
 
+@checked_keywords
 @dataclass(frozen=True, repr=False)
-class CPUThrottle(StatefulGuard):
-    """Refuses with 503 who has burnt more than its share of CPU, until that has been made up.
+class CPUThrottle(CountingGuard):
+    """Refuses clients that have used more than their share of a CPU, with status 503.
 
-    percent: the share of one CPU that each client may use in the long run: "20%" or 20; or a
-    callable environ -> such a value or None (does not apply).
-    window: what may be used ahead: with "20%" and "15s", 3 seconds of CPU at once.
-    resume: once refused, a client is admitted again when this part of the window is left over;
-    Retry-After names that instant.
-    at_once: besides, at most so many requests of one client at a time, since CPU is charged after
-    it is burnt.
+    A client is admitted again when enough time has passed to make up for its use. The guard measures
+    the CPU time of the request's thread, or of its greenlet under gevent: in the call of the app, in
+    each step of the response and in its `close()`. A client's debt is at most four windows. The guard
+    is the successor of Stonehenge::Throttle.
 
-    What is charged is thread time, of the app's call and of each step of its response. At most four
-    windows beyond the first are ever owed.
+    Args:
+        percent: the share of one CPU that each client may use in the long run, such as "20%" or 20,
+            or a callable environ -> such a value | None. None means that the guard does not apply.
+        window: how much a client may use in advance, in seconds or as a text: with "20%" and "15s",
+            3 seconds of CPU at once. At least a second.
+        resume: the part of the window, from 0 to 1, to which the use of a refused client must sink
+            before the client is admitted again. Retry-After names that instant.
+        at_once: how many requests of one client may be open at once. CPU is charged after it is
+            used, so without this limit a client can open many before the first is charged. By
+            default there is no limit.
+
+    `CountingGuard` and `Guard` describe the other options.
+
+    Raises:
+        ConfigurationError: an option is wrong.
     """
 
     percent: str | float | Callable[[dict[str, Any]], str | float | None]
@@ -71,7 +83,9 @@ class CPUThrottle(StatefulGuard):
         percent = self.percent(environ) if callable(self.percent) else self.percent
         if percent is None:
             return None
-        return bound.tier(percent, lambda: self._requirement(bound, parse_percent(percent, "percent")))
+        return bound.tiers.get(
+            percent, lambda: self._requirement(bound, parse_percent(percent, "percent"))
+        )
 
     def _requirement(self, bound: BoundGuard, share: float) -> Requirement:
         window = parse_duration(self.window, "window")
@@ -86,5 +100,5 @@ class CPUThrottle(StatefulGuard):
         )
         slots: tuple[Slot, ...] = ()
         if self.at_once is not None:
-            slots = (Slot(f"{bound.name} at once", self.at_once, _MAX_HOLD),)
+            slots = (Slot(f"{bound.name} at once", self.at_once, _MAX_HOLD_MICROSECONDS),)
         return bound.make_requirement(meters=(meter,), slots=slots, cpu=1 / share)

@@ -1,4 +1,4 @@
-"""SpeedLimit: at most so many requests in so long, per client. Successor of Apache::SpeedLimit."""
+"""SpeedLimit limits the rate of requests."""
 
 from __future__ import annotations
 
@@ -7,24 +7,35 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, StatefulGuard
+from guardrails.guards.base import CountingGuard, checked_keywords
+from guardrails.guards.bound import BoundGuard
 from guardrails.store.contract import Meter, Requirement
 from guardrails.units import Rate, check_figure, format_duration, parse_count, parse_rates
 
 
+@checked_keywords
 @dataclass(frozen=True, repr=False)
-class SpeedLimit(StatefulGuard):
-    """Refuses with 429 who asks faster than a rate. Counted by client unless `by` says otherwise.
+class SpeedLimit(CountingGuard):
+    """Refuses clients that exceed a rate, with status 429.
 
-    rate: one or several rates, such as "120/minute", "100 per 2 hours" or "5/second; 500/hour"; or
-    a callable environ -> such a text, for tiers, None meaning that the guard does not apply.
-    burst: how many may come at once; defaults to the rate's count. "120/minute" is 120 at once,
-    then 2 a second, and at most 239 in the first minute; with burst=1 it is one each half second.
-    strict: picks burst and interval so that no window of the period ever sees more than the count:
-    half of it may come at once, and the rest evenly.
-    cost: how many units a request costs, or a callable environ -> int.
+    The algorithm is GCRA, the generic cell rate algorithm of ITU-T I.371, Annex A: a leaky bucket
+    that stores one instant (guardrails.store.gcra). A refused request is not charged. The guard is the
+    successor of Apache::SpeedLimit.
 
-    The algorithm is GCRA, a leaky bucket: `guardrails.store.gcra`.
+    Args:
+        rate: one or several rates, such as "120/minute", "100 per 2 hours" or "5/second burst 20;
+            500/hour", or a callable environ -> str | None. None means that the guard does not apply.
+        burst: how many requests may come at once. By default the count of the rate: "120/minute"
+            admits 120 at once, then one each half second, at most 239 in the first minute.
+        strict: choose burst and interval so that no window of the period ever admits more than the
+            count. The burst is then half of the count, unless you give one, and a client that never
+            pauses is admitted at about half of the rate. By default False.
+        cost: how many units a request costs, or a callable environ -> int. By default 1.
+
+    `CountingGuard` and `Guard` describe the other options.
+
+    Raises:
+        ConfigurationError: an option is wrong.
     """
 
     rate: str | Callable[[dict[str, Any]], str | None]
@@ -64,7 +75,7 @@ class SpeedLimit(StatefulGuard):
         if rate is None:
             return None
         cost = self.cost(environ) if callable(self.cost) else self.cost
-        return bound.tier((rate, cost), lambda: self._tier(bound, rate, cost))
+        return bound.tiers.get((rate, cost), lambda: self._tier(bound, rate, cost))
 
     def _tier(self, bound: BoundGuard, rate: str, cost: object) -> Requirement:
         rates = self._effective(parse_rates(rate)) if callable(self.rate) else self._rates
@@ -91,7 +102,7 @@ class SpeedLimit(StatefulGuard):
             limit = rate.interval * rate.burst
             name = bound.name if index == 0 else f"{bound.name} #{index + 1}"
             if callable(self.rate):
-                # Each tier has a meter of its own: two rates on one would wipe out each other.
+                # Each tier has its own meter: on one meter, each rate would spoil the other's state.
                 name = f"{name} {rate}"
             meters.append(
                 Meter(
@@ -114,7 +125,15 @@ class SpeedLimit(StatefulGuard):
 
 
 def _strict(rate: Rate, *, chosen: bool) -> Rate:
-    """Burst b and interval T / (c - b + 1): a window [t, t + T) sees b, and c - b more after it."""
+    """Return a rate that admits at most `count` requests in any window of its period.
+
+    With burst b, count c and period T the interval is T / (c - b + 1). A window [t, t + T) then
+    admits b requests at once, and at most c - b after them.
+
+    Args:
+        rate: the rate as it was written.
+        chosen: whether the user chose the burst; otherwise it becomes half of the count.
+    """
     burst = rate.burst if chosen or rate.burst != rate.count else -(-rate.count // 2)
     if burst > rate.count:
         raise ConfigurationError(

@@ -16,7 +16,8 @@ from guardrails.decision import (
     Decision,
 )
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, Guard
+from guardrails.guards.base import Guard
+from guardrails.guards.bound import BoundGuard
 from guardrails.request.failures import FailureLog
 from guardrails.request.open_request import OpenRequest
 from guardrails.request.options import OnDecision

@@ -17,21 +17,13 @@ from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication
 
 from guardrails.client.exemptions import Exempt, Exemptions
-from guardrails.client.reader import (
-    DEFAULT_FORWARDED,
-    DEFAULT_IPV6_PREFIX,
-    ClientReader,
-    Identity,
-)
+from guardrails.client.identity import DEFAULT_FORWARDED, DEFAULT_IPV6_PREFIX, Identity
+from guardrails.client.reader import ClientReader
 from guardrails.decision import Decision
 from guardrails.errors import StoreError
-from guardrails.guards.base import (
-    BoundGuard,
-    Guard,
-    check_wsgi_app,
-    exempt_path_prefixes,
-    unique_names,
-)
+from guardrails.guards.base import Guard
+from guardrails.guards.bound import BoundGuard, unique_names
+from guardrails.guards.option_checks import check_wsgi_app, exempt_path_prefixes
 from guardrails.options import keyword_options, renamed_word
 from guardrails.request.admission import Admission
 from guardrails.request.decisions import DecisionMaker
@@ -130,7 +122,7 @@ def throttle(
         interruptible=interruptible,
         position=switch_position(enabled, dry_run),
         on_decision=on_decision,
-        on_store_error=renamed_word(on_store_error, {"deny": "refuse"}, "on_store_error", stacklevel=3),
+        on_store_error=renamed_word(on_store_error, {"deny": "refuse"}, "on_store_error"),
     )
 
 

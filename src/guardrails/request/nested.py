@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from wsgiref.types import StartResponse
 
-from guardrails.client.reader import Identity
+from guardrails.client.identity import Identity
 from guardrails.decision import PASSED, Decision
-from guardrails.guards.base import BoundGuard, unique_names
+from guardrails.guards.bound import BoundGuard, unique_names
 from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
 from guardrails.request.refusal import refuse
 from guardrails.request.routes import RouteTable

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from guardrails.client.reader import Client
+from guardrails.client.identity import Client
 from guardrails.guards.base import Guard
 from guardrails.request.response import ClosingList, HookedFile, wrap_response
 from guardrails.request.routes import Route

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guardrails.client.exemptions import Exemptions
+from guardrails.client.identity import Client
 from guardrails.client.keys import Request
-from guardrails.client.reader import Client
-from guardrails.guards.base import BoundGuard, Guard
+from guardrails.guards.base import Guard
+from guardrails.guards.bound import BoundGuard
 from guardrails.paths import canonical_path, path_readings, wsgi_text
 from guardrails.store.contract import KeyedRequirement, Requirement, RouteRequirements
 

@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import BoundGuard, Guard
+from guardrails.guards.base import Guard
+from guardrails.guards.bound import BoundGuard
 from guardrails.once import Once
 from guardrails.request.delay_queue import THREADS_PER_WAITING_ONE
 from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, ON, SWITCH_WORDS, Store

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import exempt_path_prefixes
+from guardrails.guards.option_checks import exempt_path_prefixes
 from guardrails.paths import wsgi_text
 from guardrails.store.urls import store_from_url
 from guardrails.units import number_of_text, parse_count, parse_seconds

@@ -1,0 +1,135 @@
+"""Checks of the options that all guards have, and of the app that a guard wraps.
+
+Each function returns the option in the form that guards keep, or raises ConfigurationError.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from http import HTTPMethod
+from typing import Any
+
+from guardrails.errors import ConfigurationError
+
+_WEBDAV_METHODS = frozenset(
+    [
+        "PROPFIND",
+        "PROPPATCH",
+        "MKCOL",
+        "COPY",
+        "MOVE",
+        "LOCK",
+        "UNLOCK",
+        "REPORT",
+        "SEARCH",
+        "MKCALENDAR",
+        "PURGE",
+    ]
+)
+
+
+def text_tuple(value: Any, argument: str) -> tuple[str, ...]:
+    """Return one text, or several, as a tuple.
+
+    Args:
+        value: a text or an iterable of texts.
+        argument: what the message calls the option.
+    """
+    texts = _as_tuple(value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigurationError(
+                f"{argument}: {text!r} is not a text: give one text, or a list of texts"
+            )
+    return texts
+
+
+def path_prefixes(value: Any, argument: str) -> tuple[str, ...] | re.Pattern[str] | None:
+    """Return the prefixes without a last slash; a pattern and None are returned as they are.
+
+    Args:
+        value: a prefix, several prefixes, a compiled pattern, or None for all paths.
+        argument: what the message calls the option.
+    """
+    if value is None or isinstance(value, re.Pattern):
+        return value
+    prefixes = []
+    for prefix in text_tuple(value, argument):
+        if not prefix.startswith("/"):
+            raise ConfigurationError(
+                f"{argument}: {prefix!r} does not start with a slash: write the path as clients "
+                f'request it, such as "/{prefix}"'
+            )
+        prefixes.append(prefix.rstrip("/") or "/")
+    return tuple(prefixes)
+
+
+def exempt_path_prefixes(value: Any) -> tuple[str, ...]:
+    """Return the prefixes of an `exempt_paths` option, which takes no pattern."""
+    paths = path_prefixes(value, "exempt_paths")
+    if isinstance(paths, re.Pattern):
+        raise ConfigurationError(
+            f"exempt_paths: {paths.pattern!r} is a pattern: give prefixes, such as "
+            '["/static/", "/healthz"]'
+        )
+    return paths or ()
+
+
+def method_names(value: Any) -> tuple[str, ...] | None:
+    """Return HTTP methods in capitals, HEAD with GET; None stands for all methods."""
+    if value is None:
+        return None
+    methods = []
+    for method in _as_tuple(value):
+        name = method.upper() if isinstance(method, str) else method
+        if name not in HTTPMethod.__members__ and name not in _WEBDAV_METHODS:
+            raise ConfigurationError(
+                f"methods: {method!r} is not an HTTP method: use "
+                + ", ".join(HTTPMethod.__members__)
+                + " or a WebDAV method"
+            )
+        methods.append(name)
+    if "GET" in methods and "HEAD" not in methods:
+        methods.append("HEAD")
+    return tuple(methods)
+
+
+def check_status(status: object) -> int:
+    """Return the HTTP status of a refusal: an integer from 400 to 599."""
+    if isinstance(status, bool) or not isinstance(status, int) or not 400 <= status <= 599:
+        raise ConfigurationError(
+            f"status: {status!r} is not an HTTP status of a refusal: write one from 400 to 599, "
+            "such as 429 or 503"
+        )
+    return status
+
+
+def check_wsgi_app(app: Any, guard: str, caller: str = "") -> Any:
+    """Return a WSGI app. The usual mistake is a guard that decorates a view function.
+
+    Args:
+        app: what is to be wrapped.
+        guard: the class of guard that the remedy shows.
+        caller: what was called, as the message names it; the guard by default.
+    """
+    remedy = (
+        f"{caller or guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes "
+        f"(environ, start_response): wrap the app and name the view by its path, as in "
+        f'app.wsgi_app = guardrails.throttle(app.wsgi_app, {guard}(..., path="/that/view"))'
+    )
+    if not callable(app):
+        raise ConfigurationError(remedy)
+    if inspect.isfunction(app):
+        try:
+            bound = inspect.signature(app).bind(None, None)
+        except TypeError:
+            raise ConfigurationError(remedy) from None
+        if next(iter(bound.arguments), "") == "request":
+            raise ConfigurationError(remedy)
+    return app
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
