@@ -90,3 +90,30 @@ def _warn(old: str, new: str, stacklevel: int) -> None:
         DeprecationWarning,
         stacklevel=stacklevel + 1,
     )
+
+
+def renamed_keywords(
+    renamed: Mapping[str, str],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Let a function take keywords by their names of an earlier version, with a DeprecationWarning.
+
+    Args:
+        renamed: the present name of each earlier one.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def renaming(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+            for old in renamed.keys() & options.keys():
+                new = renamed[old]
+                if new in options:
+                    raise ConfigurationError(
+                        f"{function.__name__}: {old} and {new} are the same option: leave {old} out"
+                    )
+                renamed_option(old, new, stacklevel=2)
+                options[new] = options.pop(old)
+            return function(*arguments, **options)
+
+        return renaming
+
+    return decorate

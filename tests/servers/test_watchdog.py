@@ -18,7 +18,13 @@ from support import is_there
 
 TIMEOUT = 1.5
 """Not a whole second, since the printer is back in Python for a moment at each of those alone."""
-OPTIONS = {"timeout": "1500ms", "poll": "100ms", "step": "1s", "grace": "2s", "between": 0}
+OPTIONS = {
+    "timeout": "1500ms",
+    "poll": "100ms",
+    "signal_interval": "1s",
+    "grace": "2s",
+    "kill_interval": 0,
+}
 STACKS = {
     "sleep": r"testing\.py\", line \d+ in app",
     "spin": r"testing\.py\", line \d+ in app",
@@ -128,7 +134,7 @@ def watch_and_see(site, kind, page, log, observe_trouble):
 def test_those_beside_it_end_in_peace(trouble):
     """A stuck request in a threaded worker: the others in it are waited for, and are answered."""
     site = trouble(GTHREAD, workers=1)
-    with watching(site, timeout="2s", grace="60s", exempt_path="/download") as log:
+    with watching(site, timeout="2s", grace="60s", exempt_paths="/download") as log:
         stuck = Asked(site, "/sleep?seconds=100")
         beside = Asked(site, "/download/sleep?seconds=10")
         assert beside.wait().status == 200
@@ -143,7 +149,9 @@ def test_those_beside_it_end_in_peace(trouble):
 def test_one_request_is_ended_by_an_exception_and_its_worker_lives(trouble, kind):
     site = trouble(kind, TROUBLE_INTERRUPTIBLE="1")
     first = site.pid()
-    with watching(site, interrupt=True, timeout="2s", step="60s", exempt_path="/download") as log:
+    with watching(
+        site, interrupt=True, timeout="2s", signal_interval="60s", exempt_paths="/download"
+    ) as log:
         spinning = Asked(site, "/spin?seconds=100")
         beside = Asked(site, "/download/sleep?seconds=4")
         assert spinning.wait().status in (0, 500)
@@ -185,7 +193,7 @@ def test_root_never_acts_on_what_another_user_wrote(trouble):
 
 def test_an_exempt_path_is_never_too_old(trouble):
     site = trouble(SYNC, workers=2)
-    with watching(site, exempt_path="/download", dry_run=True) as log:
+    with watching(site, exempt_paths="/download", dry_run=True) as log:
         exempt, other = Asked(site, "/download/sleep?seconds=6"), Asked(site, "/sleep?seconds=6")
         site.until(lambda: "overdue: GET /sleep" in log(), "the other is told of")
         assert (exempt.wait().status, other.wait().status) == (200, 200)

@@ -176,7 +176,7 @@ def rotated(log, server, now):
 
 
 def test_after_many_rotations_every_line_is_found_exactly_once(path, server, told):
-    log = LogFile(path, told, most=2000, keep=50, reopen_pid=server.pid, compress_after="10s")
+    log = LogFile(path, told, most=2000, backups=50, reopen_pid=server.pid, compress_after="10s")
     now = 0
     for _ in range(12):
         server.write(300)
@@ -216,7 +216,7 @@ def test_no_line_is_lost_of_a_server_that_writes_as_fast_as_it_can(path, told, l
         [sys.executable, "-c", textwrap.dedent(code), str(path)], stdout=subprocess.PIPE
     ) as process:
         process.stdout.readline()
-        log = LogFile(path, told, most=20_000, keep=1000, reopen_pid=process.pid, compress_after=0)
+        log = LogFile(path, told, most=20_000, backups=1000, reopen_pid=process.pid, compress_after=0)
         while process.poll() is None:
             log.look(time.monotonic())
         written = int(process.stdout.read().split()[-1])
@@ -228,7 +228,7 @@ def test_no_line_is_lost_of_a_server_that_writes_as_fast_as_it_can(path, told, l
 
 
 def test_at_most_so_many_old_logs_are_kept_and_the_oldest_goes(path, server, told):
-    log = LogFile(path, told, most=100, keep=3, reopen_pid=server.pid, compress_after=5)
+    log = LogFile(path, told, most=100, backups=3, reopen_pid=server.pid, compress_after=5)
     now = 0
     for _ in range(6):
         server.write(100)
@@ -240,7 +240,7 @@ def test_at_most_so_many_old_logs_are_kept_and_the_oldest_goes(path, server, tol
 
 def test_an_old_log_that_somebody_still_writes_to_is_kept_beyond_that(path, server, told, leases):
     """A program that the app started, say, which has the log as its output: its lines are kept too."""
-    log = LogFile(path, told, most=100, keep=2, reopen_pid=server.pid, compress_after=5)
+    log = LogFile(path, told, most=100, backups=2, reopen_pid=server.pid, compress_after=5)
     now = 0
     with path.open("a") as theirs:
         for _ in range(4):
@@ -260,7 +260,7 @@ def test_fewer_are_kept_when_it_is_told_to_keep_fewer(path, server, told):
         (path.parent / f"app.log.{number}").write_text(str(number))
     server.write(100)
 
-    LogFile(path, told, most=100, keep=2, reopen_pid=server.pid).look(0)
+    LogFile(path, told, most=100, backups=2, reopen_pid=server.pid).look(0)
     server.has_reopened()
 
     assert names(path) == ["app.log", "app.log.1", "app.log.2"]
@@ -268,7 +268,7 @@ def test_fewer_are_kept_when_it_is_told_to_keep_fewer(path, server, told):
 
 
 def test_a_log_that_is_not_too_large_is_left_alone(path, server, told):
-    log = LogFile(path, told, most=790, keep=3, reopen_pid=server.pid)
+    log = LogFile(path, told, most=790, backups=3, reopen_pid=server.pid)
     server.write(100)
     assert path.stat().st_size == 790
     looks(log, 0, 10)
@@ -776,7 +776,8 @@ def test_who_is_killed_while_it_renames_leaves_a_log_that_is_rotated_by_the_next
     stop_at(safe_files, "rename")
     stop_at(pidfd, "_send")
     pid = int(sys.argv[2])
-    log_growth.LogFile(sys.argv[1], lambda *_, **__: None, most=100, keep=100, reopen_pid=pid).look(0)
+    log = log_growth.LogFile(sys.argv[1], lambda *_, **__: None, most=100, backups=100, reopen_pid=pid)
+    log.look(0)
     """
     seen = set()
     for steps in itertools.count():
@@ -785,7 +786,7 @@ def test_who_is_killed_while_it_renames_leaves_a_log_that_is_rotated_by_the_next
         ended = killed_after(steps, code, path, server)
         seen.add(tuple(name for name in names(path) if name in ("app.log", "app.log.1")))
         server.write(10)
-        log = LogFile(path, told, most=100, keep=100, reopen_pid=server.pid, compress_after=5)
+        log = LogFile(path, told, most=100, backups=100, reopen_pid=server.pid, compress_after=5)
         log.look(0)
         server.has_reopened()
         looks(log, 1, 5)
@@ -875,7 +876,7 @@ def test_nothing_is_renamed_over_anything(tmp_path, monkeypatch, by_kernel):
 
 def test_two_monitors_of_one_log_lose_nothing(path, server, told):
     both = [
-        LogFile(path, told, most=1000, keep=500, reopen_pid=server.pid, compress_after=0)
+        LogFile(path, told, most=1000, backups=500, reopen_pid=server.pid, compress_after=0)
         for _ in range(2)
     ]
     chance = random.Random(5)
@@ -1012,7 +1013,7 @@ def test_an_old_log_that_is_a_link_is_never_read(path, server, told):
 def test_an_old_log_that_is_a_folder_is_told_of(path, server, told):
     (path.parent / "app.log.1").mkdir()
     server.write(50)
-    looks(LogFile(path, told, most=100, keep=1, reopen_pid=server.pid), 0, 20)
+    looks(LogFile(path, told, most=100, backups=1, reopen_pid=server.pid), 0, 20)
 
     assert told.events == ["log-not-rotated"]
     assert lines_of_one(path) == list(range(50))
@@ -1179,8 +1180,8 @@ def test_seldom_lets_each_thing_be_told_once_in_its_time():
         ({"path": "/"}, "log: '/' is not the path of a file"),
         ({"most": 0}, "most: 0 would be passed at once"),
         ({"most": "much"}, "most: 'much' is not a size"),
-        ({"keep": 0}, "keep: 0 is not a whole number from 1 to 1000"),
-        ({"keep": 1001}, "keep: 1001 is not a whole number from 1 to 1000"),
+        ({"backups": 0}, "backups: 0 is not a whole number from 1 to 1000"),
+        ({"backups": 1001}, "backups: 1001 is not a whole number from 1 to 1000"),
         ({"growth": "0M"}, "growth: '0M' would be passed at once"),
         ({"compress_after": "later"}, "compress_after: 'later' is not a duration"),
         ({"reopen_pid": 1}, "master: 1 is not a process that could be meant"),

@@ -220,7 +220,7 @@ def test_an_absent_server_is_told_of_with_its_facts(absent, told):
 
 
 def test_it_counts_anew_and_rests_before_it_does_anything_again(absent, told):
-    probe = Probe(absent, told, failures=2, rest="2m", every="10s")
+    probe = Probe(absent, told, failures=2, cooldown="2m", every="10s")
 
     happened = []
     for now in range(0, 300, 10):
@@ -233,7 +233,7 @@ def test_it_counts_anew_and_rests_before_it_does_anything_again(absent, told):
 
 
 def test_after_the_rest_it_needs_as_many_failures_again(site, told):
-    probe = Probe(site.url, told, failures=3, rest=0)
+    probe = Probe(site.url, told, failures=3, cooldown=0)
     site.status = 500
 
     looks(probe, 5)
@@ -305,7 +305,7 @@ def test_a_name_that_cannot_be_looked_up_in_time_holds_up_nobody(told, monkeypat
         raise OSError("at last: no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    probe = Probe("http://example.invalid/", told, failures=1, timeout=0.1, rest=0)
+    probe = Probe("http://example.invalid/", told, failures=1, timeout=0.1, cooldown=0)
     looks(probe, 2)
     found.set()
 
@@ -666,7 +666,7 @@ def test_a_signal_reaches_the_process_where_there_are_no_descriptors_of_processe
         ({"every": "soon"}, "every: 'soon' is not a duration"),
         ({"timeout": "0s"}, "timeout: '0s' is no time at all"),
         ({"failures": 0}, "failures: 0 is not a whole number from 1 to 1000"),
-        ({"rest": -1}, "rest: -1 is negative"),
+        ({"cooldown": -1}, "cooldown: -1 is negative"),
         ({"command": "'"}, 'command: "\'" cannot be split into words'),
         ({"command": " "}, "command: ' ' names no program"),
         ({"command": "x", "signal_pid": 5}, "command: 'x' and signal_pid 5 are both given"),

@@ -252,7 +252,7 @@ def telling(store, tmp_path):
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "guardrails", "watch", store, f"--log-file={tmp_path}/w.log"),
-                *(url, "--probe-every=50ms", "--probe-failures=1", "--probe-rest=0", "run"),
+                *(url, "--probe-every=50ms", "--probe-failures=1", "--probe-cooldown=0", "run"),
             ],
             stderr=stderr,
         )

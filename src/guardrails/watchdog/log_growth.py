@@ -27,7 +27,7 @@ from guardrails.watchdog.process_signal import ProcessSignal, absolute_path
 from guardrails.watchdog.rotated_logs import RotatedLogs, error_text
 from guardrails.watchdog.thresholds import megabytes
 
-MOST_KEPT = 1000
+MOST_BACKUPS = 1000
 REOPEN_SECONDS = 60.0
 """How long a server has to open its log again after the signal."""
 
@@ -60,7 +60,7 @@ class LogFile:
     path: the log. It may be missing, and anybody else may replace it.
 
     most: a log larger than this (default "100M") is renamed to path.1, the older ones before it to
-    path.2 and so on; at most `keep` (default 5) old ones stay.
+    path.2 and so on; at most `backups` (default 5) old ones stay.
 
     reopen_pid: the server's process or pid file. It gets USR1 and has a minute to open its log again,
     which is there already, with the old one's owner, group and mode: of a server that root started,
@@ -89,7 +89,7 @@ class LogFile:
         announce: Announce,
         *,
         most: int | str = "100M",
-        keep: int = 5,
+        backups: int = 5,
         reopen_pid: int | str | os.PathLike[str] | None = None,
         compress_after: float | str = "10s",
         growth: int | str = "50M",
@@ -99,11 +99,11 @@ class LogFile:
         self._shown = printable(str(whole))
         self._announce = announce
         self._most = positive_size(most, "most")
-        self._keep = parse_count(keep, "keep", most=MOST_KEPT)
+        self._backups = parse_count(backups, "backups", most=MOST_BACKUPS)
         self._most_growth = positive_size(growth, "growth")
         self._reopen = None if reopen_pid is None else ProcessSignal(reopen_pid, "USR1")
         wait = parse_seconds(compress_after, "compress_after")
-        self._rotated = RotatedLogs(whole, announce, self._keep, wait)
+        self._rotated = RotatedLogs(whole, announce, self._backups, wait)
         self._growth = Growth()
         self._sizes: dict[safe_files.Identity, int] = {}
         self._asked: float | None = None  # when the server was asked to open its log again

@@ -223,10 +223,10 @@ class WatchdogLoop:
         if overdue is self._climbing:
             self._climbing = None
         if overdue.signalled:
-            self._kill_at = self._monotonic() + self._policy.between
+            self._kill_at = self._monotonic() + self._policy.kill_interval
         overdue.last_step = signalled or overdue.last_step
         # A worker that is told to end ends a moment after its last request.
-        self._report.over(overdue, self._policy.step if signalled else 0.0)
+        self._report.over(overdue, self._policy.signal_interval if signalled else 0.0)
 
     def _overdue_in_worker(self, overdue: OverdueRequest) -> list[OverdueRequest]:
         """All requests that are too old in the same worker."""
@@ -244,7 +244,9 @@ class WatchdogLoop:
         ]
 
         def turn(overdue: OverdueRequest) -> tuple[bool, float]:
-            failed = now - overdue.failed_at < self._policy.between  # the others first, for a while
+            failed = (
+                now - overdue.failed_at < self._policy.kill_interval
+            )  # the others first, for a while
             return failed, -overdue.request.age_seconds
 
         for overdue in sorted(overdue_requests, key=turn):
@@ -341,7 +343,11 @@ class WatchdogLoop:
             return  # it has ended just now, or is given up, or its store is busy
         overdue.steps.pop(0)
         now = self._monotonic()
-        overdue.looks_alone, overdue.hurry_at, overdue.next_at = 0, now + self._policy.step, now + wait
+        overdue.looks_alone, overdue.hurry_at, overdue.next_at = (
+            0,
+            now + self._policy.signal_interval,
+            now + wait,
+        )
 
     def _take(self, overdue: OverdueRequest, step: str | int) -> float | None:
         """Take one step: seconds to wait after it, or None where it is not taken, at least not yet."""
@@ -356,7 +362,7 @@ class WatchdogLoop:
             if self._system.interrupt(worker, overdue.request):
                 overdue.last_step = _EXCEPTION
                 self._report.step(overdue, _EXCEPTION, INTERRUPT)
-            wait = policy.step
+            wait = policy.signal_interval
         elif step == WAIT:
             if beside:
                 self._report.step(overdue, f"waiting for {requests_text(beside)} beside it", WAIT)
@@ -366,13 +372,13 @@ class WatchdogLoop:
             if beside:
                 what += f", and {requests_text(beside)} beside it have {policy.grace:g} s to end"
             wait = self._send(
-                overdue, worker.retire_signal, what, policy.grace if beside else policy.step
+                overdue, worker.retire_signal, what, policy.grace if beside else policy.signal_interval
             )
         else:
             what = signal.Signals(int(step)).name
             if beside:
                 what += f", and {requests_text(beside)} beside it may be lost"
-            wait = self._send(overdue, int(step), what, policy.step)
+            wait = self._send(overdue, int(step), what, policy.signal_interval)
         return wait
 
     def _send(self, overdue: OverdueRequest, number: int, what: str, wait: float) -> float | None:
@@ -391,7 +397,7 @@ class WatchdogLoop:
         self._last_steps[worker.owner] = what
         self._ending.add(worker.owner)
         overdue.signalled = True
-        self._kill_at = max(self._kill_at, self._monotonic() + self._policy.between)
+        self._kill_at = max(self._kill_at, self._monotonic() + self._policy.kill_interval)
         self._report.step(overdue, what, signal.Signals(number).name)
         try:
             overdue.watched.store.mark_retiring(worker)
@@ -403,7 +409,7 @@ class WatchdogLoop:
         """Nothing more can be done about a worker, and the others have their turn."""
         for each in self._overdue_in_worker(overdue):
             each.given_up = True
-        self._climbing, self._kill_at = None, self._monotonic() + self._policy.between
+        self._climbing, self._kill_at = None, self._monotonic() + self._policy.kill_interval
 
     def _may_hurry(self, overdue: OverdueRequest) -> bool:
         """Whether those beside it, who were waited for, are done: twice in a row, as some may queue."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from guardrails.errors import ConfigurationError
 from guardrails.units import parse_seconds
 from guardrails.watchdog.events import Announce, Announcer, Commands, Seldom, command_words
-from guardrails.watchdog.log_growth import MOST_KEPT, LogFile, positive_size
+from guardrails.watchdog.log_growth import MOST_BACKUPS, LogFile, positive_size
 from guardrails.watchdog.probe import (
     MOST_FAILURES,
     Length,
@@ -88,10 +88,10 @@ def monitor_from(
     probe_command: str | None = None,
     probe_signal_pid: Pid | None = None,
     probe_signal: str = "HUP",
-    probe_rest: Length = "2m",
+    probe_cooldown: Length = "2m",
     log: str | os.PathLike[str] | Sequence[str] | None = None,
     log_max: Number = "100M",
-    keep: Number = 5,
+    backups: Number = 5,
     reopen_pid: Pid | None = None,
     compress_after: Length = "10s",
     growth: Number = "50M",
@@ -113,7 +113,7 @@ def monitor_from(
     every = positive_seconds(probe_every, "probe_every")
     timeout = positive_seconds(probe_timeout, "probe_timeout")
     failures = count_of(probe_failures, "probe_failures", MOST_FAILURES)
-    rest = parse_seconds(probe_rest, "probe_rest")
+    cooldown = parse_seconds(probe_cooldown, "probe_cooldown")
     ProcessSignal(2, probe_signal, name_argument="probe_signal")
     if probe_command is not None:
         command_words(probe_command, "probe_command")
@@ -128,7 +128,7 @@ def monitor_from(
                 command=probe_command,
                 signal_pid=probe_signal_pid,
                 signal_name=probe_signal,
-                rest=rest,
+                cooldown=cooldown,
                 # Of its own: a remedy does not queue behind the news.
                 commands=Commands(),
             )
@@ -137,7 +137,7 @@ def monitor_from(
         _needs("probe_command", probe_command, "probe")
         _needs("probe_signal_pid", probe_signal_pid, "probe")
     most = positive_size(log_max, "log_max")
-    kept = count_of(keep, "keep", MOST_KEPT)
+    kept = count_of(backups, "backups", MOST_BACKUPS)
     positive_size(growth, "growth")
     parse_seconds(compress_after, "compress_after")
     logs = () if log is None else (log,) if isinstance(log, str | os.PathLike) else tuple(log)
@@ -146,7 +146,7 @@ def monitor_from(
             path,
             announce,
             most=most,
-            keep=kept,
+            backups=kept,
             reopen_pid=reopen_pid,
             compress_after=compress_after,
             growth=growth,

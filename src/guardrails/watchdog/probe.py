@@ -43,7 +43,7 @@ class Probe:
 
     failures: so many in a row (default 3) are event "probe-failed". Then `command` is run, without a
     shell, or the process of `signal_pid` (a number or a pid file) gets `signal_name` (default "HUP").
-    After that it counts anew, and does nothing again before `rest` (default "2m") has passed.
+    After that it counts anew, and does nothing again before `cooldown` (default "2m") has passed.
 
     An answer after that is event "probe-recovered", at level INFO. Raises ConfigurationError when
     built, and nothing later.
@@ -60,7 +60,7 @@ class Probe:
         command: str | None = None,
         signal_pid: Pid | None = None,
         signal_name: str = "HUP",
-        rest: Length = "2m",
+        cooldown: Length = "2m",
         commands: Commands | None = None,
     ) -> None:
         self._url = _Url(url)
@@ -68,7 +68,7 @@ class Probe:
         self._every = positive_seconds(every, "every")
         self._timeout = positive_seconds(timeout, "timeout")
         self._failures = count_of(failures, "failures", MOST_FAILURES)
-        self._rest = parse_seconds(rest, "rest")
+        self._cooldown = parse_seconds(cooldown, "cooldown")
         if command is not None and signal_pid is not None:
             raise ConfigurationError(
                 f"command: {command!r} and signal_pid {signal_pid!r} are both given: a probe does one "
@@ -106,7 +106,7 @@ class Probe:
         if self._failed >= self._failures and now >= self._rested:
             self._act(error)
             self._failed = 0
-            self._rested = now + self._rest
+            self._rested = now + self._cooldown
 
     def _act(self, error: str) -> None:
         self._down = True

@@ -23,6 +23,7 @@ from pathlib import Path
 from guardrails.errors import ConfigurationError, GuardrailsError
 from guardrails.store import directory
 from guardrails.store.processes import is_dead, pid_namespace, process_facts
+from guardrails.watchdog.command_line import watch_command
 from guardrails.watchdog.events import Announcer, command_words
 from guardrails.watchdog.lock import Lock, has_its_own, owner_text, server_name, servers_with_their_own
 from guardrails.watchdog.loop import WatchdogLoop
@@ -69,18 +70,10 @@ def start(watch: Watchdog, parent: int | None) -> int:
         _say(f"running already{owner_text(running)}")
         return DONE
     log_file = dict(watch.options)["log_file"] or str(lock.path.with_suffix(".log"))
-    command = [
-        sys.executable,
-        "-P",  # what lies in the working directory is no part of ours
-        "-m",
-        "guardrails",
-        "watch",
-        *watch.arguments(),
-        f"--log-file={log_file}",
-    ]
+    command = watch_command([*watch.arguments(), f"--log-file={log_file}", "run"])
     with _append(log_file) as output:
         process = subprocess.Popen(  # noqa: S603 - this Python, this package
-            [*command, "run"],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

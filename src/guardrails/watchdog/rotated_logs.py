@@ -27,11 +27,11 @@ _RETRY_SECONDS = 60.0
 class RotatedLogs:
     """The files path.1, path.2 and so on, each plain or a .gz. wait: seconds."""
 
-    def __init__(self, path: Path, announce: Announce, keep: int, wait: float) -> None:
+    def __init__(self, path: Path, announce: Announce, backups: int, wait: float) -> None:
         self._name = path.name
         self._shown = printable(str(path))
         self._announce = announce
-        self._keep = keep
+        self._backups = backups
         self._wait = wait
         self._still: dict[safe_files.Identity, tuple[tuple[int, int], float]] = {}
         self._work: Generator[None] | None = None
@@ -42,17 +42,17 @@ class RotatedLogs:
         """Rename each to the next number and remove the oldest. Raises OSError.
 
         A gap, as a kill half-way leaves one, is closed and nothing behind it moved. What somebody
-        still writes to is kept beyond `keep`: its lines would go with it.
+        still writes to is kept beyond `backups`: its lines would go with it.
         """
         gap = next(number for number in count(1) if not self._files(number, folder))
         for number in range(gap - 1, 0, -1):
             for file in self._files(number, folder):
-                if number >= self._keep and not self._is_in_use(file, folder):
+                if number >= self._backups and not self._is_in_use(file, folder):
                     os.unlink(file, dir_fd=folder)
                 else:
                     suffix = ".gz" if file.endswith(".gz") else ""
                     safe_files.rename(file, f"{self._name}.{number + 1}{suffix}", folder)
-        for number in range(max(gap, self._keep) + 1, gap + _MOST_IN_USE):
+        for number in range(max(gap, self._backups) + 1, gap + _MOST_IN_USE):
             for file in self._files(number, folder):
                 if not self._is_in_use(file, folder):  # any more
                     os.unlink(file, dir_fd=folder)
@@ -99,7 +99,7 @@ class RotatedLogs:
         return [name for name in (plain, f"{plain}.gz") if safe_files.look_up(name, folder) is not None]
 
     def _plain(self, folder: int) -> Iterator[tuple[str, os.stat_result]]:
-        for number in range(1, self._keep + 1):
+        for number in range(1, self._backups + 1):
             name = f"{self._name}.{number}"
             found = safe_files.look_up(name, folder)
             if found is not None and stat.S_ISREG(found.st_mode):
