@@ -18,7 +18,6 @@ import pytest
 
 from guardrails.errors import ConfigurationError
 from guardrails.watchdog import rotated_logs, safe_files
-from guardrails.watchdog.events import Seldom
 from guardrails.watchdog.log_growth import Growth, LogFile
 from guardrails.watchdog.process_signal import ProcessSignal
 from guardrails.watchdog.safe_files import rename
@@ -1146,25 +1145,6 @@ def test_growth_is_remembered_in_little_space():
 )
 def test_bytes_are_said_as_bytes(size, said):
     assert megabytes(size) == said
-
-
-def test_seldom_remembers_little():
-    seldom = Seldom(10)
-
-    assert all(seldom(number, number) for number in range(1000))
-    assert len(seldom._said) <= 10
-
-
-def test_seldom_lets_each_thing_be_told_once_in_its_time():
-    seldom = Seldom(10)
-
-    assert [seldom(now, about) for now, about in [(0, 1), (0, 2), (9, 1), (10, 1), (11, 2)]] == [
-        True,
-        True,
-        False,
-        True,
-        True,
-    ]
 
 
 # Building.

@@ -149,3 +149,11 @@ def test_the_only_store_has_one_watchdog_at_a_time(host, caplog):
     assert f"shm:shop has a watchdog already, pid {os.getpid()}, and this one waits" in caplog.text
     first._only.release()
     assert names(second) == ["shm:shop"]
+
+
+def test_what_lasts_is_said_again_each_hour(host, caplog):
+    stores = host.watchdog("news")
+    for _ in range(9):
+        names(stores)
+        host.passes(900)
+    assert [message[:30] for message in caplog.messages] == ["watchdog: there is no store ne"] * 3

@@ -56,23 +56,6 @@ def printable(text: str) -> str:
     )
 
 
-class Seldom:
-    """Says of each thing at most once in `seconds` that it may be told."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._said: dict[object, float] = {}
-
-    def __call__(self, now: float, about: object = None) -> bool:
-        """Whether `about` may be told now; if so, it was."""
-        said = self._said.get(about)
-        if said is not None and now - said < self._seconds:
-            return False
-        self._said = {thing: at for thing, at in self._said.items() if now - at < self._seconds}
-        self._said[about] = now
-        return True
-
-
 class Commands:
     """Programs that are run for events, without a shell and without waiting for them.
 

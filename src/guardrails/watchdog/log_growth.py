@@ -20,9 +20,10 @@ from collections import deque
 from collections.abc import Callable
 
 from guardrails.errors import ConfigurationError
+from guardrails.once import Once
 from guardrails.units import parse_count, parse_seconds, parse_size
 from guardrails.watchdog import safe_files
-from guardrails.watchdog.events import Announce, Seldom, printable
+from guardrails.watchdog.events import Announce, printable
 from guardrails.watchdog.process_signal import ProcessSignal, absolute_path
 from guardrails.watchdog.rotated_logs import RotatedLogs, error_text
 from guardrails.watchdog.thresholds import megabytes
@@ -113,11 +114,11 @@ class LogFile:
         self._ask_again = -math.inf
         self._retry = -math.inf
         # Whoever may write to the folder can bring these about as often as he likes.
-        self._tell_missing = Seldom(TEN_MINUTES)
-        self._tell_refused = Seldom(TEN_MINUTES)
-        self._tell_large = Seldom(HOUR)
-        self._tell_growth = Seldom(TEN_MINUTES)
-        self._tell_failure = Seldom(TEN_MINUTES)
+        self._tell_missing = Once(TEN_MINUTES)
+        self._tell_refused = Once(TEN_MINUTES)
+        self._tell_large = Once(HOUR)
+        self._tell_growth = Once(TEN_MINUTES)
+        self._tell_failure = Once(TEN_MINUTES)
 
     def look(self, now: float) -> None:
         """Do what there is to do. `now`: monotonic seconds."""
@@ -150,13 +151,13 @@ class LogFile:
 
     def _refuse(self, found: os.stat_result, now: float) -> None:
         told, self._refused = self._refused, True
-        if not told and self._tell_refused(now):
+        if not told and self._tell_refused(now=now):
             kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no regular file"
             self._tell("log-refused", f"it is {kind}, so it is left alone: name the file itself")
 
     def _say_missing(self, now: float) -> None:
         told, self._missing = self._missing or self._lost, True
-        if not told and self._tell_missing(now):
+        if not told and self._tell_missing(now=now):
             self._tell("log-missing", "there is no such file yet, or no longer", logging.INFO)
 
     def _measure(self, folder: int, found: os.stat_result | None, now: float) -> None:
@@ -174,7 +175,7 @@ class LogFile:
             )
             written += file.st_size - start if file.st_size >= start else file.st_size
         per_minute = self._growth.add(now, written)
-        if per_minute > self._most_growth and self._tell_growth(now):
+        if per_minute > self._most_growth and self._tell_growth(now=now):
             size = sum(self._sizes.values())
             self._tell(
                 "log-explodes",
@@ -192,7 +193,7 @@ class LogFile:
     def _too_large(self, folder: int, found: os.stat_result, now: float) -> None:
         size = found.st_size
         if self._reopen is None:
-            if self._tell_large(now):
+            if self._tell_large(now=now):
                 self._tell(
                     "log-too-large",
                     f"it is {megabytes(size)}, and {megabytes(self._most)} is the most: give "
@@ -223,7 +224,7 @@ class LogFile:
                 self._ask(send, now)
         except OSError as error:
             text = error_text(error)
-            if self._tell_failure(now, text):
+            if self._tell_failure(text, now=now):
                 self._tell(
                     "log-not-rotated",
                     f"it is {megabytes(size)} and cannot be rotated: {text}; it is tried again in a "

@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+from guardrails.once import Once
 from guardrails.store.contract import InFlight, Worker
 from guardrails.store.processes import Owner
 from guardrails.units import MICROSECONDS
@@ -36,6 +37,9 @@ _PENALIZE_TRIES = 10
 
 _FAST_POLL = 0.1
 """Seconds between two looks while a worker is on the ladder."""
+
+_REPEAT_SECONDS = 600.0
+"""After so long a failure is logged again, if it lasts."""
 
 _RETIRE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 """What a worker may name as the signal for it to retire."""
@@ -76,7 +80,8 @@ class WatchdogLoop:
         self._ending: set[Owner] = set()
         self._kill_at = 0.0
         self._last_steps: dict[Owner, str] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: set[str] = set()
+        self._first_time = Once(_REPEAT_SECONDS)
         self._watched: list[Watched] = []
         self._workers: dict[Owner, Worker] = {}
         self._blind = False
@@ -96,11 +101,10 @@ class WatchdogLoop:
             try:
                 self._look_at(watched)
             except Exception as error:
-                if self._failed.get(watched.name) != str(error):
-                    self._failed[watched.name] = str(error)
-                    log.warning("watchdog: store %s: %s; it is tried again", watched.name, error)
+                self._failed.add(watched.name)
+                self._report_failure(watched, error)
             else:
-                self._failed.pop(watched.name, None)
+                self._failed.discard(watched.name)
         self._let_go({watched.name for watched in self._watched})
         self._ending = {owner for owner in self._ending if self._system.is_there(owner)}
         try:
@@ -126,9 +130,11 @@ class WatchdogLoop:
     def _put_off(self, overdue: OverdueRequest, error: Exception) -> None:
         """Something about it failed: it is tried again, after the others."""
         overdue.failed_at = self._monotonic()
-        if overdue.failure != str(error):
-            overdue.failure = str(error)
-            log.warning("watchdog: store %s: %s; it is tried again", overdue.watched.name, error)
+        self._report_failure(overdue.watched, error)
+
+    def _report_failure(self, watched: Watched, error: Exception) -> None:
+        if self._first_time((watched.name, str(error)), now=self._monotonic()):
+            log.warning("watchdog: store %s: %s; it is tried again", watched.name, error)
 
     def close(self) -> None:
         """Tell what is known by now of requests that are over. No look is taken after it."""
@@ -236,7 +242,7 @@ class WatchdogLoop:
         """The oldest request that may be acted upon now; one that was begun with need not wait."""
         now = self._monotonic()
         waits = now < self._kill_at
-        stores = {watched.name for watched in self._watched} - self._failed.keys()
+        stores = {watched.name for watched in self._watched} - self._failed
         overdue_requests = [
             overdue
             for overdue in self._overdue.values()

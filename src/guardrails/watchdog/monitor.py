@@ -15,8 +15,9 @@ from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from guardrails.errors import ConfigurationError
+from guardrails.once import Once
 from guardrails.units import parse_seconds
-from guardrails.watchdog.events import Announce, Announcer, Commands, Seldom, command_words
+from guardrails.watchdog.events import Announce, Announcer, Commands, command_words
 from guardrails.watchdog.log_growth import MOST_BACKUPS, LogFile, positive_size
 from guardrails.watchdog.probe import (
     MOST_FAILURES,
@@ -51,7 +52,7 @@ class Monitor:
     def __init__(self, parts: Sequence[Part], announce: Announce) -> None:
         self._parts = tuple(parts)
         self._announce = announce
-        self._tell = Seldom(_REPORT)
+        self._tell = Once(_REPORT)
 
     def look(self, now: float) -> None:
         """Let each part look. `now`: monotonic seconds. Never raises."""
@@ -72,7 +73,7 @@ class Monitor:
 
     def _report(self, number: int, part: Part, error: Exception, now: float) -> None:
         kind, name = type(error).__name__, type(part).__name__
-        if self._tell(now, (number, kind)):
+        if self._tell((number, kind), now=now):
             text = brief(f"{kind}: {error}")
             message = f"{name}: {text}; it is tried again"
             self._announce("monitor-error", message, logging.ERROR, part=name, error=text)

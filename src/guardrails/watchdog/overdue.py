@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from guardrails.once import Once
 from guardrails.paths import plain_text
 from guardrails.store.contract import InFlight, Store, Worker
 from guardrails.store.processes import Owner
@@ -32,10 +33,9 @@ class OverdueRequest:
         self.last_step = ""
         self.looks_alone = self.penalize_failures = 0
         self.failed_at = -math.inf
-        self.failure = ""
         self.cpu_before = self.age_before = self.burnt = 0.0
         self.shown = self.blamed = self.interrupted = self.signalled = self.given_up = False
-        self.said: set[str] = set()
+        self.first_time = Once()
 
     @property
     def key(self) -> tuple[str, Owner, int]:

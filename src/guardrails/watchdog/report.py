@@ -57,8 +57,7 @@ class WatchdogReporter:
 
     def left_alone(self, overdue: OverdueRequest, reason: str) -> None:
         """Nothing is done about it, for that reason, which is told once."""
-        if reason not in overdue.said:
-            overdue.said.add(reason)
+        if overdue.first_time(reason):
             self._announce("left-alone", f"{overdue}: {reason}", **overdue.facts())
 
     def blamed(self, overdue: OverdueRequest, done: Penalty, ban: float) -> None:

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
+from guardrails.once import Once
 from guardrails.watchdog import safe_files
-from guardrails.watchdog.events import Announce, Seldom, printable
+from guardrails.watchdog.events import Announce, printable
 
 SLICE = 8 * 2**20
 """Bytes that one look compresses at most, so that a huge log does not keep the monitor busy."""
@@ -36,7 +37,7 @@ class RotatedLogs:
         self._still: dict[safe_files.Identity, tuple[tuple[int, int], float]] = {}
         self._work: Generator[None] | None = None
         self._retry = -math.inf
-        self._tell_failure = Seldom(_TELL_SECONDS)
+        self._tell_failure = Once(_TELL_SECONDS)
 
     def make_room(self, folder: int) -> None:
         """Rename each to the next number and remove the oldest. Raises OSError.
@@ -85,7 +86,7 @@ class RotatedLogs:
             self._work = None
             self._retry = now + _RETRY_SECONDS
             text = error_text(error)
-            if self._tell_failure(now, text):
+            if self._tell_failure(text, now=now):
                 self._announce(
                     "log-not-compressed",
                     f"{self._shown}: an old log stays as it is, and is tried again in a minute: {text}",

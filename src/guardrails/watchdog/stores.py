@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from guardrails.errors import StoreError
+from guardrails.once import Once
 from guardrails.store import directory, lifecycle
 from guardrails.store.processes import pid_namespace
 from guardrails.store.shared import SharedStore
@@ -22,6 +23,9 @@ _AROUND_SECONDS = 2.0
 """Between two looks at all the stores there are, which is dear where they are many."""
 
 _SILENT_SECONDS = 60.0
+
+_REPEAT_SECONDS = 3600.0
+"""After so long a log line is written again, if what it says still holds."""
 
 
 class Stores:
@@ -45,7 +49,7 @@ class Stores:
         self._serving: set[str] = set()
         self._ours: set[str] = set()
         self._only: Lock | None = None
-        self._said = ""
+        self._first_time = Once(_REPEAT_SECONDS)
 
     def __call__(self) -> Iterable[Watched]:
         found = _found_stores()
@@ -107,8 +111,7 @@ class Stores:
             return False
 
     def _say(self, what: str) -> None:
-        if what != self._said:
-            self._said = what
+        if self._first_time(what, now=self._monotonic()):
             log.warning("watchdog: %s", what)
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
+from guardrails.once import Once
 from guardrails.units import parse_seconds, parse_size
-from guardrails.watchdog.events import Announce, Seldom, printable
+from guardrails.watchdog.events import Announce, printable
 
 REPEAT = 600.0
 """Seconds after which a figure that stays beyond its threshold is told of again."""
@@ -64,7 +65,7 @@ class _Figure:
         self.event = event
         self.about = about
         self.read = read
-        self.said: float | None = None
+        self.is_reported = False
 
 
 class Thresholds:
@@ -112,7 +113,8 @@ class Thresholds:
         self._cpus = cpus
         self._proc = Path(proc)
         self._swapped: tuple[float, int] | None = None
-        self._tell_absent = Seldom(REPEAT)
+        self._tell = Once(REPEAT)
+        self._tell_absent = Once(REPEAT)
         self._figures = [
             _Figure("disk-low", path, partial(self._read_disk, path, _least(path, least)))
             for path, least in (disk or {}).items()
@@ -157,15 +159,16 @@ class Thresholds:
             raise trouble
 
     def _judge(self, figure: _Figure, reading: Reading, now: float) -> None:
-        if reading.beyond and (figure.said is None or now - figure.said >= REPEAT):
-            figure.said = now
+        if reading.beyond and self._tell(figure, now=now):
+            figure.is_reported = True
             self._announce(figure.event, reading.text, logging.WARNING, **reading.facts)
-        elif reading.over and figure.said is not None:
-            figure.said = None
+        elif reading.over and figure.is_reported:
+            figure.is_reported = False
+            self._tell.forget(figure)
             self._announce(f"{figure.event}-over", reading.text, logging.INFO, **reading.facts)
 
     def _say_absent(self, figure: _Figure, error: Exception, now: float) -> None:
-        if not self._tell_absent(now, figure.about):
+        if not self._tell_absent(figure.about, now=now):
             return
         about = printable(figure.about)
         self._announce(
