@@ -187,7 +187,7 @@ def test_root_never_acts_on_what_another_user_wrote(trouble):
     site = trouble(MOD_WSGI, workers=2)
     with watching(site, user=None) as log:
         assert Asked(site, "/sleep?seconds=3").wait().status == 200
-    assert "yet, and it waits for one; those of another user are watched with --user" in log()
+    assert "yet; the watchdog waits for one (--user watches the workers of another user)" in log()
     assert "overdue" not in log()
 
 

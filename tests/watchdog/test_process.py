@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ def lock_of(store):
     return next(iter(directory.folders())) / f"watch-{name}.lock"
 
 
+@contextmanager
+def locked_by(store, pid):
+    """A lock that somebody holds, with that pid in its file."""
+    file = directory.own_folder() / f"{lock_of(store).name}.new"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps([pid, 1, 1]))
+    with file.open() as held:
+        # Locked before it has its name: a watchdog of another test would remove an abandoned one.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        file.rename(lock_of(store))
+        yield
+
+
 def pid_of(said):
     return int(re.search(r"pid (\d+)", said)[1])
 
@@ -85,7 +99,7 @@ def test_start_is_idempotent_status_tells_and_stop_ends_it(store):
 def test_it_runs_while_the_server_is_down_and_says_so(store, tmp_path):
     log = tmp_path / "watch.log"
     watch(store, f"--log-file={log}", "start")
-    until(lambda: " yet, and it waits for one" in log.read_text(), "it waits")
+    until(lambda: " yet; the watchdog waits for one" in log.read_text(), "it waits")
     assert log.stat().st_mode & 0o777 == 0o600
 
 
@@ -102,9 +116,8 @@ def test_a_lock_file_that_was_left_blocks_nothing_and_nobody_else_is_stopped(sto
     """What a killed one left names a process that is somebody else's now."""
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        watch(store, "start")
-        watch(store, "stop")
-        lock_of(store).write_text(json.dumps([bystander.pid, 1, 1]))
+        with locked_by(store, bystander.pid):
+            pass
 
         assert watch(store, "status").returncode == 3
         assert watch(store, "stop").stdout == "guardrails watch: not running\n"
@@ -117,13 +130,8 @@ def test_a_lock_file_that_was_left_blocks_nothing_and_nobody_else_is_stopped(sto
 
 def test_who_holds_the_lock_but_is_not_what_it_wrote_is_not_stopped(store):
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    watch(store, "start")
-    watch(store, "stop")
     try:
-        with lock_of(store).open("r+") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            held.write(json.dumps([bystander.pid, 1, 1]))
-            held.flush()
+        with locked_by(store, bystander.pid):
             watch(store, "stop")
             assert bystander.poll() is None
     finally:
@@ -137,6 +145,31 @@ def test_after_a_kill_another_one_starts_at_once(store):
     until(lambda: not is_there(first), "it is gone")
     assert watch(store, "status").returncode == 3
     assert pid_of(watch(store, "start").stdout) != first
+
+
+def test_a_watchdog_that_ends_leaves_no_lock_file(store):
+    watch(store, "start")
+    assert lock_of(store).exists()
+    watch(store, "stop")
+    assert not lock_of(store).exists()
+
+
+def test_the_next_watchdog_of_the_user_removes_what_a_killed_one_left(store):
+    """Also where it watches another store; and it leaves alone what is in use."""
+    killed, running = (f"{store}-{name}" for name in ("killed", "running"))
+    try:
+        pid = pid_of(watch(killed, "start").stdout)
+        watch(running, "start")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_there(pid), "it is gone")
+
+        watch(store, "start")
+
+        until(lambda: not lock_of(killed).exists(), "the file is removed")
+        assert lock_of(running).exists()
+        assert watch(running, "status").returncode == 0
+    finally:
+        watch(running, "stop")
 
 
 def test_only_one_runs_of_many_that_are_started_at_once(store):
@@ -224,7 +257,7 @@ def test_a_look_that_raises_does_not_end_it(looking):
     process, said = looking("print('looks', flush=True) if len(looks) > 2 else 1 / 0")
     until(lambda: "looks\n" in said(), "it looks")
     assert said().count("ZeroDivisionError") == 2
-    assert said().count("a look failed, and the next one is taken all the same") == 2
+    assert said().count("a look failed; the next one follows all the same") == 2
     process.terminate()
     assert process.wait(SECONDS) == 0
 
