@@ -148,7 +148,7 @@ def test_every_event_and_every_option_of_the_watchdog_is_explained():
     sources = "\n".join(
         path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("src/guardrails/watchdog/*.py"))
     )
-    events = set(re.findall(r'(?:announce|_tell)\(\s*"([a-z-]+)"', sources))
+    events = set(re.findall(r'(?:notify|_tell)\(\s*"([a-z-]+)"', sources))
 
     assert len(events) > 12
     assert {event for event in events if f"`{event}`" not in page} == set()

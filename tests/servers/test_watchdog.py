@@ -140,7 +140,7 @@ def test_those_beside_it_end_in_peace(trouble):
         assert beside.wait().status == 200
         assert stuck.wait().status == 0
     told = log()
-    assert "1 request more with it" in told
+    assert "1 request more in that worker" in told
     assert "retiring (SIGTERM), and 1 request beside it have 60 s to end" in told
     assert "may be lost" not in told
 

@@ -696,7 +696,7 @@ def test_a_log_of_a_server_that_may_not_be_signalled_is_not_renamed(server):
     )
 
     assert done.stdout.startswith("log-not-rotated ")
-    assert "may not be signalled" in done.stdout
+    assert "cannot be signalled" in done.stdout
     assert done.stdout.endswith("['app.log']\n")
 
 

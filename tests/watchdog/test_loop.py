@@ -10,7 +10,8 @@ import pytest
 import guardrails
 from guardrails.errors import StoreError
 from guardrails.store.contract import InFlight, Penalty, Records, Worker
-from guardrails.watchdog.loop import WatchdogLoop, Watched
+from guardrails.watchdog.loop import WatchdogLoop
+from guardrails.watchdog.overdue import WatchedStore
 from guardrails.watchdog.policy import Policy
 from guardrails.worker import stacks
 
@@ -68,6 +69,7 @@ class Host:
         self.parents = {}
         self.sent = []
         self.events = []
+        self.told_at = {}
         self.blamed = []
         self.asked = []
         self.sent_before_asking = {}
@@ -91,7 +93,7 @@ class Host:
         } | policy
         self.watchdog = WatchdogLoop(
             Policy(**options),
-            lambda: [Watched(board, name) for name, board in self.boards.items()],
+            lambda: [WatchedStore(board, name) for name, board in self.boards.items()],
             self.announce,
             self,
             lambda: self.now,
@@ -132,6 +134,7 @@ class Host:
 
     def announce(self, event, message, level=30, **facts):
         self.events.append((event, message, facts))
+        self.told_at.setdefault(event, self.now)
 
     # What tests say.
     def worker(self, pid, **changes):
@@ -333,7 +336,7 @@ def test_another_request_in_the_same_row_and_process_is_never_met():
 def test_those_beside_it_are_counted_and_waited_for():
     host = Host().worker(7).request(1, 7, age=60).request(2, 7).request(3, 7)
     host.passes(5.1)
-    assert "; 2 requests more with it" in host.told("overdue")[0]
+    assert "; 2 requests more in that worker" in host.told("overdue")[0]
     assert host.told("step")[0].endswith(
         "retiring (SIGTERM), and 2 requests beside it have 30 s to end"
     )
@@ -441,9 +444,13 @@ def test_who_retires_is_none_of_those_that_are_left():
 @pytest.mark.parametrize(
     ("changes", "parent", "said"),
     [
-        ({"respawns": False, "server": "waitress"}, 1, "since nobody would start waitress again"),
-        ({"parent": 5}, 1, "since the process that would start it again is gone"),
-        ({"parent": 0}, 0, "since the process that would start it again is gone"),
+        (
+            {"respawns": False, "server": "waitress"},
+            1,
+            "since waitress has no supervisor that would restart it",
+        ),
+        ({"parent": 5}, 1, "since the process that would restart it has ended"),
+        ({"parent": 0}, 0, "since the process that would restart it has ended"),
     ],
 )
 def test_who_would_not_be_started_again_is_only_spoken_of(changes, parent, said):
@@ -460,7 +467,7 @@ def test_a_worker_that_is_not_on_the_scoreboard_is_only_spoken_of():
     host.on_board = False
     host.passes(60)
     assert host.sent == []
-    assert "its worker is not on the scoreboard" in host.told("left-alone")[0]
+    assert "since it is not on the scoreboard" in host.told("left-alone")[0]
 
 
 def test_a_timeout_of_nothing_is_off():
@@ -591,7 +598,7 @@ def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_wh
     ((client, seconds, ban),) = host.blamed
     assert (client, ban) == ("192.0.2.1", 600)
     assert 60 <= seconds <= 70
-    assert "is refused the same for 600 s" in host.told("blamed")[0]
+    assert "is refused the same path for 600 s" in host.told("blamed")[0]
 
 
 @pytest.mark.parametrize(
@@ -599,8 +606,8 @@ def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_wh
     [
         (0.0, 0, []),
         (0.0, 2, ["192.0.2.1 is charged 60 s"]),
-        (600.0, 0, ["192.0.2.1 is refused the same for 600 s"]),
-        (600.0, 2, ["192.0.2.1 is charged 60 s, and is refused the same for 600 s"]),
+        (600.0, 0, ["192.0.2.1 is refused the same path for 600 s"]),
+        (600.0, 2, ["192.0.2.1 is charged 60 s, and is refused the same path for 600 s"]),
     ],
 )
 def test_only_what_was_done_to_the_client_is_told(ban, meters, told):
@@ -628,7 +635,7 @@ def test_what_its_worker_has_burnt_since_it_was_noticed_is_told():
     host.passes(20)
     first, *later = host.told("step")
     assert first.endswith("retiring (SIGTERM)")
-    assert "SIGABRT; its worker has burnt 7.0 s of CPU in the last 2 s" in later[0]
+    assert "SIGABRT; its worker has used 7.0 s of CPU in the last 2 s" in later[0]
 
 
 def test_a_dry_run_touches_nobody():
@@ -639,7 +646,7 @@ def test_a_dry_run_touches_nobody():
     assert (host.sent, host.orders, host.blamed) == ([], [], [])
     assert len(host.told("overdue")) == 1
     (told,) = host.told("left-alone")
-    assert told.endswith("only told of, since this is a dry run")
+    assert told.endswith("only reported, since this is a dry run")
 
 
 def test_a_worker_that_ends_by_itself_is_told_of():
@@ -698,7 +705,7 @@ def test_who_cannot_be_asked_for_a_stack_is_ended_all_the_same():
 def test_without_a_stack_that_is_said():
     host = Host(dry_run=True).worker(7).request(1, 7, age=60)
     host.look()
-    assert host.told("no-stack") == ["worker 7 does not show where its thread 0x7f01 is"]
+    assert host.told("no-stack") == ["worker 7 does not show the stack of its thread 0x7f01"]
 
 
 def test_a_store_that_fails_is_said_once_and_looked_at_again(caplog):
@@ -736,7 +743,7 @@ def test_a_store_that_takes_neither_mark_nor_blame_ends_no_ladder(caplog):
     host.boards["shm:test"].busy = True
     host.passes(20)
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
-    assert "the client of a killed request was not charged: busy" in caplog.text
+    assert "the client of an overdue request was not charged: busy" in caplog.text
     assert host.told("blamed") == []
     assert caplog.text.count("it is tried again") == 0
 
@@ -1038,7 +1045,7 @@ def test_where_nobody_would_start_it_again_a_request_is_ended_by_an_exception_al
     host.passes(30)
     assert host.orders == [(7, 1)]
     assert host.sent == []
-    assert "nobody would start waitress again" in host.told("left-alone")[0]
+    assert "waitress has no supervisor" in host.told("left-alone")[0]
 
 
 def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():

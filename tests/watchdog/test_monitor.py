@@ -9,7 +9,7 @@ import time
 import pytest
 
 from guardrails.errors import ConfigurationError
-from guardrails.watchdog.events import Announcer, command_words
+from guardrails.watchdog.events import Notifier, command_words
 from guardrails.watchdog.monitor import Monitor, monitor_from
 from support import Told
 
@@ -121,7 +121,7 @@ def test_it_does_not_look_once_it_was_stopped(told):
 
 def test_commands_of_events_are_tidied_up(tmp_path):
     saved = tmp_path / "told"
-    announcer = Announcer(on_event=command_words(f"touch {saved}", "on_event"))
+    announcer = Notifier(on_event=command_words(f"touch {saved}", "on_event"))
     monitor = Monitor([Part(ValueError("x"))], announcer)
     monitor.look(0)
     (process, _deadline) = announcer.commands._running[0]

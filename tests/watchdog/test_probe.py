@@ -17,7 +17,7 @@ import pytest
 from guardrails.errors import ConfigurationError
 from guardrails.store.processes import process_facts
 from guardrails.watchdog import process_signal
-from guardrails.watchdog.events import LONGEST_COMMAND, Announcer, Commands
+from guardrails.watchdog.events import LONGEST_COMMAND, Commands, Notifier
 from guardrails.watchdog.monitor import monitor_from
 from guardrails.watchdog.probe import MOST_READ, Probe
 from guardrails.watchdog.process_signal import ProcessSignal
@@ -393,7 +393,7 @@ def test_a_command_is_run_with_the_facts_and_without_a_shell(absent, told, tmp_p
 
 
 def test_a_command_is_run_through_the_announcers_commands(absent, tmp_path, caplog):
-    announcer = Announcer()
+    announcer = Notifier()
     saved = tmp_path / "touched"
 
     Probe(absent, announcer, failures=1, command=f"touch {saved}").look(0)
@@ -448,7 +448,7 @@ def test_a_command_that_runs_for_too_long_is_ended_with_all_that_it_started(slow
 
     assert slow.commands._running == []
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "runs longer than 60 s: ended"
+        "killed, since it ran for more than 60 s"
     ]
 
 
@@ -579,7 +579,7 @@ def test_a_process_that_may_not_be_signalled_is_told_of(victim):
         check=True,
     )
 
-    assert done.stdout == f"process {victim.pid} is of another user, and may not be signalled\n"
+    assert done.stdout == f"process {victim.pid} belongs to another user and cannot be signalled\n"
 
 
 def test_a_process_that_is_gone_is_told_of(victim):
@@ -735,7 +735,7 @@ def test_early_hints_are_not_the_answer(rude, told):
 
 
 def test_a_remedy_does_not_wait_behind_the_news(told):
-    announce = Announcer(("true",))
+    announce = Notifier(("true",))
     monitor = monitor_from(announce, probe="http://127.0.0.1:1/", probe_command="true")
     (probe,) = monitor._parts
     assert probe._commands is not announce.commands

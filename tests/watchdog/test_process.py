@@ -219,9 +219,9 @@ from guardrails.watchdog import process
 looks = []
 
 class Looking(process.WatchdogLoop):
-    def __init__(self, policy, stores, announce, **options):
-        super().__init__(policy, stores, announce, **options)
-        self.announce = announce
+    def __init__(self, policy, stores, notify, **options):
+        super().__init__(policy, stores, notify, **options)
+        self.notify = notify
 
     def look(self):
         looks.append(self)
@@ -264,7 +264,7 @@ def test_a_look_that_raises_does_not_end_it(looking):
 
 def test_how_a_command_ended_is_said_though_no_other_event_comes(looking):
     command = f"--on-event={sys.executable} -c 'raise SystemExit(7)'"
-    _process, said = looking("len(looks) > 1 or self.announce('overdue', 'x')", command)
+    _process, said = looking("len(looks) > 1 or self.notify('overdue', 'x')", command)
     until(lambda: "ended with status 7" in said(), "it is said")
 
 
@@ -470,7 +470,7 @@ def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, 
         assert facts["GUARDRAILS_PID"] == str(serving.pid)
         assert facts["GUARDRAILS_CLIENT"] == "192.0.2.1"
         assert facts["GUARDRAILS_PATH"].startswith("/$(touch")
-        assert "nobody would start" in facts["GUARDRAILS_MESSAGE"]
+        assert "has no supervisor that would restart it" in facts["GUARDRAILS_MESSAGE"]
         assert not (tmp_path / "x").exists()
         assert serving.poll() is None
     finally:

@@ -23,7 +23,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.once import Once
 from guardrails.units import parse_count, parse_seconds, parse_size
 from guardrails.watchdog import safe_files
-from guardrails.watchdog.events import Announce, printable
+from guardrails.watchdog.events import Notify, printable
 from guardrails.watchdog.process_signal import ProcessSignal, absolute_path
 from guardrails.watchdog.rotated_logs import RotatedLogs, error_text
 from guardrails.watchdog.thresholds import megabytes
@@ -87,7 +87,7 @@ class LogFile:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        announce: Announce,
+        notify: Notify,
         *,
         most: int | str = "100M",
         backups: int = 5,
@@ -98,13 +98,13 @@ class LogFile:
         whole = absolute_path(path, "log")
         self._folder, self._name = whole.parent, whole.name
         self._shown = printable(str(whole))
-        self._announce = announce
+        self._notify = notify
         self._most = positive_size(most, "most")
         self._backups = parse_count(backups, "backups", most=MOST_BACKUPS)
         self._most_growth = positive_size(growth, "growth")
         self._reopen = None if reopen_pid is None else ProcessSignal(reopen_pid, "USR1")
         wait = parse_seconds(compress_after, "compress_after")
-        self._rotated = RotatedLogs(whole, announce, self._backups, wait)
+        self._rotated = RotatedLogs(whole, notify, self._backups, wait)
         self._growth = Growth()
         self._sizes: dict[safe_files.Identity, int] = {}
         self._asked: float | None = None  # when the server was asked to open its log again
@@ -147,7 +147,7 @@ class LogFile:
             os.close(folder)
 
     def _tell(self, event: str, message: str, level: int = logging.WARNING, **facts: object) -> None:
-        self._announce(event, f"{self._shown}: {message}", level, path=self._shown, **facts)
+        self._notify(event, f"{self._shown}: {message}", level, path=self._shown, **facts)
 
     def _refuse(self, found: os.stat_result, now: float) -> None:
         told, self._refused = self._refused, True

@@ -1,6 +1,6 @@
 """Looks after a server from outside: whether it answers, how its log grows, what the host has left.
 
-Each part has `look(now)`, with `now` in monotonic seconds, and tells what it finds by an `announce`.
+Each part has `look(now)`, with `now` in monotonic seconds, and tells what it finds by an `notify`.
 Nothing of it ever stops on a full disk or an absent server.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from guardrails.errors import ConfigurationError
 from guardrails.once import Once
 from guardrails.units import parse_seconds
-from guardrails.watchdog.events import Announce, Announcer, Commands, command_words
+from guardrails.watchdog.events import Commands, Notifier, Notify, command_words
 from guardrails.watchdog.log_growth import MOST_BACKUPS, LogFile, positive_size
 from guardrails.watchdog.probe import (
     MOST_FAILURES,
@@ -49,15 +49,15 @@ class Monitor:
     Such trouble is event "monitor-error", at most once a minute for each part and kind of error.
     """
 
-    def __init__(self, parts: Sequence[Part], announce: Announce) -> None:
+    def __init__(self, parts: Sequence[Part], notify: Notify) -> None:
         self._parts = tuple(parts)
-        self._announce = announce
+        self._notify = notify
         self._tell = Once(_REPORT)
 
     def look(self, now: float) -> None:
         """Let each part look. `now`: monotonic seconds. Never raises."""
-        if isinstance(self._announce, Announcer):
-            self._announce.commands.tidy()
+        if isinstance(self._notify, Notifier):
+            self._notify.commands.tidy()
         for number, part in enumerate(self._parts):
             try:
                 part.look(now)
@@ -76,11 +76,11 @@ class Monitor:
         if self._tell((number, kind), now=now):
             text = brief(f"{kind}: {error}")
             message = f"{name}: {text}; it is tried again"
-            self._announce("monitor-error", message, logging.ERROR, part=name, error=text)
+            self._notify("monitor-error", message, logging.ERROR, part=name, error=text)
 
 
 def monitor_from(
-    announce: Announce,
+    notify: Notify,
     *,
     probe: str | None = None,
     probe_every: Length = "30s",
@@ -122,7 +122,7 @@ def monitor_from(
         parts.append(
             Probe(
                 probe,
-                announce,
+                notify,
                 every=every,
                 timeout=timeout,
                 failures=failures,
@@ -145,7 +145,7 @@ def monitor_from(
     parts.extend(
         LogFile(
             path,
-            announce,
+            notify,
             most=most,
             backups=kept,
             reopen_pid=reopen_pid,
@@ -158,8 +158,8 @@ def monitor_from(
         _needs("reopen_pid", reopen_pid, "log")
     disks, pressures = _pairs(disk, "disk", "/var=10%"), _pairs(pressure, "pressure", "memory=20")
     if disks or pressures or swap_in is not None or load is not None:
-        parts.append(Thresholds(announce, disk=disks, swap_in=swap_in, load=load, pressure=pressures))
-    return Monitor(parts, announce) if parts else None
+        parts.append(Thresholds(notify, disk=disks, swap_in=swap_in, load=load, pressure=pressures))
+    return Monitor(parts, notify) if parts else None
 
 
 def _needs(argument: str, value: object, other: str) -> None:

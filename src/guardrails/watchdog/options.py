@@ -30,7 +30,7 @@ from guardrails.watchdog.policy import Policy
 if TYPE_CHECKING:
     import subprocess
 
-    from guardrails.watchdog.events import Announce
+    from guardrails.watchdog.events import Notify
     from guardrails.watchdog.monitor import Monitor
 
 Duration = Annotated[str | float, Metavar("TIME")]
@@ -108,11 +108,11 @@ class Watchdog:
         """The same options as arguments of `guardrails watch`."""
         return arguments_for(command_options(), dict(self.options))
 
-    def monitor(self, announce: Announce) -> Monitor | None:
+    def monitor(self, notify: Notify) -> Monitor | None:
         """Build the monitor, or return None where no option asks for one.
 
         Args:
-            announce: is called with each event.
+            notify: is called with each event.
 
         Raises:
             ConfigurationError: an option of the monitor is wrong.
@@ -123,7 +123,7 @@ class Watchdog:
         signals = given["probe"] is not None and given["probe_command"] is None
         names = [option.name for option in command_options()]
         return monitor_from(
-            announce,
+            notify,
             probe_signal_pid=given["master"] if signals else None,
             reopen_pid=given["master"] if given["log"] else None,
             **{name: given[name] for name in names[names.index("probe") :]},

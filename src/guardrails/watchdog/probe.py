@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from guardrails.errors import ConfigurationError
 from guardrails.units import number_of_text, parse_count, parse_seconds
-from guardrails.watchdog.events import Announce, Announcer, Commands, command_words, printable
+from guardrails.watchdog.events import Commands, Notifier, Notify, command_words, printable
 from guardrails.watchdog.process_signal import ProcessSignal
 
 MOST_READ = 2**16
@@ -52,7 +52,7 @@ class Probe:
     def __init__(
         self,
         url: str,
-        announce: Announce,
+        notify: Notify,
         *,
         every: Length = "30s",
         timeout: Length = "10s",
@@ -64,7 +64,7 @@ class Probe:
         commands: Commands | None = None,
     ) -> None:
         self._url = _Url(url)
-        self._announce = announce
+        self._notify = notify
         self._every = positive_seconds(every, "every")
         self._timeout = positive_seconds(timeout, "timeout")
         self._failures = count_of(failures, "failures", MOST_FAILURES)
@@ -77,7 +77,7 @@ class Probe:
         self._command = None if command is None else command_words(command, "command")
         self._signal = None if signal_pid is None else ProcessSignal(signal_pid, signal_name)
         if commands is None:
-            commands = announce.commands if isinstance(announce, Announcer) else Commands()
+            commands = notify.commands if isinstance(notify, Notifier) else Commands()
         self._commands = commands
         self._due = self._rested = -math.inf
         self._failed = 0
@@ -95,7 +95,7 @@ class Probe:
             self._failed = 0
             if self._down:
                 self._down = False
-                self._announce(
+                self._notify(
                     "probe-recovered",
                     f"{self._url}: it answers again",
                     logging.INFO,
@@ -111,7 +111,7 @@ class Probe:
     def _act(self, error: str) -> None:
         self._down = True
         url, failures = str(self._url), self._failed
-        self._announce(
+        self._notify(
             "probe-failed",
             f"{url}: {failures} failures in a row, the last of them: {error}",
             logging.WARNING,
@@ -128,7 +128,7 @@ class Probe:
             except OSError as trouble:
                 text = brief(str(trouble))
                 message = f"{url}: {self._signal.name} was not sent: {text}"
-                self._announce("probe-not-signalled", message, logging.ERROR, url=url, error=text)
+                self._notify("probe-not-signalled", message, logging.ERROR, url=url, error=text)
 
     def _ask(self) -> str | None:
         """What is wrong, or None.

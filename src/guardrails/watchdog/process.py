@@ -24,7 +24,7 @@ from guardrails.errors import ConfigurationError, GuardrailsError
 from guardrails.store import directory
 from guardrails.store.processes import is_dead, pid_namespace, process_facts
 from guardrails.watchdog.command_line import watch_command
-from guardrails.watchdog.events import Announcer, command_words
+from guardrails.watchdog.events import Notifier, command_words
 from guardrails.watchdog.lock import (
     Lock,
     has_own_watchdog,
@@ -72,8 +72,8 @@ def run(watch: Watchdog, parent: int | None) -> int:
         # Not SIG_IGN, which the commands that this process runs would inherit.
         signal.signal(signal.SIGHUP, lambda _number, _frame: None)
         on_event = dict(watch.options)["on_event"]
-        announce = Announcer(None if on_event is None else command_words(on_event, "on_event"))
-        _run_until(received, watch, parent, announce)
+        notify = Notifier(None if on_event is None else command_words(on_event, "on_event"))
+        _run_until(received, watch, parent, notify)
     finally:
         lock.release()
     return DONE
@@ -170,11 +170,11 @@ ACTIONS: dict[str, Callable[[Watchdog, int | None], int]] = {
 }
 
 
-def _run_until(received: list[int], watch: Watchdog, parent: int | None, announce: Announcer) -> None:
+def _run_until(received: list[int], watch: Watchdog, parent: int | None, notify: Notifier) -> None:
     stop = threading.Event()
     stores = Stores(watch.store_name, parent)
-    loop = WatchdogLoop(watch.policy, stores, announce, parent=parent, is_watched=has_own_watchdog)
-    monitor = watch.monitor(announce)
+    loop = WatchdogLoop(watch.policy, stores, notify, parent=parent, is_watched=has_own_watchdog)
+    monitor = watch.monitor(notify)
     if monitor is not None:
         threading.Thread(target=monitor.run, args=(stop,), name="monitor", daemon=True).start()
     log.info("watchdog: begins: %s", " ".join(watch.arguments()) or "with all defaults")
@@ -185,7 +185,7 @@ def _run_until(received: list[int], watch: Watchdog, parent: int | None, announc
                 break
             try:
                 loop.look()
-                announce.commands.tidy()
+                notify.commands.tidy()
             except Exception:
                 log.exception("watchdog: a look failed; the next one follows all the same")
             _wait(received, loop.pause(), parent)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from guardrails.once import Once
 from guardrails.watchdog import safe_files
-from guardrails.watchdog.events import Announce, printable
+from guardrails.watchdog.events import Notify, printable
 
 SLICE = 8 * 2**20
 """Bytes that one look compresses at most, so that a huge log does not keep the monitor busy."""
@@ -28,10 +28,10 @@ _RETRY_SECONDS = 60.0
 class RotatedLogs:
     """The files path.1, path.2 and so on, each plain or a .gz. wait: seconds."""
 
-    def __init__(self, path: Path, announce: Announce, backups: int, wait: float) -> None:
+    def __init__(self, path: Path, notify: Notify, backups: int, wait: float) -> None:
         self._name = path.name
         self._shown = printable(str(path))
-        self._announce = announce
+        self._notify = notify
         self._backups = backups
         self._wait = wait
         self._still: dict[safe_files.Identity, tuple[tuple[int, int], float]] = {}
@@ -87,7 +87,7 @@ class RotatedLogs:
             self._retry = now + _RETRY_SECONDS
             text = error_text(error)
             if self._tell_failure(text, now=now):
-                self._announce(
+                self._notify(
                     "log-not-compressed",
                     f"{self._shown}: an old log stays as it is, and is tried again in a minute: {text}",
                     logging.WARNING,

@@ -15,7 +15,7 @@ from guardrails.store import directory, lifecycle
 from guardrails.store.processes import pid_namespace
 from guardrails.store.shared import SharedStore
 from guardrails.watchdog.lock import Lock
-from guardrails.watchdog.overdue import Watched
+from guardrails.watchdog.overdue import WatchedStore
 
 log = logging.getLogger("guardrails.watch")
 
@@ -50,20 +50,20 @@ class Stores:
         self._monotonic = monotonic
         self._began = monotonic()
         self._search_at = -math.inf
-        self._opened: dict[str, Watched] = {}
+        self._opened: dict[str, WatchedStore] = {}
         self._serving: set[str] = set()
         self._assigned: set[str] = set()
         self._only: Lock | None = None
         self._first_time = Once(_REPEAT_SECONDS)
 
-    def __call__(self) -> Iterable[Watched]:
+    def __call__(self) -> Iterable[WatchedStore]:
         found = _found_stores()
         for gone in self._opened.keys() - found.keys():
             del self._opened[gone]
             self._assigned.discard(gone)
         for name in found.keys() - self._opened.keys():
             store = SharedStore(name, private=found[name], create=False)
-            self._opened[name] = Watched(store, f"shm:{name}")
+            self._opened[name] = WatchedStore(store, f"shm:{name}")
         if self._name is not None:
             if self._name not in found:
                 self._log_once(_waits(f"no store {self._name}"))
@@ -78,7 +78,7 @@ class Stores:
         if self._only is not None:
             self._only.release()
 
-    def _of_the_server(self) -> Iterable[Watched]:
+    def _of_the_server(self) -> Iterable[WatchedStore]:
         # A store stays assigned once seen: all workers may be new and not have served yet.
         self._assigned |= self._serving & self._opened.keys()
         if not self._assigned and self._monotonic() > self._began + _SILENT_SECONDS:
@@ -88,7 +88,7 @@ class Stores:
             )
         return [each for name, each in self._opened.items() if name in self._assigned]
 
-    def _the_only_one(self) -> Iterable[Watched]:
+    def _the_only_one(self) -> Iterable[WatchedStore]:
         serving = {name: each for name, each in self._opened.items() if name in self._serving}
         if len(serving) > 1:
             self._log_once(
@@ -112,7 +112,7 @@ class Stores:
             return []
         return [only]
 
-    def _serves(self, watched: Watched) -> bool:
+    def _serves(self, watched: WatchedStore) -> bool:
         """Whether living workers, of the server if there is one, are on the store's scoreboard."""
         server = (pid_namespace(), self._parent)
         try:

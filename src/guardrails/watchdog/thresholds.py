@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from guardrails.errors import ConfigurationError
 from guardrails.once import Once
 from guardrails.units import parse_seconds, parse_size
-from guardrails.watchdog.events import Announce, printable
+from guardrails.watchdog.events import Notify, printable
 
 REPEAT = 600.0
 """Seconds after which a figure that stays beyond its threshold is told of again."""
@@ -93,7 +93,7 @@ class Thresholds:
 
     def __init__(
         self,
-        announce: Announce,
+        notify: Notify,
         *,
         disk: Mapping[str, int | str] | None = None,
         swap_in: float | str | None = None,
@@ -105,7 +105,7 @@ class Thresholds:
         cpus: Callable[[], int | None] = os.cpu_count,
         proc: str | Path = "/proc",
     ) -> None:
-        self._announce = announce
+        self._notify = notify
         self._every = parse_seconds(every, "every")
         self._due = -math.inf
         self._statvfs = statvfs
@@ -161,17 +161,17 @@ class Thresholds:
     def _judge(self, figure: _Figure, reading: Reading, now: float) -> None:
         if reading.beyond and self._tell(figure, now=now):
             figure.is_reported = True
-            self._announce(figure.event, reading.text, logging.WARNING, **reading.facts)
+            self._notify(figure.event, reading.text, logging.WARNING, **reading.facts)
         elif reading.over and figure.is_reported:
             figure.is_reported = False
             self._tell.forget(figure)
-            self._announce(f"{figure.event}-over", reading.text, logging.INFO, **reading.facts)
+            self._notify(f"{figure.event}-over", reading.text, logging.INFO, **reading.facts)
 
     def _say_absent(self, figure: _Figure, error: Exception, now: float) -> None:
         if not self._tell_absent(figure.about, now=now):
             return
         about = printable(figure.about)
-        self._announce(
+        self._notify(
             "threshold-absent",
             f"{about}: this host does not tell it, so it is not looked at ({printable(str(error))})",
             logging.WARNING,
