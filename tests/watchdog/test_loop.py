@@ -1063,6 +1063,24 @@ def test_a_request_that_ends_while_its_client_is_charged_is_not_killed():
     assert host.told("blamed") == []
 
 
+def test_a_request_that_ends_between_the_penalty_and_the_signal_is_not_killed():
+    host = Host(ban=600.0).worker(7).request(1, 7, age=60)
+    board = host.boards["shm:test"]
+    penalize = board.penalize
+
+    def ends_right_after(request, microseconds, ban_for):
+        done = penalize(request, microseconds, ban_for)
+        host.ends(1)
+        return done
+
+    board.penalize = ends_right_after
+    host.passes(30)
+    assert len(host.told("blamed")) == 1
+    assert host.signals() == []
+    assert host.retiring == []
+    assert host.told("ended")[0].endswith("it has ended")
+
+
 def test_of_a_path_that_was_cut_the_rest_must_be_in_its_usual_spelling():
     host = Host(path_timeouts={"/download": 0.0}, dry_run=True)
     cut = "/download/" + "a" * 118
@@ -1116,6 +1134,17 @@ def test_who_survives_sigkill_is_spoken_of_once_and_the_next_has_its_turn():
     host.passes(600)
     assert host.told("stands") == ["worker 7 does not end after SIGKILL"]
     assert host.signals() == [(pid, number) for pid in (7, 8) for number in (TERM, ABRT, KILL)]
+
+
+@pytest.mark.parametrize("way", ["survives", "untouchable"])
+def test_the_pause_is_kept_after_a_worker_that_no_signal_ends(way):
+    host = Host(poll=0.5).worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60)
+    host.immortal = {7, 8}
+    host.untouchable = {7} if way == "untouchable" else set()
+    host.passes(60)
+    given_up = host.told_at["stands" if way == "survives" else "not-permitted"]
+    to_the_next = min(when for when, pid, _ in host.sent if pid == 8)
+    assert to_the_next - given_up >= 10
 
 
 def test_what_is_not_permitted_is_said_once_and_the_next_has_its_turn():
