@@ -829,7 +829,7 @@ def test_a_gz_of_another_log_is_never_overwritten(path, server, told, other):
 
     assert (plain.read_text(), packed.read_bytes()) == ("line 0\nline 1\n", before)
     assert told.events == ["log-not-compressed"]
-    assert "app.log.1.gz is there already" in told[0][1]
+    assert "app.log.1.gz exists already" in told[0][1]
 
 
 def test_a_gap_in_the_numbers_is_closed_and_nothing_behind_it_moved(path, server, told):
@@ -982,7 +982,7 @@ def test_what_is_no_file_is_refused_once(tmp_path, told, make):
     looks(LogFile(tmp_path / "app.log", told), 0, 50)
 
     assert told.events == ["log-refused"]
-    assert "no regular file" in told[0][1]
+    assert "not a regular file" in told[0][1]
 
 
 def test_one_who_puts_a_link_there_again_and_again_is_not_listened_to(path, told):
@@ -1158,13 +1158,13 @@ def test_bytes_are_said_as_bytes(size, said):
         ({"path": None}, "log: None is not the path of a file"),
         ({"path": b"x"}, "log: b'x' is not the path of a file"),
         ({"path": "/"}, "log: '/' is not the path of a file"),
-        ({"most": 0}, "most: 0 would be passed at once"),
+        ({"most": 0}, "most: 0 is always exceeded"),
         ({"most": "much"}, "most: 'much' is not a size"),
         ({"backups": 0}, "backups: 0 is not a whole number from 1 to 1000"),
         ({"backups": 1001}, "backups: 1001 is not a whole number from 1 to 1000"),
-        ({"growth": "0M"}, "growth: '0M' would be passed at once"),
+        ({"growth": "0M"}, "growth: '0M' is always exceeded"),
         ({"compress_after": "later"}, "compress_after: 'later' is not a duration"),
-        ({"reopen_pid": 1}, "master: 1 is not a process that could be meant"),
+        ({"reopen_pid": 1}, "master: 1 is not the pid of a server"),
         ({"reopen_pid": 5.0}, "master: 5.0 is not the path of a file"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Looks after a server from outside: whether it answers, how its log grows, what the host has left.
+"""The monitor: it looks from outside whether a site answers, how its logs grow, what its host has left.
 
-Each part has `look(now)`, with `now` in monotonic seconds, and tells what it finds by an `notify`.
-Nothing of it ever stops on a full disk or an absent server.
+Each part has `look(now)`, with `now` in monotonic seconds, and reports what it finds by `notify`. No
+part stops on a full disk or without a server.
 """
 
 from __future__ import annotations
@@ -32,30 +32,38 @@ from guardrails.watchdog.probe import (
 from guardrails.watchdog.process_signal import ProcessSignal
 from guardrails.watchdog.thresholds import Thresholds
 
-_REPORT = 60.0
+_REPEAT_SECONDS = 60.0
 
 
 class Part(Protocol):
-    """Something that is looked after."""
+    """A part of the monitor."""
 
     def look(self, now: float) -> None:
-        """Do what there is to do. `now`: monotonic seconds."""
+        """Look, and act if that is due. `now`: monotonic seconds."""
         ...
 
 
 class Monitor:
-    """Looks after several parts; trouble in one of them does not reach the others.
+    """Lets several parts look. An error of one part does not reach the others.
 
-    Such trouble is event "monitor-error", at most once a minute for each part and kind of error.
+    Such an error is event "monitor-error", at most once a minute for each part and type of error.
+
+    Args:
+        parts: the parts.
+        notify: is called with each event.
     """
 
     def __init__(self, parts: Sequence[Part], notify: Notify) -> None:
         self._parts = tuple(parts)
         self._notify = notify
-        self._tell = Once(_REPORT)
+        self._first_time = Once(_REPEAT_SECONDS)
 
     def look(self, now: float) -> None:
-        """Let each part look. `now`: monotonic seconds. Never raises."""
+        """Let each part look. Never raises.
+
+        Args:
+            now: monotonic seconds.
+        """
         if isinstance(self._notify, Notifier):
             self._notify.commands.tidy()
         for number, part in enumerate(self._parts):
@@ -66,14 +74,19 @@ class Monitor:
                     self._report(number, part, error, now)
 
     def run(self, stop: threading.Event, poll: float = 1.0) -> None:
-        """Look each `poll` seconds until `stop` is set: the loop of the monitor's thread."""
+        """Look again and again until `stop` is set: the loop of the monitor's thread.
+
+        Args:
+            stop: ends the loop, also while it waits.
+            poll: seconds between two looks.
+        """
         while not stop.is_set():
             self.look(time.monotonic())
             stop.wait(poll)
 
     def _report(self, number: int, part: Part, error: Exception, now: float) -> None:
         kind, name = type(error).__name__, type(part).__name__
-        if self._tell((number, kind), now=now):
+        if self._first_time((number, kind), now=now):
             text = brief(f"{kind}: {error}")
             message = f"{name}: {text}; it is tried again"
             self._notify("monitor-error", message, logging.ERROR, part=name, error=text)
@@ -101,14 +114,18 @@ def monitor_from(
     load: Length | None = None,
     pressure: Mapping[str, Length] | str | Iterable[str] = (),
 ) -> Monitor | None:
-    """The monitor that plain option values ask for, or None when they ask for nothing.
+    """Build the monitor that these options ask for.
 
-    probe: the URL of `Probe`, whose options begin with `probe_`. log: one path or several for
-    `LogFile`, with log_max for its `most`. disk: "PATH=10%" or "PATH=2G", one or several, or a mapping;
-    pressure: as "memory=20" likewise; both, swap_in and load as for `Thresholds`.
+    The options are those of `guardrails.watchdog()`, but for two: `probe_signal_pid` is the process
+    that the probe signals, and `reopen_pid` the one that reopens the logs, each by its pid or a pid
+    file. Numbers may be texts, as they come from a command line. Every value is checked, also that of
+    an option that has no effect.
 
-    Numbers may be texts, as they come from a command line. Raises ConfigurationError: every value is
-    checked, also of an option that would have no effect.
+    Returns:
+        The monitor; None where it has nothing to do.
+
+    Raises:
+        ConfigurationError: a value is wrong.
     """
     parts: list[Part] = []
     every = positive_seconds(probe_every, "probe_every")
@@ -130,7 +147,7 @@ def monitor_from(
                 signal_pid=probe_signal_pid,
                 signal_name=probe_signal,
                 cooldown=cooldown,
-                # Of its own: a remedy does not queue behind the news.
+                # Of its own: the remedy does not queue behind the commands of events.
                 commands=Commands(),
             )
         )
@@ -170,7 +187,7 @@ def _needs(argument: str, value: object, other: str) -> None:
 
 
 def _pairs(value: object, argument: str, example: str) -> dict[str, Any]:
-    """The pairs of a mapping, of a text NAME=THRESHOLD, or of several such texts."""
+    """Read the pairs of a mapping, of a text NAME=THRESHOLD, or of several such texts."""
     if isinstance(value, Mapping):
         return dict(value)
     pairs: dict[str, Any] = {}
