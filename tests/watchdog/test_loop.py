@@ -1,6 +1,6 @@
-"""The watchdog's judgement: what it does, to whom, when, and to whom it does nothing.
+"""What the watchdog does about overdue requests: which steps, when, and where it takes none.
 
-Time and processes are by hand here; real ones are in tests/servers/test_watchdog.py.
+Time and processes are the test's own here; real ones are in tests/servers/test_watchdog.py.
 """
 
 import signal
@@ -52,7 +52,7 @@ class Board:
     def penalize(self, request, microseconds, ban_for):
         if self.busy:
             raise StoreError("busy")
-        self.host.blamed.append((request.client, microseconds / 1e6, ban_for / 1e6))
+        self.host.penalized.append((request.client, microseconds / 1e6, ban_for / 1e6))
         if request.generation not in self.in_flight:
             return None
         return Penalty(self.host.meters, bool(ban_for))
@@ -70,18 +70,18 @@ class Host:
         self.sent = []
         self.events = []
         self.told_at = {}
-        self.blamed = []
+        self.penalized = []
         self.asked = []
         self.sent_before_asking = {}
         self.retiring = []
-        self.orders = []
-        self.takes_orders = True
+        self.interrupted = []
+        self.takes_commands = True
         self.deadly = {KILL}
         self.immortal = set()
         self.untouchable = set()
         self.broken = set()
         self.meters = 1
-        self.burnt = 0.0
+        self.cpu_used = 0.0
         self.on_board = True
         self.dumps = {}
         options = {
@@ -118,7 +118,7 @@ class Host:
         return self.parents.get(pid, 1)
 
     def cpu_seconds(self, pid):
-        return self.burnt
+        return self.cpu_used
 
     def namespace(self):
         return 1
@@ -129,8 +129,8 @@ class Host:
         return self.dumps.get(worker.pid)
 
     def interrupt(self, worker, request):
-        self.orders.append((worker.pid, request.generation))
-        return self.takes_orders
+        self.interrupted.append((worker.pid, request.generation))
+        return self.takes_commands
 
     def announce(self, event, message, level=30, **facts):
         self.events.append((event, message, facts))
@@ -224,7 +224,7 @@ def test_a_request_beyond_it_is_told_of_once_with_all_that_is_known():
     assert (facts["age"], facts["thread"], facts["store"]) == ("60.0", "0x7f01", "shm:test")
 
 
-def test_the_ladder_is_climbed_step_by_step():
+def test_the_steps_follow_one_another():
     host = Host().worker(7).request(1, 7, age=60)
     host.passes(20)
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
@@ -259,7 +259,7 @@ def test_without_a_way_to_retire_and_alone_there_is_nothing_to_wait_for(number):
     assert not any("waiting" in told for told in host.told("step"))
 
 
-def test_the_ladder_ends_when_the_worker_does():
+def test_the_steps_end_when_the_worker_does():
     host = Host().worker(7).request(1, 7, age=60)
     host.deadly = {ABRT}
     host.passes(30)
@@ -267,7 +267,7 @@ def test_the_ladder_ends_when_the_worker_does():
     assert host.told("killed")[0].endswith("its worker has ended after SIGABRT")
 
 
-def test_the_ladder_ends_when_the_request_does():
+def test_the_steps_end_when_the_request_does():
     host = Host().worker(7).request(1, 7, age=60)
     host.passes(6)
     host.ends(1)
@@ -402,7 +402,7 @@ def test_several_that_are_too_old_in_one_worker_do_not_wait_for_each_other():
     host = Host(ban=300.0).worker(7).request(1, 7, age=60).request(2, 7, age=61, client="192.0.2.2")
     host.passes(12)
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
-    assert {client for client, *_ in host.blamed} == {"192.0.2.1", "192.0.2.2"}
+    assert {client for client, *_ in host.penalized} == {"192.0.2.1", "192.0.2.2"}
     assert len(host.told("killed")) == 2
 
 
@@ -531,21 +531,21 @@ def test_time_outs_by_path_alone_are_enough():
 def test_where_the_worker_allows_it_one_request_is_ended_first():
     host = Host(interrupt=True).worker(7, interruptible=True).request(1, 7, age=60)
     host.passes(5.1)
-    assert host.orders == [(7, 1)]
+    assert host.interrupted == [(7, 1)]
     assert host.sent == []
     host.ends(1)
     host.passes(60)
     assert host.sent == []
     assert host.told("ended")[0].endswith("it has ended after an exception in its thread")
-    assert [client for client, _, _ in host.blamed] == ["192.0.2.1"]
+    assert [client for client, _, _ in host.penalized] == ["192.0.2.1"]
     host.request(2, 7, age=60)
     host.look()
     host.ends(2)
     host.passes(6)
-    assert host.orders == [(7, 1), (7, 2)]
+    assert host.interrupted == [(7, 1), (7, 2)]
 
 
-def test_if_the_exception_does_not_end_it_the_ladder_goes_on():
+def test_if_the_exception_does_not_end_it_the_next_steps_follow():
     host = Host(interrupt=True).worker(7, interruptible=True).request(1, 7, age=60)
     host.passes(20)
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
@@ -553,7 +553,7 @@ def test_if_the_exception_does_not_end_it_the_ladder_goes_on():
 
 def test_an_exception_that_reached_nobody_is_not_told_of():
     host = Host(interrupt=True).worker(7, interruptible=True).request(1, 7, age=60)
-    host.takes_orders = False
+    host.takes_commands = False
     host.passes(20)
     assert not any("exception" in told for told in host.told("step"))
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
@@ -564,7 +564,7 @@ def test_what_befell_an_earlier_request_is_not_told_of_a_later_one():
     host.look()
     host.ends(1)
     host.look()
-    host.takes_orders = False
+    host.takes_commands = False
     host.request(2, 7, age=60)
     host.look()
     host.ends(2)
@@ -589,13 +589,13 @@ def test_requests_that_an_exception_ends_are_not_kept_apart_as_ends_of_workers_a
 def test_no_exception_without_both_wanting_it(asked, allowed):
     host = Host(interrupt=asked).worker(7, interruptible=allowed).request(1, 7, age=60)
     host.passes(20)
-    assert host.orders == []
+    assert host.interrupted == []
 
 
 def test_the_client_of_a_killed_request_is_charged_its_time_and_refused_for_a_while():
     host = Host(ban=600.0).worker(7).request(1, 7, age=60, path="/x/../slow")
     host.passes(20)
-    ((client, seconds, ban),) = host.blamed
+    ((client, seconds, ban),) = host.penalized
     assert (client, ban) == ("192.0.2.1", 600)
     assert 60 <= seconds <= 70
     assert "is refused the same path for 600 s" in host.told("blamed")[0]
@@ -623,15 +623,15 @@ def test_whoever_its_own_server_ends_after_the_first_step_has_paid_too():
     host.deadly = {TERM}
     host.passes(20)
     assert host.signals() == [(7, TERM)]
-    assert len(host.blamed) == len(host.told("blamed")) == 1
+    assert len(host.penalized) == len(host.told("blamed")) == 1
     assert host.told("killed")[0].endswith("its worker has ended after retiring (SIGTERM)")
 
 
 def test_what_its_worker_has_burnt_since_it_was_noticed_is_told():
     host = Host().worker(7).request(1, 7, age=60)
-    host.burnt = 100.0
+    host.cpu_used = 100.0
     host.look()
-    host.burnt = 107.0
+    host.cpu_used = 107.0
     host.passes(20)
     first, *later = host.told("step")
     assert first.endswith("retiring (SIGTERM)")
@@ -643,7 +643,7 @@ def test_a_dry_run_touches_nobody():
         Host(dry_run=True, interrupt=True, ban=60.0).worker(7, interruptible=True).request(1, 7, age=60)
     )
     host.passes(300)
-    assert (host.sent, host.orders, host.blamed) == ([], [], [])
+    assert (host.sent, host.interrupted, host.penalized) == ([], [], [])
     assert len(host.told("overdue")) == 1
     (told,) = host.told("left-alone")
     assert told.endswith("only reported, since this is a dry run")
@@ -738,7 +738,7 @@ def test_a_store_that_vanishes_holds_up_nobody():
     assert len(host.told("killed")) == 2
 
 
-def test_a_store_that_takes_neither_mark_nor_blame_ends_no_ladder(caplog):
+def test_a_store_that_takes_neither_mark_nor_penalty_stops_no_steps(caplog):
     host = Host().worker(7).request(1, 7, age=60)
     host.boards["shm:test"].busy = True
     host.passes(20)
@@ -755,7 +755,7 @@ def test_a_worker_that_is_told_to_retire_is_shown_so():
 
 
 @pytest.mark.parametrize("trouble", ["vanishes", "fails for ever"])
-def test_a_store_that_is_lost_in_mid_ladder_holds_up_nobody_in_another_one(trouble):
+def test_a_store_that_is_lost_between_two_steps_holds_up_nobody_in_another_one(trouble):
     host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60, store="shm:other")
     host.look()
     assert host.signals() == [(7, TERM)]
@@ -767,7 +767,7 @@ def test_a_store_that_is_lost_in_mid_ladder_holds_up_nobody_in_another_one(troub
     assert host.signals()[1:] == [(8, TERM), (8, ABRT), (8, KILL)]
 
 
-def test_a_store_that_fails_holds_up_no_ladder_in_another_one(caplog):
+def test_a_store_that_fails_holds_up_no_steps_in_another_one(caplog):
     host = Host().worker(7).request(1, 7, age=60).request(2, 7, store="shm:other")
     host.boards["shm:other"].fails = "gone"
     host.passes(20)
@@ -775,7 +775,7 @@ def test_a_store_that_fails_holds_up_no_ladder_in_another_one(caplog):
     assert caplog.text.count("it is tried again") == 1
 
 
-def test_victims_of_one_store_are_not_all_before_those_of_another():
+def test_requests_of_one_store_are_not_all_before_those_of_another():
     host = Host(kill_interval=1.0)
     for number in range(1, 6):
         host.worker(number)
@@ -795,7 +795,7 @@ def test_workers_that_serve_in_another_store_are_alive_too():
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
 
 
-@pytest.mark.parametrize("fails", ["as it is looked at", "as it is climbed"])
+@pytest.mark.parametrize("fails", ["as it is looked at", "as a step is taken"])
 def test_after_a_look_that_failed_the_next_worker_waits_for_its_turn(fails):
     """The one before may be about to end: two would be ended at once."""
     host = Host().worker(7).worker(8).request(1, 7, age=61).request(2, 8, age=60, store="shm:other")
@@ -834,7 +834,7 @@ def fails_for(host, board, seconds):
 
 def test_whoever_was_only_interrupted_before_its_store_failed_waits_like_others():
     host, board = two_stores(interrupt=True)
-    assert (host.orders, host.sent) == ([(7, 1)], [])
+    assert (host.interrupted, host.sent) == ([(7, 1)], [])
     fails_for(host, board, 15)
     host.passes(30)
     assert between(host, 8, 7) >= 10
@@ -858,7 +858,7 @@ def test_a_worker_that_ends_while_its_store_fails_keeps_the_next_one_waiting():
     assert min(when for when, pid, _ in host.sent if pid == 8) >= ended + 10
 
 
-def test_a_reason_in_mid_ladder_shortens_no_time_between_two_ends():
+def test_a_reason_between_two_steps_shortens_no_time_between_two_ends():
     host = Host(least_workers=1).worker(7).worker(9).worker(8, parent=2).worker(10, parent=2)
     host.parents = {8: 2, 10: 2}
     host.request(1, 7, age=61).request(2, 8, age=60).look()
@@ -914,11 +914,11 @@ def test_a_store_that_is_busy_for_a_moment_lets_nobody_off(options):
     host = Host(ban=600.0, **options).worker(7, interruptible=True).request(1, 7, age=60)
     host.boards["shm:test"].busy = True
     host.passes(5.3)
-    assert (host.orders, host.sent) == ([], [])
+    assert (host.interrupted, host.sent) == ([], [])
     host.boards["shm:test"].busy = False
     host.passes(0.2)
-    assert host.orders or host.sent
-    assert len(host.blamed) == 1
+    assert host.interrupted or host.sent
+    assert len(host.penalized) == 1
 
 
 def test_who_is_waited_for_has_paid_before():
@@ -933,7 +933,7 @@ def test_who_is_waited_for_has_paid_before():
 def test_what_befell_one_request_is_not_told_of_another_in_its_worker():
     host = Host(interrupt=True).worker(7, interruptible=True)
     host.request(1, 7, age=61).request(2, 7, age=60).look()
-    assert host.orders == [(7, 1)]
+    assert host.interrupted == [(7, 1)]
     host.ends(1)
     host.ends(2)
     host.look()
@@ -952,7 +952,7 @@ def test_a_worker_that_was_only_waited_for_is_not_told_of_as_killed():
     assert host.told("gone")[0].endswith("its worker has ended by itself")
 
 
-def test_who_ends_with_its_store_in_mid_ladder_is_told_of_once():
+def test_who_ends_with_its_store_between_two_steps_is_told_of_once():
     host = Host().worker(7).request(1, 7, age=60)
     host.look()
     host.boards.clear()
@@ -963,7 +963,7 @@ def test_who_ends_with_its_store_in_mid_ladder_is_told_of_once():
     assert (host.told("gone"), host.told("ended")) == ([], [])
 
 
-def test_a_worker_that_leaves_the_scoreboard_in_mid_ladder_is_ended_all_the_same():
+def test_a_worker_that_leaves_the_scoreboard_between_two_steps_is_ended_all_the_same():
     host = Host().worker(7).request(1, 7, age=60)
     host.look()
     host.on_board = False
@@ -971,7 +971,7 @@ def test_a_worker_that_leaves_the_scoreboard_in_mid_ladder_is_ended_all_the_same
     assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
 
 
-def test_a_step_that_raises_is_tried_again_and_the_ladder_goes_on(caplog):
+def test_a_step_that_raises_is_tried_again_and_the_next_ones_follow(caplog):
     host = Host().worker(7).request(1, 7, age=60)
     send, tries = host.send, []
 
@@ -1043,7 +1043,7 @@ def test_where_nobody_would_start_it_again_a_request_is_ended_by_an_exception_al
     host = Host(interrupt=True).worker(7, respawns=False, server="waitress", interruptible=True)
     host.request(1, 7, age=60)
     host.passes(30)
-    assert host.orders == [(7, 1)]
+    assert host.interrupted == [(7, 1)]
     assert host.sent == []
     assert "waitress has no supervisor" in host.told("left-alone")[0]
 

@@ -16,7 +16,12 @@ from guardrails.store.contract import InFlight, Worker
 from guardrails.watchdog.actions import Processes, System
 from guardrails.watchdog.escalation import Escalation
 from guardrails.watchdog.events import Notify
-from guardrails.watchdog.overdue import OverdueRequest, ScoreboardView, WatchedStore
+from guardrails.watchdog.overdue import (
+    OverdueRequest,
+    ScoreboardView,
+    WatchedStore,
+    overdue_key,
+)
 from guardrails.watchdog.policy import Policy
 from guardrails.watchdog.report import WatchdogReporter
 
@@ -104,31 +109,29 @@ class WatchdogLoop:
     def _look_at(self, watched: WatchedStore) -> None:
         requests = watched.store.requests()
         workers = {each.owner: each for each in watched.store.workers()}
-        for owner, worker in workers.items():
-            if owner not in self._view.workers or worker.state == "retiring":
-                self._view.workers[owner] = worker
+        for owner, each in workers.items():
+            if owner not in self._view.workers or each.state == "retiring":
+                self._view.workers[owner] = each
         all_overdue = self._view.overdue
         mine: dict[tuple[int, int], bool] = {}
         present = set()
         for request in requests:
-            overdue = OverdueRequest(
-                watched, request, workers.get(request.owner), self._policy.timeout_of(request)
-            )
-            known = all_overdue.get(overdue.key)
-            if known is not None:
-                # A worker may leave the scoreboard before it ends.
-                overdue.worker = overdue.worker or known.worker
-            server = _server_of(overdue.worker)
+            key = overdue_key(watched, request)
+            known = all_overdue.get(key)
+            # A worker may leave the scoreboard before it ends.
+            worker = workers.get(request.owner) or (known.worker if known else None)
+            server = _server_of(worker)
             if server not in mine:
                 mine[server] = self._is_mine(*server)
-            if not mine[server] or not overdue.limit or request.age_seconds < overdue.limit:
+            limit = self._policy.timeout_of(request)
+            if not mine[server] or not limit or request.age_seconds < limit:
                 continue
-            present.add(overdue.key)
+            present.add(key)
             if known is None:
-                all_overdue[overdue.key] = overdue
-                self._report_overdue(overdue, requests)
+                all_overdue[key] = OverdueRequest(watched, request, worker, limit)
+                self._report_overdue(all_overdue[key], requests)
             else:
-                known.request, known.worker = request, overdue.worker
+                known.request, known.worker = request, worker
         for key in [key for key in all_overdue if key[0] == watched.name and key not in present]:
             self._escalation.request_ended(all_overdue.pop(key))
 

@@ -26,6 +26,11 @@ class WatchedStore(NamedTuple):
     name: str
 
 
+def overdue_key(watched: WatchedStore, request: InFlight) -> Key:
+    """Return what identifies a request: its store, its worker and its generation there."""
+    return watched.name, request.owner, request.generation
+
+
 class OverdueRequest:
     """A request that takes too long, and the steps that are taken against it and its worker.
 
@@ -33,7 +38,7 @@ class OverdueRequest:
         watched: the store on whose scoreboard it is.
         request: the request, as the last look found it.
         worker: its worker; None where the scoreboard does not have it.
-        limit: age in seconds at which it was overdue; 0 for never.
+        limit: age in seconds at which it became overdue.
     """
 
     def __init__(
@@ -63,8 +68,8 @@ class OverdueRequest:
 
     @property
     def key(self) -> Key:
-        """What tells it from every other request."""
-        return self.watched.name, self.request.owner, self.request.generation
+        """What identifies the request."""
+        return overdue_key(self.watched, self.request)
 
     @property
     def is_under_way(self) -> bool:
