@@ -104,7 +104,7 @@ def renamed_keywords(
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @functools.wraps(function)
         def renaming(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
-            for old in renamed.keys() & options.keys():
+            for old in [name for name in renamed if name in options]:
                 new = renamed[old]
                 if new in options:
                     raise ConfigurationError(
