@@ -43,10 +43,14 @@ def _is_used(path):
         if int(number) > 1 and Path("/proc", number).exists():
             return True
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        # A pipe without a writer would hold up a plain open().
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return not path.exists()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
     return False

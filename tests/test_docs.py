@@ -18,7 +18,7 @@ from guardrails.request.setup_checks import CODES
 from guardrails.store import directory
 from guardrails.store.layout import plan
 from guardrails.store.lifecycle import DEFAULT_ROWS
-from guardrails.watchdog.options import OPTIONS
+from guardrails.watchdog.options import command_options
 
 pytestmark = pytest.mark.one_python
 
@@ -125,7 +125,7 @@ def test_every_option_that_a_page_gives_a_guard_or_a_throttle_is_taken(page):
     }
     for function in (guardrails.throttle, guardrails.rlimits, guardrails.size_limit):
         known |= set(inspect.signature(function).parameters)
-    known |= {option.name for option in OPTIONS}
+    known |= {option.name for option in command_options()}
     for guard in (BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit):
         known |= set(guard.__dataclass_fields__)
 
@@ -140,7 +140,7 @@ def test_every_flag_that_a_page_names_is_one_of_the_command(page):
     lines = [text] if page.name == "watchdog.md" else re.findall(r"guardrails watch[^`\n]*", text)
     flags = {flag for line in lines for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
 
-    assert flags - {option.flag for option in OPTIONS} - OTHERS_FLAGS == set()
+    assert flags - {option.flag for option in command_options()} - OTHERS_FLAGS == set()
 
 
 def test_every_event_and_every_option_of_the_watchdog_is_explained():
@@ -148,11 +148,11 @@ def test_every_event_and_every_option_of_the_watchdog_is_explained():
     sources = "\n".join(
         path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("src/guardrails/watchdog/*.py"))
     )
-    events = set(re.findall(r'(?:announce|_tell)\(\s*"([a-z-]+)"', sources))
+    events = set(re.findall(r'(?:notify|_tell)\(\s*"([a-z-]+)"', sources))
 
     assert len(events) > 12
     assert {event for event in events if f"`{event}`" not in page} == set()
-    assert {option.flag for option in OPTIONS if option.flag not in page} == set()
+    assert {option.flag for option in command_options() if option.flag not in page} == set()
 
 
 @page_by_page

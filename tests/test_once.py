@@ -1,42 +1,38 @@
-"""Saying something once: ever, in a period, for each key, and within bounds."""
+"""Saying something once: ever, once in a period, or once for each key. Time is an argument."""
+
+import pytest
 
 from guardrails.once import Once
 
 
-def test_the_first_time_is_the_only_one():
+def test_each_key_has_its_own_first_time():
     once = Once()
-
-    assert [once() for _ in range(3)] == [True, False, False]
-
-
-def test_each_key_has_a_first_time():
-    once = Once()
-
-    assert [once(key) for key in ("a", "b", "a", "c")] == [True, True, False, True]
+    assert [once("a"), once("b"), once("a"), once(), once()] == [True, True, False, True, False]
 
 
-def test_after_a_period_it_may_be_said_again():
-    once = Once(60)
+def test_after_its_period_a_key_may_be_said_again():
+    once = Once(10)
+    calls = [(0, 1), (0, 2), (9, 1), (10, 1), (11, 2)]
+    assert [once(key, now=now) for now, key in calls] == [True, True, False, True, True]
 
-    assert [once("a", now=now) for now in (0, 59, 60, 61, 121)] == [True, False, True, False, True]
 
-
-def test_the_period_counts_from_the_last_time_that_it_was_said():
-    once = Once(60)
+def test_a_key_that_is_forgotten_may_be_said_again_at_once():
+    once = Once(10)
     once("a", now=0)
-    once("a", now=50)
-
-    assert once("a", now=61)
-
-
-def test_strangers_who_bring_about_ever_new_keys_are_cut_short():
-    once = Once(60, most=3)
-
-    assert [once(key, now=0) for key in range(5)] == [True, True, True, False, False]
-    assert once(4, now=61)
+    once("b", now=0)
+    once.forget("a")
+    once.forget("c")
+    assert [once("a", now=1), once("b", now=1)] == [True, False]
 
 
-def test_without_an_end_the_bound_stays():
-    once = Once(most=2)
+def test_keys_beyond_the_most_are_not_said_until_others_have_expired():
+    once = Once(10, most=2)
+    calls = [(0, 1), (5, 2), (6, 3), (10, 3), (11, 4)]
+    assert [once(key, now=now) for now, key in calls] == [True, True, False, True, False]
 
-    assert [once(key, now=1e9 * key) for key in range(4)] == [True, True, False, False]
+
+@pytest.mark.parametrize("seconds", [10, 0.5])
+def test_keys_whose_period_is_over_are_not_remembered(seconds):
+    once = Once(seconds, most=1000)
+    assert all(once(number, now=number) for number in range(1000))
+    assert len(once._said) <= seconds + 1

@@ -50,5 +50,9 @@ class Once:
             return True
         return True
 
+    def forget(self, key: Hashable = None) -> None:
+        """Let a key be said again the next time, also within its period."""
+        self._said.pop(key, None)
+
     def _present(self) -> float:
         return self._timer() if self._now is None else self._now

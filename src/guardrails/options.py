@@ -125,3 +125,30 @@ def _level_of_user() -> int:
         level += 1
         frame = frame.f_back
     return level
+
+
+def renamed_keywords(
+    renamed: Mapping[str, str],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Let a function take keywords by their names of an earlier version, with a DeprecationWarning.
+
+    Args:
+        renamed: the present name of each earlier one.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def renaming(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+            for old in [name for name in renamed if name in options]:
+                new = renamed[old]
+                if new in options:
+                    raise ConfigurationError(
+                        f"{function.__name__}: {old} and {new} are the same option: leave {old} out"
+                    )
+                warn_renamed(old, new)
+                options[new] = options.pop(old)
+            return function(*arguments, **options)
+
+        return renaming
+
+    return decorate

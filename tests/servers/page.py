@@ -69,10 +69,10 @@ is behind the recommended proxy.
 """
 
 WATCHDOG = """\
-Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with `--timeout 1500ms --poll 100ms --step 1s`. Seconds
-count from the time-out: until the request was noticed and its stack in the log, until its worker had ended, and until
-another worker answered; they vary from run to run, and with them which signal was the last. The printer prints its pid
-and then a NUL byte each second.
+Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with
+`--timeout 1500ms --poll 100ms --signal-interval 1s`. Seconds count from the time-out: until the request was noticed and its
+stack in the log, until its worker had ended, and until another worker answered; they vary from run to run, and with them
+which signal was the last. The printer prints its pid and then a NUL byte each second.
 """
 
 TABLES = [

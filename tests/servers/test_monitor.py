@@ -31,7 +31,7 @@ def test_gunicorns_log_is_rotated_and_no_request_and_no_line_is_lost(trouble, ki
         workers=2,
         GUNICORN_CMD_ARGS="--access-logfile access.log",
         TROUBLE_WATCHDOG=json.dumps(
-            {"log": ["access.log"], "log_max": "12K", "keep": 50, "compress_after": "1s"}
+            {"log": ["access.log"], "log_max": "12K", "backups": 50, "compress_after": "1s"}
         ),
     )
     logs = site.folder

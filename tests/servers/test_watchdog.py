@@ -18,7 +18,13 @@ from support import is_there
 
 TIMEOUT = 1.5
 """Not a whole second, since the printer is back in Python for a moment at each of those alone."""
-OPTIONS = {"timeout": "1500ms", "poll": "100ms", "step": "1s", "grace": "2s", "between": 0}
+OPTIONS = {
+    "timeout": "1500ms",
+    "poll": "100ms",
+    "signal_interval": "1s",
+    "grace": "2s",
+    "kill_interval": 0,
+}
 STACKS = {
     "sleep": r"testing\.py\", line \d+ in app",
     "spin": r"testing\.py\", line \d+ in app",
@@ -132,7 +138,7 @@ def open_gate(site):
 def test_those_beside_it_end_in_peace(trouble):
     """A stuck request in a threaded worker: the others in it are waited for, and are answered."""
     site = trouble(GTHREAD, workers=1)
-    with watching(site, timeout="2s", grace="60s", exempt_path="/download") as log:
+    with watching(site, timeout="2s", grace="60s", exempt_paths="/download") as log:
         beside = Asked(site, "/download/gate")
         site.until(site.in_flight, "the one beside has begun")
         stuck = Asked(site, "/sleep?seconds=100")
@@ -141,7 +147,7 @@ def test_those_beside_it_end_in_peace(trouble):
         assert beside.wait().status == 200
         assert stuck.wait().status == 0
     told = log()
-    assert "1 request more with it" in told
+    assert "1 request more in that worker" in told
     assert "retiring (SIGTERM), and 1 request beside it have 60 s to end" in told
     assert "may be lost" not in told
 
@@ -150,7 +156,9 @@ def test_those_beside_it_end_in_peace(trouble):
 def test_one_request_is_ended_by_an_exception_and_its_worker_lives(trouble, kind):
     site = trouble(kind, TROUBLE_INTERRUPTIBLE="1")
     first = site.pid()
-    with watching(site, interrupt=True, timeout="2s", step="60s", exempt_path="/download") as log:
+    with watching(
+        site, interrupt=True, timeout="2s", signal_interval="60s", exempt_paths="/download"
+    ) as log:
         spinning = Asked(site, "/spin?seconds=100")
         beside = Asked(site, "/download/sleep?seconds=4")
         assert spinning.wait().status in (0, 500)
@@ -186,14 +194,14 @@ def test_root_never_acts_on_what_another_user_wrote(trouble):
     site = trouble(MOD_WSGI, workers=2)
     with watching(site, user=None) as log:
         assert Asked(site, "/sleep?seconds=3").wait().status == 200
-        said = "yet, and it waits for one; those of another user are watched with --user"
+        said = "yet; the watchdog waits for one (--user watches the workers of another user)"
         site.until(lambda: said in log(), said)
     assert "overdue" not in log()
 
 
 def test_an_exempt_path_is_never_too_old(trouble):
     site = trouble(SYNC, workers=2)
-    with watching(site, exempt_path="/download", dry_run=True) as log:
+    with watching(site, exempt_paths="/download", dry_run=True) as log:
         exempt = Asked(site, "/download/gate")
         site.until(site.in_flight, "the exempt one has begun")
         other = Asked(site, "/gate")

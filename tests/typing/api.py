@@ -56,6 +56,12 @@ framework.wsgi_app = guardrails.throttle(
     trusted_proxies=["10.0.0.0/8"],
 )
 post_fork = guardrails.rlimits(DATA="1G", CORE=0, NOFILE=4096)
+when_ready = guardrails.watchdog(
+    "3m", exempt_paths=["/upload"], path_timeout={"/reports": "10m"}, pressure={"memory": 20}, ban=600
+)
+guardrails.watchdog(dry_run="yes")  # type: ignore[arg-type]
+guardrails.watchdog(pressure={"net": 20})  # type: ignore[dict-item]
+guardrails.watchdog(tiemout="3m")  # type: ignore[call-arg]
 
 
 # A throttle is a WSGI app, and so is a guard before one.
@@ -182,7 +188,7 @@ workers_seen: list[Worker] = store.workers()
 limits: ResourceLimits = rlimits(AS="4G:8G")
 largest: SizeLimit = guardrails.size_limit("512M")
 used: dict[str, Usage] = guardrails.usage()
-when_ready: Watchdog = guardrails.watchdog(timeout="3m")
+watching: Watchdog = guardrails.watchdog(timeout="3m")
 
 for report in limits.apply():
     asked: int | None = report.soft

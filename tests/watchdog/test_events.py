@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from guardrails.watchdog import events
-from guardrails.watchdog.events import Announcer, Commands
+from guardrails.watchdog.events import Commands, Notifier
 from support import is_there
 
 pytestmark = pytest.mark.one_python
@@ -63,7 +63,7 @@ def commands():
 
 
 def test_a_path_with_a_newline_forges_no_line_of_the_log(caplog):
-    Announcer()("overdue", "GET /a\n2026-01-01 ERROR \x1b[31mforged")
+    Notifier()("overdue", "GET /a\n2026-01-01 ERROR \x1b[31mforged")
     assert caplog.messages == ["overdue: GET /a\\n2026-01-01 ERROR \\x1b[31mforged"]
 
 
@@ -94,8 +94,8 @@ def test_what_finds_no_room_to_wait_is_counted_and_told_of_once(commands, caplog
     until(commands.have_ended, "those that waited have run")
     commands.tidy()
 
-    told = [message for message in caplog.messages if "no command" in message]
-    assert told == ["3 events had no command, since too many were waiting"]
+    told = [message for message in caplog.messages if "no command was run" in message]
+    assert told == ["no command was run for 3 events, since too many were waiting"]
 
 
 def test_one_that_runs_for_a_minute_is_ended_with_all_that_it_has_started(commands, caplog, tmp_path):
@@ -119,7 +119,7 @@ def test_one_that_runs_for_a_minute_is_ended_with_all_that_it_has_started(comman
     commands.now += 60
     until(commands.have_ended, "it is forgotten")
     (told,) = caplog.messages
-    assert told.endswith("runs longer than 60 s: ended")
+    assert told.endswith("killed, since it ran for more than 60 s")
 
 
 def test_a_program_that_is_absent_is_said_once_and_the_next_one_runs(commands, caplog, tmp_path):
@@ -142,7 +142,7 @@ def test_a_bad_status_is_said_once(commands, caplog):
 def test_a_nul_in_a_fact_is_taken_out_and_the_command_runs_all_the_same(commands, caplog, tmp_path):
     file = tmp_path / "path"
     command = ("sh", "-c", f'printf %s "$GUARDRAILS_PATH" >{file}')
-    Announcer(command, commands)("overdue", "GET /a\0b", path="/a\0b")
+    Notifier(command, commands)("overdue", "GET /a\0b", path="/a\0b")
     until(commands.have_ended, "it has run")
     assert file.read_text() == "/ab"
     assert caplog.messages == ["overdue: GET /a\\x00b"]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from guardrails.errors import ConfigurationError
-from guardrails.watchdog.events import Announcer, command_words
+from guardrails.watchdog.events import Notifier, command_words
 from guardrails.watchdog.monitor import Monitor, monitor_from
 from support import Told
 
@@ -121,7 +121,7 @@ def test_it_does_not_look_once_it_was_stopped(told):
 
 def test_commands_of_events_are_tidied_up(tmp_path):
     saved = tmp_path / "told"
-    announcer = Announcer(on_event=command_words(f"touch {saved}", "on_event"))
+    announcer = Notifier(on_event=command_words(f"touch {saved}", "on_event"))
     monitor = Monitor([Part(ValueError("x"))], announcer)
     monitor.look(0)
     (process, _deadline) = announcer.commands._running[0]
@@ -151,10 +151,10 @@ def test_everything_may_come_as_the_texts_of_a_command_line(told, tmp_path):
         probe_failures="2",
         probe_command="true",
         probe_signal="USR2",
-        probe_rest="10m",
+        probe_cooldown="10m",
         log=str(log),
         log_max="2k",
-        keep="3",
+        backups="3",
         compress_after="10s",
         growth="50M",
         disk=f"{tmp_path}=1000000T",
@@ -195,22 +195,22 @@ def test_mappings_are_as_good(told, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probe": "x"}, "probe: 'x' cannot be asked for"),
-        ({"probe_every": "0"}, "probe_every: '0' is no time at all"),
-        ({"probe_timeout": 0}, "probe_timeout: 0 is no time at all"),
+        ({"probe": "x"}, "probe: 'x' cannot be requested"),
+        ({"probe_every": "0"}, "probe_every: '0' is not above 0"),
+        ({"probe_timeout": 0}, "probe_timeout: 0 is not above 0"),
         ({"probe_failures": "many"}, "probe_failures: 'many' is not a whole number from 1 to 1000"),
-        ({"probe_rest": "x"}, "probe_rest: 'x' is not a duration"),
+        ({"probe_cooldown": "x"}, "probe_cooldown: 'x' is not a duration"),
         ({"probe_signal": "x"}, "probe_signal: 'x' is not the name of a signal"),
         ({"probe_command": '"'}, "probe_command: '\"' cannot be split"),
         ({"probe_command": "true"}, "probe_command: 'true' has no effect without probe"),
         ({"probe_signal_pid": 5}, "probe_signal_pid: 5 has no effect without probe: give probe"),
-        ({"log_max": "0"}, "log_max: '0' would be passed at once"),
-        ({"keep": "0"}, "keep: 0 is not a whole number from 1 to 1000"),
+        ({"log_max": "0"}, "log_max: '0' is always exceeded"),
+        ({"backups": "0"}, "backups: 0 is not a whole number from 1 to 1000"),
         ({"growth": "x"}, "growth: 'x' is not a size"),
         ({"compress_after": "x"}, "compress_after: 'x' is not a duration"),
         ({"reopen_pid": "5"}, "reopen_pid: '5' has no effect without log"),
         ({"log": ""}, "log: '' is not the path of a file"),
-        ({"log": "x", "reopen_pid": "1"}, "master: 1 is not a process that could be meant"),
+        ({"log": "x", "reopen_pid": "1"}, "master: 1 is not the pid of a server"),
         (
             {"disk": "/var"},
             "disk: '/var' is not a name with its threshold: write both, such as /var=10%",

@@ -1,19 +1,33 @@
-"""A watchdog as it is described: its defaults, whom it signals, and what a server's hook starts."""
+"""The options of a watchdog: in Python, on the command line, and in what a server's hook starts."""
 
+import inspect
 import os
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import pytest
 
 import guardrails
-from guardrails.ops.cli import _parser
+from guardrails.ops import cli
 from guardrails.watchdog import options
+from guardrails.watchdog.command_line import arguments_for
+from guardrails.watchdog.options import RENAMED, command_options
 from guardrails.watchdog.policy import Policy
 from support import Told
 
 SECONDS = 60
+
+OLD_AND_NEW = [
+    ("between", "kill_interval", "7s"),
+    ("step", "signal_interval", "7s"),
+    ("probe_rest", "probe_cooldown", "7s"),
+    ("keep", "backups", 7),
+    ("exempt_path", "exempt_paths", ["/upload", "/download"]),
+]
 
 
 @pytest.fixture
@@ -24,20 +38,94 @@ def started(monkeypatch):
     return started
 
 
+def on_the_command_line(*words):
+    """The watchdog that these words describe."""
+    parsed = vars(cli.parser().parse_args(["watch", *words, "run"]))
+    return guardrails.watchdog(**{option.name: parsed[option.name] for option in command_options()})
+
+
 def server(uid):
     """What gunicorn hands to `when_ready`."""
     return SimpleNamespace(cfg=SimpleNamespace(uid=uid))
 
 
 def test_the_defaults_are_the_same_wherever_they_are_written():
-    parsed = vars(_parser().parse_args(["watch", "run"]))
-    given = {option.name: parsed[option.name] for option in options.OPTIONS}
-    on_the_command_line = guardrails.watchdog(given.pop("timeout"), **given)
-
-    assert on_the_command_line == guardrails.watchdog()
+    assert on_the_command_line() == guardrails.watchdog()
     assert guardrails.watchdog().policy == Policy()
     assert guardrails.watchdog().arguments() == []
     assert guardrails.watchdog().monitor(Told()) is None
+
+
+def test_settings_and_the_command_line_say_the_same():
+    described = guardrails.watchdog(
+        "2m",
+        path_timeout={"/reports": "10m"},
+        exempt_paths=["/upload", "/download"],
+        interrupt=True,
+        ban="5m",
+        disk=["/=10%"],
+        least_workers=2,
+    )
+    again = on_the_command_line(*described.arguments())
+
+    assert again.policy == described.policy
+    assert again.arguments() == described.arguments()
+
+
+def test_the_signature_has_every_option_with_its_type_and_default():
+    parameters = inspect.signature(guardrails.watchdog).parameters.values()
+
+    assert all(parameter.default is not parameter.empty for parameter in parameters)
+    assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters)
+    assert get_type_hints(guardrails.watchdog).keys() >= {parameter.name for parameter in parameters}
+
+
+def test_the_help_of_the_command_has_the_words_of_the_docstring(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["watch", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+
+    assert "--poll TIME time between two looks at the scoreboard (default: 5s)" in shown
+    assert "--exempt-paths PREFIX paths under this prefix are never overdue; may be given" in shown
+    assert "--disk PATH=LEAST least free space of a file system, as 10% or 2G" in shown
+    assert all(option.flag in shown and option.help for option in command_options())
+    assert not any(f"--{old.replace('_', '-')} " in shown for old in RENAMED)
+
+
+@pytest.mark.parametrize(("old", "new", "value"), OLD_AND_NEW, ids=RENAMED)
+def test_an_option_by_its_earlier_name_is_taken_with_a_warning_at_the_users_line(old, new, value):
+    with pytest.warns(DeprecationWarning, match=f"^{old} is now {new}; the next minor") as warned:
+        described = guardrails.watchdog(**{old: value})
+
+    assert described == guardrails.watchdog(**{new: value})
+    assert [Path(warning.filename) for warning in warned] == [Path(__file__)]
+
+
+@pytest.mark.parametrize(("old", "new", "value"), OLD_AND_NEW, ids=RENAMED)
+def test_an_earlier_flag_is_taken_and_says_so_on_standard_error(old, new, value, capsys):
+    def words(name):
+        values = value if isinstance(value, list) else [value]
+        return [f"--{name.replace('_', '-')}={each}" for each in values]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        described = on_the_command_line(*words(old))
+
+    (said,) = set(capsys.readouterr().err.splitlines())
+    assert said == (
+        f"guardrails: --{old.replace('_', '-')} is now --{new.replace('_', '-')}; the next minor "
+        "version no longer takes it"
+    )
+    assert described == on_the_command_line(*words(new))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_option_by_both_of_its_names_is_refused():
+    with pytest.raises(guardrails.ConfigurationError) as refused:
+        guardrails.watchdog(between="1s", kill_interval="2s")
+    assert str(refused.value) == (
+        "watchdog: between and kill_interval are the same option: leave between out"
+    )
 
 
 def test_roots_server_of_another_user_has_a_watchdog_as_that_user_and_a_monitor_as_root(
@@ -46,7 +134,7 @@ def test_roots_server_of_another_user_has_a_watchdog_as_that_user_and_a_monitor_
     monitor = {"probe": absent, "log": ("/var/log/a",), "disk": ("/=10%",), "load": "4"}
     guards = {
         "path_timeout": {"/r": "9m"},
-        "exempt_path": "/up",
+        "exempt_paths": "/up",
         "ban": "5m",
         "log_file": "/var/log/w.log",
     }
@@ -56,18 +144,18 @@ def test_roots_server_of_another_user_has_a_watchdog_as_that_user_and_a_monitor_
 
     theirs, ours = started
     assert theirs["user"] == str(os.geteuid() + 1)
-    assert (theirs["timeout"], theirs["exempt_path"]) == ("1m", ("/up",))
+    assert (theirs["timeout"], theirs["exempt_paths"]) == ("1m", ("/up",))
     assert (theirs["path_timeout"], theirs["ban"]) == (("/r=9m",), "5m")
     assert theirs["log_file"] == "/var/log/w.log"
     assert [theirs[name] for name in monitor] == [None, (), (), None]
 
     assert (ours["user"], ours["log_file"]) == (None, None)
-    assert (ours["timeout"], ours["path_timeout"], ours["exempt_path"]) == (0, (), ())
+    assert (ours["timeout"], ours["path_timeout"], ours["exempt_paths"]) == (0, (), ())
     assert {name: ours[name] for name in monitor} == monitor
 
     for given in (theirs, ours):  # such as they are, the command takes them
-        again = vars(_parser().parse_args(["watch", *options._words(given), "run"]))
-        assert again["timeout"] == str(given["timeout"])
+        again = on_the_command_line(*arguments_for(command_options(), given))
+        assert dict(again.options)["timeout"] == str(given["timeout"])
 
 
 def test_without_a_monitor_one_process_is_enough(started):

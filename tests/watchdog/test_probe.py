@@ -17,7 +17,7 @@ import pytest
 from guardrails.errors import ConfigurationError
 from guardrails.store.processes import process_facts
 from guardrails.watchdog import process_signal
-from guardrails.watchdog.events import LONGEST_COMMAND, Announcer, Commands
+from guardrails.watchdog.events import LONGEST_COMMAND, Commands, Notifier
 from guardrails.watchdog.monitor import monitor_from
 from guardrails.watchdog.probe import MOST_READ, Probe
 from guardrails.watchdog.process_signal import ProcessSignal
@@ -220,7 +220,7 @@ def test_an_absent_server_is_told_of_with_its_facts(absent, told):
 
 
 def test_it_counts_anew_and_rests_before_it_does_anything_again(absent, told):
-    probe = Probe(absent, told, failures=2, rest="2m", every="10s")
+    probe = Probe(absent, told, failures=2, cooldown="2m", every="10s")
 
     happened = []
     for now in range(0, 300, 10):
@@ -233,7 +233,7 @@ def test_it_counts_anew_and_rests_before_it_does_anything_again(absent, told):
 
 
 def test_after_the_rest_it_needs_as_many_failures_again(site, told):
-    probe = Probe(site.url, told, failures=3, rest=0)
+    probe = Probe(site.url, told, failures=3, cooldown=0)
     site.status = 500
 
     looks(probe, 5)
@@ -305,13 +305,13 @@ def test_a_name_that_cannot_be_looked_up_in_time_holds_up_nobody(told, monkeypat
         raise OSError("at last: no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    probe = Probe("http://example.invalid/", told, failures=1, timeout=0.1, rest=0)
+    probe = Probe("http://example.invalid/", told, failures=1, timeout=0.1, cooldown=0)
     looks(probe, 2)
     found.set()
 
     assert [facts["error"] for *_, facts in told] == [
         "no complete answer within 0.1 s",
-        "the request before this one has not ended yet",
+        "the previous request has not ended yet",
     ]
     asking_has_ended()
     assert len(asked) == 1
@@ -393,7 +393,7 @@ def test_a_command_is_run_with_the_facts_and_without_a_shell(absent, told, tmp_p
 
 
 def test_a_command_is_run_through_the_announcers_commands(absent, tmp_path, caplog):
-    announcer = Announcer()
+    announcer = Notifier()
     saved = tmp_path / "touched"
 
     Probe(absent, announcer, failures=1, command=f"touch {saved}").look(0)
@@ -448,7 +448,7 @@ def test_a_command_that_runs_for_too_long_is_ended_with_all_that_it_started(slow
 
     assert slow.commands._running == []
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "runs longer than 60 s: ended"
+        "killed, since it ran for more than 60 s"
     ]
 
 
@@ -503,7 +503,7 @@ def test_a_pid_file_without_a_process_of_a_server_is_refused(tmp_path, content):
     file = tmp_path / "server.pid"
     file.write_bytes(content)
 
-    with pytest.raises(OSError, match="has no number of a process in it"):
+    with pytest.raises(OSError, match="has no pid in it"):
         ProcessSignal(file, "HUP").send()
 
 
@@ -525,7 +525,7 @@ def test_a_pid_file_that_is_a_link_is_refused(tmp_path, victim):
 def test_a_pipe_for_a_pid_file_holds_up_nobody(tmp_path):
     os.mkfifo(tmp_path / "pipe.pid")
 
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         ProcessSignal(tmp_path / "pipe.pid", "HUP").send()
 
 
@@ -534,7 +534,7 @@ def test_a_pid_file_that_everybody_may_write_to_is_refused(tmp_path, victim):
     file.write_text(str(victim.pid))
     file.chmod(0o666)
 
-    with pytest.raises(OSError, match="everybody may write"):
+    with pytest.raises(OSError, match="every user may write"):
         ProcessSignal(file, "HUP").send()
 
 
@@ -579,7 +579,7 @@ def test_a_process_that_may_not_be_signalled_is_told_of(victim):
         check=True,
     )
 
-    assert done.stdout == f"process {victim.pid} is of another user, and may not be signalled\n"
+    assert done.stdout == f"process {victim.pid} belongs to another user and cannot be signalled\n"
 
 
 def test_a_process_that_is_gone_is_told_of(victim):
@@ -596,7 +596,7 @@ def test_a_later_process_of_the_same_number_is_not_signalled(victim, monkeypatch
     monkeypatch.setattr(
         process_signal, "process_facts", lambda _pid: first._replace(start=first.start + 1)
     )
-    with pytest.raises(OSError, match=r"is not the one that had this number when the monitor began"):
+    with pytest.raises(OSError, match=r"is not the one that had this pid when the monitor began"):
         reopen.send()
     monkeypatch.undo()
     reopen.send()
@@ -609,7 +609,7 @@ def test_a_number_that_nobody_had_when_the_monitor_began_means_nobody(victim, mo
         patched.setattr(process_signal, "process_facts", lambda _pid: None)
         early = ProcessSignal(victim.pid, "USR2")
 
-    with pytest.raises(OSError, match=r"is not the one that had this number when the monitor began"):
+    with pytest.raises(OSError, match=r"is not the one that had this pid when the monitor began"):
         early.send()
 
 
@@ -624,7 +624,9 @@ def test_a_pid_file_that_is_older_than_the_process_of_its_number_is_refused(vict
     file.write_text(str(victim.pid))
     began = time.time() - process_facts(victim.pid).age_seconds
     os.utime(file, (began - 60, began - 60))
-    with pytest.raises(OSError, match=r"server.pid is older than process \d+ and means an earlier one"):
+    with pytest.raises(
+        OSError, match=r"server.pid is older than process \d+, so it means an earlier one"
+    ):
         ProcessSignal(file, "HUP").send()
     os.utime(file, (began - 1, began - 1))  # clocks differ by a little
     ProcessSignal(file, "USR2").send()
@@ -650,29 +652,29 @@ def test_a_signal_reaches_the_process_where_there_are_no_descriptors_of_processe
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"url": "ftp://x/"}, "probe: 'ftp://x/' cannot be asked for: write an http or https URL"),
-        ({"url": "/health"}, "probe: '/health' cannot be asked for"),
-        ({"url": "http://"}, "probe: 'http://' cannot be asked for"),
-        ({"url": "http://x:99999/"}, "probe: 'http://x:99999/' cannot be asked for"),
-        ({"url": "http://x/a b"}, "probe: 'http://x/a b' cannot be asked for"),
-        ({"url": "http://x/\r\nHost: y"}, "cannot be asked for"),
-        ({"url": "http://[::1"}, "cannot be asked for"),
-        ({"url": None}, "probe: None cannot be asked for"),
+        ({"url": "ftp://x/"}, "probe: 'ftp://x/' cannot be requested: write an http or https URL"),
+        ({"url": "/health"}, "probe: '/health' cannot be requested"),
+        ({"url": "http://"}, "probe: 'http://' cannot be requested"),
+        ({"url": "http://x:99999/"}, "probe: 'http://x:99999/' cannot be requested"),
+        ({"url": "http://x/a b"}, "probe: 'http://x/a b' cannot be requested"),
+        ({"url": "http://x/\r\nHost: y"}, "cannot be requested"),
+        ({"url": "http://[::1"}, "cannot be requested"),
+        ({"url": None}, "probe: None cannot be requested"),
         (
             {"url": "http://me:secret@x/"},
             "probe: a user name and password for 'x' would be in every event",
         ),
-        ({"every": 0}, "every: 0 is no time at all"),
+        ({"every": 0}, "every: 0 is not above 0"),
         ({"every": "soon"}, "every: 'soon' is not a duration"),
-        ({"timeout": "0s"}, "timeout: '0s' is no time at all"),
+        ({"timeout": "0s"}, "timeout: '0s' is not above 0"),
         ({"failures": 0}, "failures: 0 is not a whole number from 1 to 1000"),
-        ({"rest": -1}, "rest: -1 is negative"),
+        ({"cooldown": -1}, "cooldown: -1 is negative"),
         ({"command": "'"}, 'command: "\'" cannot be split into words'),
         ({"command": " "}, "command: ' ' names no program"),
         ({"command": "x", "signal_pid": 5}, "command: 'x' and signal_pid 5 are both given"),
-        ({"signal_pid": 1}, "master: 1 is not a process that could be meant"),
-        ({"signal_pid": "0"}, "master: 0 is not a process that could be meant"),
-        ({"signal_pid": True}, "master: True is not a process that could be meant"),
+        ({"signal_pid": 1}, "master: 1 is not the pid of a server"),
+        ({"signal_pid": "0"}, "master: 0 is not the pid of a server"),
+        ({"signal_pid": True}, "master: True is not the pid of a server"),
         ({"signal_pid": ""}, "master: '' is not the path of a file"),
         ({"signal_pid": 5, "signal_name": "HOP"}, "signal_name: 'HOP' is not the name of a signal"),
     ],
@@ -697,7 +699,7 @@ def test_a_process_that_the_signal_would_end_is_not_signalled():
     with subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         for name in ("HUP", "USR1", "USR2"):
-            with pytest.raises(OSError, match=f"would be ended by SIG{name}, as it does not handle it"):
+            with pytest.raises(OSError, match=f"SIG{name} would end process"):
                 ProcessSignal(process.pid, name).send()
         assert process.poll() is None
         assert ProcessSignal(process.pid, "TERM").send() == process.pid
@@ -708,18 +710,18 @@ def test_a_number_that_was_cut_off_is_nobodys(tmp_path, victim):
     file = tmp_path / "server.pid"
     file.write_text(" " * (64 - len(str(victim.pid))) + f"{victim.pid}9")
 
-    with pytest.raises(OSError, match="has no number of a process in it"):
+    with pytest.raises(OSError, match="has no pid in it"):
         ProcessSignal(file, "HUP").send()
     assert victim.poll() is None
 
 
 def test_the_first_process_may_be_meant_in_a_container_alone(monkeypatch):
     for pid in (1, "1", "-1", "9" * 5000):
-        with pytest.raises(ConfigurationError, match="is not a process that could be meant"):
+        with pytest.raises(ConfigurationError, match="is not the pid of a server"):
             ProcessSignal(pid, "USR1")
     monkeypatch.setattr(process_signal, "pid_namespace", lambda: 4026532000)
     ProcessSignal(1, "USR1")
-    with pytest.raises(ConfigurationError, match="is not a process that could be meant"):
+    with pytest.raises(ConfigurationError, match="is not the pid of a server"):
         ProcessSignal(0, "USR1")
 
 
@@ -735,7 +737,7 @@ def test_early_hints_are_not_the_answer(rude, told):
 
 
 def test_a_remedy_does_not_wait_behind_the_news(told):
-    announce = Announcer(("true",))
+    announce = Notifier(("true",))
     monitor = monitor_from(announce, probe="http://127.0.0.1:1/", probe_command="true")
     (probe,) = monitor._parts
     assert probe._commands is not announce.commands

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ def lock_of(store):
     return next(iter(directory.folders())) / f"watch-{name}.lock"
 
 
+@contextmanager
+def locked_by(store, pid):
+    """A lock that somebody holds, with that pid in its file."""
+    file = directory.own_folder() / f"{lock_of(store).name}.new"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps([pid, 1, 1]))
+    with file.open() as held:
+        # Locked before it has its name: a watchdog of another test would remove an abandoned one.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        file.rename(lock_of(store))
+        yield
+
+
 def pid_of(said):
     return int(re.search(r"pid (\d+)", said)[1])
 
@@ -85,7 +99,7 @@ def test_start_is_idempotent_status_tells_and_stop_ends_it(store):
 def test_it_runs_while_the_server_is_down_and_says_so(store, tmp_path):
     log = tmp_path / "watch.log"
     watch(store, f"--log-file={log}", "start")
-    until(lambda: " yet, and it waits for one" in log.read_text(), "it waits")
+    until(lambda: " yet; the watchdog waits for one" in log.read_text(), "it waits")
     assert log.stat().st_mode & 0o777 == 0o600
 
 
@@ -102,9 +116,8 @@ def test_a_lock_file_that_was_left_blocks_nothing_and_nobody_else_is_stopped(sto
     """What a killed one left names a process that is somebody else's now."""
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        watch(store, "start")
-        watch(store, "stop")
-        lock_of(store).write_text(json.dumps([bystander.pid, 1, 1]))
+        with locked_by(store, bystander.pid):
+            pass
 
         assert watch(store, "status").returncode == 3
         assert watch(store, "stop").stdout == "guardrails watch: not running\n"
@@ -117,13 +130,8 @@ def test_a_lock_file_that_was_left_blocks_nothing_and_nobody_else_is_stopped(sto
 
 def test_who_holds_the_lock_but_is_not_what_it_wrote_is_not_stopped(store):
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    watch(store, "start")
-    watch(store, "stop")
     try:
-        with lock_of(store).open("r+") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            held.write(json.dumps([bystander.pid, 1, 1]))
-            held.flush()
+        with locked_by(store, bystander.pid):
             watch(store, "stop")
             assert bystander.poll() is None
     finally:
@@ -137,6 +145,31 @@ def test_after_a_kill_another_one_starts_at_once(store):
     until(lambda: not is_there(first), "it is gone")
     assert watch(store, "status").returncode == 3
     assert pid_of(watch(store, "start").stdout) != first
+
+
+def test_a_watchdog_that_ends_leaves_no_lock_file(store):
+    watch(store, "start")
+    assert lock_of(store).exists()
+    watch(store, "stop")
+    assert not lock_of(store).exists()
+
+
+def test_the_next_watchdog_of_the_user_removes_what_a_killed_one_left(store):
+    """Also where it watches another store; and it leaves alone what is in use."""
+    killed, running = (f"{store}-{name}" for name in ("killed", "running"))
+    try:
+        pid = pid_of(watch(killed, "start").stdout)
+        watch(running, "start")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_there(pid), "it is gone")
+
+        watch(store, "start")
+
+        until(lambda: not lock_of(killed).exists(), "the file is removed")
+        assert lock_of(running).exists()
+        assert watch(running, "status").returncode == 0
+    finally:
+        watch(running, "stop")
 
 
 def test_only_one_runs_of_many_that_are_started_at_once(store):
@@ -186,9 +219,9 @@ from guardrails.watchdog import process
 looks = []
 
 class Looking(process.WatchdogLoop):
-    def __init__(self, policy, stores, announce, **options):
-        super().__init__(policy, stores, announce, **options)
-        self.announce = announce
+    def __init__(self, policy, stores, notify, **options):
+        super().__init__(policy, stores, notify, **options)
+        self.notify = notify
 
     def look(self):
         looks.append(self)
@@ -224,14 +257,14 @@ def test_a_look_that_raises_does_not_end_it(looking):
     process, said = looking("print('looks', flush=True) if len(looks) > 2 else 1 / 0")
     until(lambda: "looks\n" in said(), "it looks")
     assert said().count("ZeroDivisionError") == 2
-    assert said().count("a look failed, and the next one is taken all the same") == 2
+    assert said().count("a look failed; the next one follows all the same") == 2
     process.terminate()
     assert process.wait(SECONDS) == 0
 
 
 def test_how_a_command_ended_is_said_though_no_other_event_comes(looking):
     command = f"--on-event={sys.executable} -c 'raise SystemExit(7)'"
-    _process, said = looking("len(looks) > 1 or self.announce('overdue', 'x')", command)
+    _process, said = looking("len(looks) > 1 or self.notify('overdue', 'x')", command)
     until(lambda: "ended with status 7" in said(), "it is said")
 
 
@@ -252,7 +285,7 @@ def telling(store, tmp_path):
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "guardrails", "watch", store, f"--log-file={tmp_path}/w.log"),
-                *(url, "--probe-every=50ms", "--probe-failures=1", "--probe-rest=0", "run"),
+                *(url, "--probe-every=50ms", "--probe-failures=1", "--probe-cooldown=0", "run"),
             ],
             stderr=stderr,
         )
@@ -437,7 +470,7 @@ def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, 
         assert facts["GUARDRAILS_PID"] == str(serving.pid)
         assert facts["GUARDRAILS_CLIENT"] == "192.0.2.1"
         assert facts["GUARDRAILS_PATH"].startswith("/$(touch")
-        assert "nobody would start" in facts["GUARDRAILS_MESSAGE"]
+        assert "has no supervisor that would restart it" in facts["GUARDRAILS_MESSAGE"]
         assert not (tmp_path / "x").exists()
         assert serving.poll() is None
     finally:

@@ -47,8 +47,7 @@ class Host:
         for stores in self.watched_by:
             for watched in stores._opened.values():
                 watched.store.close()
-            if stores._only is not None:
-                stores._only.release()
+            stores.close()
         for store in self.opened:
             store.close()
 
@@ -104,7 +103,7 @@ def test_when_a_second_one_gets_workers_the_first_is_left(host, caplog):
     host.serves("blog")
     host.passes(10)
     assert names(stores) == []
-    assert "there are several stores" in caplog.text
+    assert "there are several stores with workers" in caplog.text
 
 
 def test_a_store_that_is_named_needs_no_worker(host, caplog):
@@ -146,6 +145,14 @@ def test_the_only_store_has_one_watchdog_at_a_time(host, caplog):
     first, second = host.watchdog(), host.watchdog()
     assert names(first) == ["shm:shop"]
     assert names(second) == []
-    assert f"shm:shop has a watchdog already, pid {os.getpid()}, and this one waits" in caplog.text
-    first._only.release()
+    assert f"shm:shop has a watchdog already, pid {os.getpid()}; this one waits" in caplog.text
+    first.close()
     assert names(second) == ["shm:shop"]
+
+
+def test_what_lasts_is_said_again_each_hour(host, caplog):
+    stores = host.watchdog("news")
+    for _ in range(9):
+        names(stores)
+        host.passes(900)
+    assert [message[:30] for message in caplog.messages] == ["watchdog: there is no store ne"] * 3

@@ -273,7 +273,7 @@ def read(path):
         ({"disk": {"/": "0%"}}, "disk /: '0%' is not a percent above 0 and up to 90"),
         ({"disk": {"/": "95%"}}, "disk /: '95%' is not a percent above 0 and up to 90"),
         ({"disk": {"/": "much"}}, "disk /: 'much' is not a size"),
-        ({"disk": {"/": 0}}, "disk /: 0 is never reached"),
+        ({"disk": {"/": 0}}, "disk /: 0 would never be passed"),
         ({"disk": {"": "1G"}}, "disk: '' is not a path"),
         ({"disk": {"a\0": "1G"}}, "disk: 'a\\x00' is not a path"),
         ({"disk": {5: "1G"}}, "disk: 5 is not a path"),

@@ -80,7 +80,7 @@ def test_a_stuck_process_shows_where_its_request_is(stuck):
 @pytest.fixture
 def in_python_alone(monkeypatch):
     """Stacks as Python writes them: however long that takes, nobody else is asked."""
-    monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: False)
+    monkeypatch.setattr(Processes, "_ask_faulthandler", lambda *_: False)
     monkeypatch.setattr(stacks, "ask_py_spy", lambda _pid: None)
 
 

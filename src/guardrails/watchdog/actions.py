@@ -1,4 +1,4 @@
-"""What a watchdog does to the processes of this host: looks at them, and sends them signals."""
+"""What a watchdog does with the processes of this host: it looks at them and signals them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from guardrails.worker import control_pipe, stacks
 
 
 class System(Protocol):
-    """What the watchdog does to processes."""
+    """What the watchdog does with processes."""
 
     def send(self, owner: Owner, number: int) -> bool:
-        """Send a signal to that very process. False when it is gone."""
+        """Send a signal to that process and no later one with its pid; False when it has ended."""
 
     def is_there(self, owner: Owner) -> bool:
-        """Whether that very process still runs."""
+        """Return whether that process, and not a later one with its pid, still runs."""
 
     def namespace(self) -> int:
-        """The pid namespace whose processes it can see."""
+        """Return the pid namespace whose processes are visible from here."""
 
     def parent(self, pid: int) -> int:
-        """Its parent now; 0 where that is not known."""
+        """Return the parent of a process now; 0 where that is not known."""
 
     def cpu_seconds(self, pid: int) -> float:
-        """What it has burnt."""
+        """Return the CPU time that a process has used."""
 
     def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
-        """Its Python stacks, with that thread's if it can be had."""
+        """Return the Python stacks of a worker, with that of a thread if possible."""
 
     def interrupt(self, worker: Worker, request: InFlight) -> bool:
-        """Have the request ended by an exception."""
+        """Have a request ended by an exception; return whether the worker took the command."""
 
 
 class Processes:
     """The processes of this host."""
 
     def send(self, owner: Owner, number: int) -> bool:
-        """To whom it was meant, also where that number is soon another's."""
+        """By pidfd, so that a later process with that pid gets no signal."""
         with suppress(ProcessLookupError), open_process(owner.pid) as send:
             if self.is_there(owner):
                 send(number)
@@ -54,7 +54,7 @@ class Processes:
         return not is_dead(owner, pid_namespace())
 
     def namespace(self) -> int:
-        """This process's own."""
+        """The namespace of this process."""
         return pid_namespace()
 
     def parent(self, pid: int) -> int:
@@ -68,13 +68,13 @@ class Processes:
         return facts.cpu_seconds if facts else 0.0
 
     def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
-        """By the worker itself, else by py-spy where that is installed."""
+        """From the worker itself, else from py-spy where that is installed."""
         owner, dump = worker.owner, None
         file = stacks.open_stack_file(owner)
         if file is not None:
             try:
-                # The second may crash a worker that runs: only for one that does not answer.
-                for send in (self._ask, self._ask_c_code):
+                # faulthandler may crash a running worker, so it is asked only if Python is silent.
+                for send in (self._ask_python, self._ask_faulthandler):
                     dump = stacks.ask(file, partial(send, worker, thread), thread) or dump
                     if dump is not None and dump.of(thread) is not None:
                         return dump
@@ -84,20 +84,20 @@ class Processes:
             return dump
         return stacks.ask_py_spy(worker.pid) or dump
 
-    def _ask(self, worker: Worker, thread: int) -> bool:
+    def _ask_python(self, worker: Worker, thread: int) -> bool:
         if not worker.asked_by_signal:
             return control_pipe.send_command(worker.owner, control_pipe.SHOW_STACKS, 0, thread)
         return stacks.catches(worker.pid, stacks.ASK_SIGNAL) and self.send(
             worker.owner, stacks.ASK_SIGNAL
         )
 
-    def _ask_c_code(self, worker: Worker, _thread: int) -> bool:
+    def _ask_faulthandler(self, worker: Worker, _thread: int) -> bool:
         number = worker.dump_signal
-        # A process that executed something else anew has the same pid, and no handler.
+        # A process that has executed another program has the same pid, but no handler.
         return bool(number) and stacks.catches(worker.pid, number) and self.send(worker.owner, number)
 
     def interrupt(self, worker: Worker, request: InFlight) -> bool:
-        """By the worker's own pipe."""
+        """By the control pipe of the worker."""
         return control_pipe.send_command(
             worker.owner, control_pipe.INTERRUPT, request.generation, request.thread
         )

@@ -1,4 +1,4 @@
-"""What a watchdog or a monitor has to tell: one log line, and a command of the user's."""
+"""Events of the watchdog and the monitor: each is a log line, and a run of the operator's command."""
 
 from __future__ import annotations
 
@@ -23,17 +23,25 @@ MOST_COMMANDS = 4
 """How many commands run at once."""
 
 MOST_WAITING = 200
-"""How many wait for their turn; events beyond that have none, and it is said how many."""
+"""How many wait for their turn; further ones are dropped, and the log says how many."""
 
 LONGEST_COMMAND = 60.0
-"""Seconds after which a command is ended, with what it has started."""
+"""Seconds after which a command is killed, with the processes that it has started."""
 
-Announce = Callable[..., None]
-"""announce(event, message, level=WARNING, **facts)"""
+Notify = Callable[..., None]
+"""notify(event, message, level=WARNING, **facts)"""
 
 
 def command_words(command: str, argument: str) -> tuple[str, ...]:
-    """The words of a command, as a shell would split them; no shell ever sees it."""
+    """Split a command into words, as a shell would; no shell runs it.
+
+    Args:
+        command: the command.
+        argument: what errors call it.
+
+    Raises:
+        ConfigurationError: its quotes are not closed, or it is empty.
+    """
     try:
         words = tuple(shlex.split(command))
     except ValueError as error:
@@ -48,7 +56,7 @@ def command_words(command: str, argument: str) -> tuple[str, ...]:
 
 
 def printable(text: str) -> str:
-    """A text of somebody else's, with nothing in it that could forge or break a line of a log."""
+    """Escape what is not printable, so that a client's text cannot forge or break a log line."""
     if text.isprintable():
         return text
     return "".join(
@@ -56,59 +64,50 @@ def printable(text: str) -> str:
     )
 
 
-class Seldom:
-    """Says of each thing at most once in `seconds` that it may be told."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._said: dict[object, float] = {}
-
-    def __call__(self, now: float, about: object = None) -> bool:
-        """Whether `about` may be told now; if so, it was."""
-        said = self._said.get(about)
-        if said is not None and now - said < self._seconds:
-            return False
-        self._said = {thing: at for thing, at in self._said.items() if now - at < self._seconds}
-        self._said[about] = now
-        return True
-
-
 class Commands:
     """Programs that are run for events, without a shell and without waiting for them.
 
-    What comes while MOST_COMMANDS run is kept, and run in its turn. Nothing raises: a program that
-    cannot be started is said in the log.
+    While MOST_COMMANDS run, further ones wait for their turn. Nothing raises: the log says which
+    program cannot be started.
+
+    Args:
+        monotonic: returns the time in seconds.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._waiting: deque[tuple[tuple[str, ...], dict[str, str]]] = deque()
         self._running: list[tuple[subprocess.Popen[bytes], float]] = []
-        self._lost = 0
+        self._dropped = 0
         self._lock = threading.Lock()
 
     def run(self, words: tuple[str, ...], facts: Mapping[str, str]) -> None:
-        """Run a program with `facts` in its environment, in capitals after GUARDRAILS_."""
+        """Run a program, now or in its turn.
+
+        Args:
+            words: the program and its arguments.
+            facts: what its environment has, in capitals after GUARDRAILS_.
+        """
         with self._lock:
             if len(self._waiting) >= MOST_WAITING:
-                self._lost += 1
+                self._dropped += 1
             else:
                 self._waiting.append((words, dict(facts)))
-            self._go_on()
+            self._proceed()
 
     def tidy(self) -> None:
-        """Note which have ended, end those that run for too long, and start what waits."""
+        """Note which programs have ended, kill those that run too long, and start those that wait."""
         with self._lock:
-            self._go_on()
+            self._proceed()
 
-    def _go_on(self) -> None:
+    def _proceed(self) -> None:
         looked_at = [(process, self._look_at(process, until)) for process, until in self._running]
         self._running = [(process, until) for process, until in looked_at if until is not None]
         while self._waiting and len(self._running) < MOST_COMMANDS:
             self._start(*self._waiting.popleft())
-        if self._lost and not self._waiting:
-            log.error("%d events had no command, since too many were waiting", self._lost)
-            self._lost = 0
+        if self._dropped and not self._waiting:
+            log.error("no command was run for %d events, since too many were waiting", self._dropped)
+            self._dropped = 0
 
     def _start(self, words: tuple[str, ...], facts: Mapping[str, str]) -> None:
         environ = dict(os.environ) | {
@@ -118,7 +117,7 @@ class Commands:
             process = subprocess.Popen(  # noqa: S603 - the operator's own command, and no shell
                 words,
                 env=environ,
-                # What it prints would fill a log that may lie in memory.
+                # Its output would fill the log, which may lie in shared memory.
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -130,13 +129,13 @@ class Commands:
             self._running.append((process, self._monotonic() + LONGEST_COMMAND))
 
     def _look_at(self, process: subprocess.Popen[bytes], deadline: float) -> float | None:
-        """Until when a program may run from now on; None when it has ended."""
+        """Return the time until which a program may run; None when it has ended."""
         ended = process.poll() is not None
         if not ended and self._monotonic() >= deadline:
-            log.error("%s: runs longer than %g s: ended", process.args, LONGEST_COMMAND)
-            with suppress(PermissionError):  # it has become another user
+            log.error("%s: killed, since it ran for more than %g s", process.args, LONGEST_COMMAND)
+            with suppress(PermissionError):  # it runs as another user now
                 os.killpg(process.pid, signal.SIGKILL)
-            return math.inf  # it is not waited for here, since the kernel may hold it up
+            return math.inf  # not waited for: the kernel may delay its end
         if not ended:
             return deadline
         if process.returncode and deadline != math.inf:
@@ -144,11 +143,15 @@ class Commands:
         return None
 
 
-class Announcer:
-    """Tells of events: by the log, and by a command where the operator named one.
+class Notifier:
+    """Logs events, and runs a command for each where the operator named one.
 
-    on_event: the words of the command; the event's name is in GUARDRAILS_EVENT, its message in
-    GUARDRAILS_MESSAGE and each of its facts in a variable of its own.
+    The environment of the command has GUARDRAILS_EVENT, GUARDRAILS_MESSAGE and a variable for each
+    fact.
+
+    Args:
+        on_event: the words of the command.
+        commands: runs it.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class Announcer:
         self._on_event = on_event
 
     def __call__(self, event: str, message: str, level: int = logging.WARNING, **facts: Any) -> None:
-        """Tell of one event. Never raises."""
+        """Report one event. Never raises; see `Notify`."""
         message = printable(message)
         log.log(level, "%s: %s", event, message)
         if self._on_event is not None:

@@ -1,4 +1,10 @@
-"""The lock of a watchdog: one of each kind runs, and everybody can see which."""
+"""The lock of a watchdog: one runs for each name, and other processes can see which.
+
+The lock is a flock on a small file, which also says which process holds the lock. The kernel drops
+the flock when that process ends, so a killed watchdog blocks no other one. A watchdog that ends
+removes its file while it still holds the lock. So a process that locks a file must look whether the
+path still names that file; if not, it opens the path again.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +15,33 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
+from guardrails.errors import StoreError
 from guardrails.store import directory
 from guardrails.store.processes import Owner, is_dead, pid_namespace, this_process
 
 _NOTE_SECONDS = 0.5
+"""How long a process may hold the lock before the file says which process that is."""
+
+_TAKE_SECONDS = 1.0
+_RETRY_SECONDS = 0.01
 _SERVER = "server"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+UNKNOWN = Owner(0, 0, 0)
+"""A process that holds a lock and of which nothing else is known."""
 
 
 class Lock:
-    """The lock of a watchdog's name. Who has it is the one that runs.
+    """The lock of one watchdog, held until it is released or its process ends.
 
-    It is held for as long as the process lives, so what a dead one left blocks nothing.
+    Args:
+        name: what is watched: a store, or the workers of a server.
+
+    Raises:
+        StoreError: this user has no folder for the file.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,68 +50,120 @@ class Lock:
         self._descriptor = -1
 
     def take(self) -> bool:
-        """Take it, if nobody has it; any number of times."""
-        if self._descriptor >= 0:
-            return True
-        descriptor = os.open(
-            self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
-        )
-        try:
-            directory.verify_file(descriptor, self.path)
-            deadline = time.monotonic() + 1.0
-            while not _flock(descriptor, fcntl.LOCK_EX):
-                # Whoever only looks whether one runs has it for an instant.
-                if self.owner() is not None or time.monotonic() > deadline:
-                    return False
-                time.sleep(0.01)
-            with suppress(OSError):  # on a full disk it runs without a note of who it is
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(this_process()).encode(), 0)
-            self._descriptor, descriptor = descriptor, -1
-            return True
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+        """Take the lock; return whether this process holds it now. May be called again and again.
 
-    def release(self, *, for_good: bool = False) -> None:
-        """Give it back.   for_good: nobody will take it again, so its file goes too."""
+        Raises:
+            OSError: the file cannot be opened.
+            StoreError: another user could have written the file.
+        """
+        deadline = time.monotonic() + _TAKE_SECONDS
+        while self._descriptor < 0:
+            descriptor = os.open(self.path, _OPEN | os.O_CREAT, 0o600)
+            try:
+                directory.verify_file(descriptor, self.path)
+                if _flock(descriptor, fcntl.LOCK_EX):
+                    if _is_at(self.path, descriptor):
+                        self._descriptor, descriptor = descriptor, -1
+                        break
+                # A process that only looks holds the lock for an instant.
+                elif self.owner() is not None or time.monotonic() > deadline:
+                    return False
+                else:
+                    time.sleep(_RETRY_SECONDS)
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+        with suppress(OSError):  # on a full disk the watchdog runs, and its owner is unknown
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(this_process()).encode(), 0)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back and remove its file. Does nothing where this process has no lock."""
         if self._descriptor >= 0:
-            if for_good:
-                self.path.unlink(missing_ok=True)
             with suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
+                if _is_at(self.path, self._descriptor):
+                    self.path.unlink()
             os.close(self._descriptor)
             self._descriptor = -1
 
     def owner(self) -> Owner | None:
-        """Who has it: pid 0 where that is not known, None where nobody has it."""
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return None
-        try:
-            directory.verify_file(descriptor, self.path)
-            deadline = time.monotonic() + _NOTE_SECONDS
-            while not _flock(descriptor, fcntl.LOCK_SH):
+        """Return the process that holds the lock; UNKNOWN where that is not known, None for nobody."""
+        deadline = time.monotonic() + _NOTE_SECONDS
+        while True:
+            try:
+                descriptor = os.open(self.path, _OPEN)
+            except OSError:
+                return None
+            try:
+                directory.verify_file(descriptor, self.path)
+                if _flock(descriptor, fcntl.LOCK_SH):
+                    if _is_at(self.path, descriptor):
+                        return None
+                    continue  # its owner has just removed this file, and there may be another one
                 owner = _noted(os.pread(descriptor, 4096, 0))
-                if owner is not None and owner.namespace != pid_namespace():
-                    return UNKNOWN
-                if owner is not None and not is_dead(owner, owner.namespace):
-                    return owner
-                if time.monotonic() > deadline:
-                    return UNKNOWN
-                time.sleep(0.01)  # it has the lock, and is about to say who it is
-            return None
-        finally:
-            os.close(descriptor)
+            finally:
+                os.close(descriptor)
+            if owner is not None and owner.namespace != pid_namespace():
+                return UNKNOWN
+            if owner is not None and not is_dead(owner, owner.namespace):
+                return owner
+            if time.monotonic() > deadline:
+                return UNKNOWN
+            time.sleep(_RETRY_SECONDS)  # it holds the lock, and is about to write which process it is
 
-    def of_whom(self) -> str:
-        """In words."""
+    def owner_text(self) -> str:
+        """Return the end of a sentence about the process that holds the lock."""
         return owner_text(self.owner() or UNKNOWN)
 
 
-UNKNOWN = Owner(0, 0, 0)
-"""Somebody of whom nothing can be said."""
+def owner_text(owner: Owner) -> str:
+    """Return the end of a sentence about a process that holds a lock."""
+    return f", pid {owner.pid}" if owner.pid else ", in another container or of an unknown pid"
+
+
+def remove_abandoned() -> None:
+    """Remove the lock files that killed watchdogs of this user have left. Never raises."""
+    with suppress(OSError, StoreError):
+        for path in directory.own_folder().glob("watch-*.lock"):
+            with suppress(OSError, StoreError):
+                _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    descriptor = os.open(path, _OPEN)
+    try:
+        directory.verify_file(descriptor, path)
+        if _flock(descriptor, fcntl.LOCK_EX) and _is_at(path, descriptor):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def server_name(namespace: int, parent: int) -> str:
+    """Return the name of the watchdog of a server.
+
+    Args:
+        namespace: the pid namespace in which the server runs.
+        parent: the pid of the server's first process.
+    """
+    return f"{_SERVER} {namespace} {parent}"
+
+
+def has_own_watchdog(namespace: int, parent: int) -> bool:
+    """Return whether the workers of a server have a watchdog of their own; see `server_name`."""
+    return bool(parent) and Lock(server_name(namespace, parent)).owner() is not None
+
+
+def servers_with_a_watchdog() -> Iterator[tuple[int, Owner]]:
+    """Give the servers of this user with a watchdog of their own: pid of the server, and watchdog."""
+    for path in directory.own_folder().glob(f"watch-{_SERVER}_*_*.lock"):
+        _, *numbers = path.stem.split("_")
+        if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+            namespace, parent = map(int, numbers)
+            owner = Lock(server_name(namespace, parent)).owner()
+            if owner is not None and owner.pid:
+                yield parent, owner
 
 
 def _noted(note: bytes) -> Owner | None:
@@ -99,11 +171,6 @@ def _noted(note: bytes) -> Owner | None:
         return Owner(*json.loads(note))
     except (ValueError, TypeError):
         return None
-
-
-def owner_text(owner: Owner) -> str:
-    """Who runs, in words."""
-    return f", pid {owner.pid}" if owner.pid else ", in another container or of an unknown pid"
 
 
 def _flock(descriptor: int, kind: int) -> bool:
@@ -114,22 +181,9 @@ def _flock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def server_name(namespace: int, parent: int) -> str:
-    """The name of a watchdog that belongs to a server, by its first process and where that runs."""
-    return f"{_SERVER} {namespace} {parent}"
-
-
-def has_its_own(namespace: int, parent: int) -> bool:
-    """Whether the workers of a server have a watchdog of their own."""
-    return bool(parent) and Lock(server_name(namespace, parent)).owner() is not None
-
-
-def servers_with_their_own() -> Iterator[tuple[int, Owner]]:
-    """The servers of this user, by their first processes, that have a watchdog, and who that is."""
-    for path in directory.own_folder().glob(f"watch-{_SERVER}_*_*.lock"):
-        _, *numbers = path.stem.split("_")
-        if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
-            namespace, parent = map(int, numbers)
-            owner = Lock(server_name(namespace, parent)).owner()
-            if owner is not None and owner.pid:
-                yield parent, owner
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,13 +1,13 @@
-"""A server's log file kept small: renamed, made again, and the old one compressed.
+"""Rotation of a server's log file: it is renamed and created anew, and the old one is compressed.
 
-What holds at every instant, also when this process is killed there:
+These hold at every instant, also when this process is killed there:
 
-- No line is lost. Nothing is renamed over anything, and a plain file is removed only when its
-  complete .gz is on the disk, its size still is what was compressed, and nobody has it open for
-  writing (where the system tells: a lease is asked for and given back at once).
-- No link is followed, and every name is looked up in the folder that is open.
+- No line is lost. No rename replaces a file. A plain file is removed only when three things are
+  true: its complete .gz is on the disk, its size is still the size that was compressed, and no
+  process has it open for writing (found out by a lease, where the system has leases).
+- No symbolic link is followed, and every name is looked up in the open folder.
 
-One monitor for one log: of two, neither would lose a line, but each would undo the other's work.
+Use one monitor for one log. Two lose no line either, but each undoes the work of the other.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from collections import deque
 from collections.abc import Callable
 
 from guardrails.errors import ConfigurationError
+from guardrails.once import Once
 from guardrails.units import parse_count, parse_seconds, parse_size
 from guardrails.watchdog import safe_files
-from guardrails.watchdog.events import Announce, Seldom, printable
+from guardrails.watchdog.events import Notify, printable
 from guardrails.watchdog.process_signal import ProcessSignal, absolute_path
 from guardrails.watchdog.rotated_logs import RotatedLogs, error_text
 from guardrails.watchdog.thresholds import megabytes
 
-MOST_KEPT = 1000
+MOST_BACKUPS = 1000
 REOPEN_SECONDS = 60.0
-"""How long a server has to open its log again after the signal."""
+"""Time that a server has to open its log again after the signal."""
 
 MINUTE = 60.0
 TEN_MINUTES = 600.0
@@ -37,14 +38,19 @@ HOUR = 3600.0
 
 
 class Growth:
-    """How fast something grows, from looks at irregular times. Time is an argument."""
+    """How fast a file grows, measured at irregular times. Time is an argument."""
 
     def __init__(self) -> None:
         self._total = 0
         self._looks: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, written: int) -> int:
-        """Note bytes that came since the last look; returns the bytes of the last minute."""
+        """Add the bytes written since the last look; return those of the last minute.
+
+        Args:
+            now: monotonic seconds.
+            written: the bytes.
+        """
         self._total += written
         if not self._looks or now >= self._looks[-1][0] + 0.5:
             self._looks.append((now, self._total))
@@ -57,39 +63,41 @@ class Growth:
 class LogFile:
     """Keeps the log file of a server small.
 
-    path: the log. It may be missing, and anybody else may replace it.
+    A log larger than `most` is renamed to path.1, the older ones to path.2 and so on. An empty file
+    with the same owner, group and mode takes its place, since workers could not open a file of root.
+    The process of `reopen_pid` gets SIGUSR1 and has a minute to open its log again. If it does not,
+    that is event "log-not-reopened", and it is asked again each ten minutes while a process writes to
+    the old file. The log counts as reopened when it has a line in it, or when no process has path.1
+    open for writing. A system without leases does not show the latter.
 
-    most: a log larger than this (default "100M") is renamed to path.1, the older ones before it to
-    path.2 and so on; at most `keep` (default 5) old ones stay.
+    Without `reopen_pid` nothing is renamed, since copying and truncating a log loses lines. Event
+    "log-too-large" says so once an hour. Errors call `reopen_pid` master, as its option is called.
 
-    reopen_pid: the server's process or pid file. It gets USR1 and has a minute to open its log again,
-    which is there already, with the old one's owner, group and mode: of a server that root started,
-    the workers could not open one of root's. If it does not, event "log-not-reopened", and it is asked
-    again each ten minutes while somebody writes to the old one. Without
-    reopen_pid nothing is renamed, since copying and cutting a log loses lines: event "log-too-large",
-    once an hour. Errors call it master, as its option is called.
+    On a full disk nothing is compressed: event "log-not-compressed", and again after a minute. A log
+    that cannot be renamed is event "log-not-rotated". A symbolic link, and what is not a regular
+    file, is refused: event "log-refused", once.
 
-    compress_after: an old log whose size has stood still for so long (default "10s"), and which nobody
-    has open for writing, becomes path.1.gz, with the log's owner, mode and time.
+    Args:
+        path: the log. It may be missing, and other processes may replace it.
+        notify: is called with each event.
+        most: size above which it is rotated.
+        backups: how many old logs are kept at most.
+        reopen_pid: the process that reopens its log: its pid or a pid file.
+        compress_after: time for which the size of an old log must stay the same, and no process have
+            it open for writing, before it becomes path.1.gz, with the log's owner, mode and time.
+        growth: more than this within a minute is event "log-explodes", at most once in ten minutes.
 
-    growth: more than this (default "50M") within a minute is event "log-explodes", at most once in 10
-    minutes.
-
-    A log with a line in it has been opened again, an empty one when nobody has path.1 open for writing.
-    Where the system does not tell of writers, it takes that line.
-
-    Nothing is compressed on a full disk: "log-not-compressed", and again after a minute. What cannot be
-    renamed is "log-not-rotated". Links and what is no regular file are refused, "log-refused", once.
-    Sizes are in bytes, or texts such as "100M" (powers of 1024). Raises ConfigurationError.
+    Raises:
+        ConfigurationError: an argument is wrong.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        announce: Announce,
+        notify: Notify,
         *,
         most: int | str = "100M",
-        keep: int = 5,
+        backups: int = 5,
         reopen_pid: int | str | os.PathLike[str] | None = None,
         compress_after: float | str = "10s",
         growth: int | str = "50M",
@@ -97,34 +105,41 @@ class LogFile:
         whole = absolute_path(path, "log")
         self._folder, self._name = whole.parent, whole.name
         self._shown = printable(str(whole))
-        self._announce = announce
+        self._notify = notify
         self._most = positive_size(most, "most")
-        self._keep = parse_count(keep, "keep", most=MOST_KEPT)
+        self._backups = parse_count(backups, "backups", most=MOST_BACKUPS)
         self._most_growth = positive_size(growth, "growth")
         self._reopen = None if reopen_pid is None else ProcessSignal(reopen_pid, "USR1")
         wait = parse_seconds(compress_after, "compress_after")
-        self._rotated = RotatedLogs(whole, announce, self._keep, wait)
+        self._rotated = RotatedLogs(whole, notify, self._backups, wait)
         self._growth = Growth()
         self._sizes: dict[safe_files.Identity, int] = {}
-        self._asked: float | None = None  # when the server was asked to open its log again
-        self._lost = False  # it was said that the server did not
+        self._asked: float | None = None  # when the server was asked to reopen its log
+        self._lost = False  # whether it was reported that the server did not
         self._missing = False
         self._refused = False
         self._ask_again = -math.inf
         self._retry = -math.inf
-        # Whoever may write to the folder can bring these about as often as he likes.
-        self._tell_missing = Seldom(TEN_MINUTES)
-        self._tell_refused = Seldom(TEN_MINUTES)
-        self._tell_large = Seldom(HOUR)
-        self._tell_growth = Seldom(TEN_MINUTES)
-        self._tell_failure = Seldom(TEN_MINUTES)
+        # A user who may write to the folder can cause these as often as he likes.
+        self._first_time_missing = Once(TEN_MINUTES)
+        self._first_time_refused = Once(TEN_MINUTES)
+        self._first_time_large = Once(HOUR)
+        self._first_time_growth = Once(TEN_MINUTES)
+        self._first_time_failure = Once(TEN_MINUTES)
 
     def look(self, now: float) -> None:
-        """Do what there is to do. `now`: monotonic seconds."""
+        """Measure the log, and rotate, report or compress what is due.
+
+        Args:
+            now: monotonic seconds.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
         try:
             folder = safe_files.open_folder(self._folder)
         except FileNotFoundError:
-            self._say_missing(now)
+            self._report_missing(now)
             return
         try:
             found = safe_files.look_up(self._name, folder)
@@ -135,7 +150,7 @@ class LogFile:
             self._measure(folder, found, now)
             self._missing = self._missing and found is None
             if found is None or not self._is_reopened(folder):
-                self._await(folder, found, now)
+                self._await_reopening(folder, found, now)
             else:
                 self._asked, self._lost = None, False
                 if found.st_size > self._most:
@@ -146,21 +161,21 @@ class LogFile:
             os.close(folder)
 
     def _tell(self, event: str, message: str, level: int = logging.WARNING, **facts: object) -> None:
-        self._announce(event, f"{self._shown}: {message}", level, path=self._shown, **facts)
+        self._notify(event, f"{self._shown}: {message}", level, path=self._shown, **facts)
 
     def _refuse(self, found: os.stat_result, now: float) -> None:
-        told, self._refused = self._refused, True
-        if not told and self._tell_refused(now):
-            kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no regular file"
-            self._tell("log-refused", f"it is {kind}, so it is left alone: name the file itself")
+        reported, self._refused = self._refused, True
+        if not reported and self._first_time_refused(now=now):
+            kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
+            self._tell("log-refused", f"it is {kind}, so it is not rotated: name the file itself")
 
-    def _say_missing(self, now: float) -> None:
-        told, self._missing = self._missing or self._lost, True
-        if not told and self._tell_missing(now):
+    def _report_missing(self, now: float) -> None:
+        reported, self._missing = self._missing or self._lost, True
+        if not reported and self._first_time_missing(now=now):
             self._tell("log-missing", "there is no such file yet, or no longer", logging.INFO)
 
     def _measure(self, folder: int, found: os.stat_result | None, now: float) -> None:
-        """How fast the log grows, in its old name too while the server has not let go of it."""
+        """Measure how fast the log grows, also by its old name while the server writes there."""
         before, self._sizes = self._sizes, {}
         renamed = safe_files.look_up(f"{self._name}.1", folder)
         written = 0
@@ -168,36 +183,36 @@ class LogFile:
             if file is None or (file is renamed and safe_files.identity(file) not in before):
                 continue
             self._sizes[safe_files.identity(file)] = file.st_size
-            # A file that somebody else put there has not been written within this minute.
+            # A file that another program put there was not written within this minute.
             start = before.get(
                 safe_files.identity(file), 0 if self._asked is not None else file.st_size
             )
             written += file.st_size - start if file.st_size >= start else file.st_size
         per_minute = self._growth.add(now, written)
-        if per_minute > self._most_growth and self._tell_growth(now):
+        if per_minute > self._most_growth and self._first_time_growth(now=now):
             size = sum(self._sizes.values())
             self._tell(
                 "log-explodes",
                 f"{megabytes(per_minute)} were written within a minute, and it is {megabytes(size)}: "
-                "see what it is full of",
+                "see which lines fill it",
                 size=size,
                 per_minute=per_minute,
             )
 
     def _is_reopened(self, folder: int) -> bool:
-        """Whether the server writes to the log, and not to the old one only."""
+        """Whether the server has opened the new log."""
         found = safe_files.look_up(self._name, folder)
         return found is not None and (found.st_size > 0 or self._rotated.is_written_to(folder) is False)
 
     def _too_large(self, folder: int, found: os.stat_result, now: float) -> None:
         size = found.st_size
         if self._reopen is None:
-            if self._tell_large(now):
+            if self._first_time_large(now=now):
                 self._tell(
                     "log-too-large",
                     f"it is {megabytes(size)}, and {megabytes(self._most)} is the most: give "
-                    "--master, the server's pid or its pid file, so that it can be rotated, or let "
-                    "logrotate do it",
+                    "--master, the server's pid or its pid file, so that it can be rotated, or use "
+                    "logrotate",
                     size=size,
                 )
         elif now >= self._retry:
@@ -223,7 +238,7 @@ class LogFile:
                 self._ask(send, now)
         except OSError as error:
             text = error_text(error)
-            if self._tell_failure(now, text):
+            if self._first_time_failure(text, now=now):
                 self._tell(
                     "log-not-rotated",
                     f"it is {megabytes(size)} and cannot be rotated: {text}; it is tried again in a "
@@ -239,16 +254,15 @@ class LogFile:
         except OSError as error:
             self._not_reopened(error_text(error), now)
 
-    def _await(self, folder: int, found: os.stat_result | None, now: float) -> None:
-        """The log is not there, or nobody has opened it: it was renamed, or there is none."""
+    def _await_reopening(self, folder: int, found: os.stat_result | None, now: float) -> None:
+        """The log is missing or not reopened: wait, ask the server again, or report it."""
         if self._asked is not None:
             if now - self._asked >= REOPEN_SECONDS:
                 self._not_reopened("it had a minute since the signal", now)
         elif (
             self._reopen is not None and now >= self._ask_again and self._rotated.is_written_to(folder)
         ):
-            # Whoever renamed it, perhaps we before we were killed, did not come to the signal; or it
-            # was in vain.
+            # The process that renamed it, perhaps a killed monitor, sent no signal, or in vain.
             try:
                 with self._reopen.addressed() as send:
                     if found is None:
@@ -259,7 +273,7 @@ class LogFile:
             except OSError as error:
                 self._not_reopened(error_text(error), now)
         elif found is None:
-            self._say_missing(now)
+            self._report_missing(now)
 
     def _not_reopened(self, error: str, now: float) -> None:
         self._asked, self._ask_again = None, now + TEN_MINUTES
@@ -274,10 +288,10 @@ class LogFile:
 
 
 def positive_size(value: object, argument: str) -> int:
-    """Bytes, at least one. Raises ConfigurationError."""
+    """Return a size above 0 in bytes. Raises ConfigurationError."""
     size = parse_size(value, argument)
     if size == 0:
         raise ConfigurationError(
-            f'{argument}: {value!r} would be passed at once: write a size above 0, such as "100M"'
+            f'{argument}: {value!r} is always exceeded: write a size above 0, such as "100M"'
         )
     return size

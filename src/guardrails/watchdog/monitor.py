@@ -1,7 +1,7 @@
-"""Looks after a server from outside: whether it answers, how its log grows, what the host has left.
+"""The monitor: it looks from outside whether a site answers, how its logs grow, what its host has left.
 
-Each part has `look(now)`, with `now` in monotonic seconds, and tells what it finds by an `announce`.
-Nothing of it ever stops on a full disk or an absent server.
+Each part has `look(now)`, with `now` in monotonic seconds, and reports what it finds by `notify`. No
+part stops on a full disk or without a server.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from guardrails.errors import ConfigurationError
+from guardrails.once import Once
 from guardrails.units import parse_seconds
-from guardrails.watchdog.events import Announce, Announcer, Commands, Seldom, command_words
-from guardrails.watchdog.log_growth import MOST_KEPT, LogFile, positive_size
+from guardrails.watchdog.events import Commands, Notifier, Notify, command_words
+from guardrails.watchdog.log_growth import MOST_BACKUPS, LogFile, positive_size
 from guardrails.watchdog.probe import (
     MOST_FAILURES,
     Length,
@@ -31,32 +32,40 @@ from guardrails.watchdog.probe import (
 from guardrails.watchdog.process_signal import ProcessSignal
 from guardrails.watchdog.thresholds import Thresholds
 
-_REPORT = 60.0
+_REPEAT_SECONDS = 60.0
 
 
 class Part(Protocol):
-    """Something that is looked after."""
+    """A part of the monitor."""
 
     def look(self, now: float) -> None:
-        """Do what there is to do. `now`: monotonic seconds."""
+        """Look, and act if that is due. `now`: monotonic seconds."""
         ...
 
 
 class Monitor:
-    """Looks after several parts; trouble in one of them does not reach the others.
+    """Lets several parts look. An error of one part does not reach the others.
 
-    Such trouble is event "monitor-error", at most once a minute for each part and kind of error.
+    Such an error is event "monitor-error", at most once a minute for each part and type of error.
+
+    Args:
+        parts: the parts.
+        notify: is called with each event.
     """
 
-    def __init__(self, parts: Sequence[Part], announce: Announce) -> None:
+    def __init__(self, parts: Sequence[Part], notify: Notify) -> None:
         self._parts = tuple(parts)
-        self._announce = announce
-        self._tell = Seldom(_REPORT)
+        self._notify = notify
+        self._first_time = Once(_REPEAT_SECONDS)
 
     def look(self, now: float) -> None:
-        """Let each part look. `now`: monotonic seconds. Never raises."""
-        if isinstance(self._announce, Announcer):
-            self._announce.commands.tidy()
+        """Let each part look. Never raises.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if isinstance(self._notify, Notifier):
+            self._notify.commands.tidy()
         for number, part in enumerate(self._parts):
             try:
                 part.look(now)
@@ -65,21 +74,26 @@ class Monitor:
                     self._report(number, part, error, now)
 
     def run(self, stop: threading.Event, poll: float = 1.0) -> None:
-        """Look each `poll` seconds until `stop` is set: the loop of the monitor's thread."""
+        """Look again and again until `stop` is set: the loop of the monitor's thread.
+
+        Args:
+            stop: ends the loop, also while it waits.
+            poll: seconds between two looks.
+        """
         while not stop.is_set():
             self.look(time.monotonic())
             stop.wait(poll)
 
     def _report(self, number: int, part: Part, error: Exception, now: float) -> None:
         kind, name = type(error).__name__, type(part).__name__
-        if self._tell(now, (number, kind)):
+        if self._first_time((number, kind), now=now):
             text = brief(f"{kind}: {error}")
             message = f"{name}: {text}; it is tried again"
-            self._announce("monitor-error", message, logging.ERROR, part=name, error=text)
+            self._notify("monitor-error", message, logging.ERROR, part=name, error=text)
 
 
 def monitor_from(
-    announce: Announce,
+    notify: Notify,
     *,
     probe: str | None = None,
     probe_every: Length = "30s",
@@ -88,10 +102,10 @@ def monitor_from(
     probe_command: str | None = None,
     probe_signal_pid: Pid | None = None,
     probe_signal: str = "HUP",
-    probe_rest: Length = "2m",
+    probe_cooldown: Length = "2m",
     log: str | os.PathLike[str] | Sequence[str] | None = None,
     log_max: Number = "100M",
-    keep: Number = 5,
+    backups: Number = 5,
     reopen_pid: Pid | None = None,
     compress_after: Length = "10s",
     growth: Number = "50M",
@@ -100,20 +114,24 @@ def monitor_from(
     load: Length | None = None,
     pressure: Mapping[str, Length] | str | Iterable[str] = (),
 ) -> Monitor | None:
-    """The monitor that plain option values ask for, or None when they ask for nothing.
+    """Build the monitor that these options ask for.
 
-    probe: the URL of `Probe`, whose options begin with `probe_`. log: one path or several for
-    `LogFile`, with log_max for its `most`. disk: "PATH=10%" or "PATH=2G", one or several, or a mapping;
-    pressure: as "memory=20" likewise; both, swap_in and load as for `Thresholds`.
+    The options are those of `guardrails.watchdog()`, but for two: `probe_signal_pid` is the process
+    that the probe signals, and `reopen_pid` the one that reopens the logs, each by its pid or a pid
+    file. Numbers may be texts, as they come from a command line. Every value is checked, also that of
+    an option that has no effect.
 
-    Numbers may be texts, as they come from a command line. Raises ConfigurationError: every value is
-    checked, also of an option that would have no effect.
+    Returns:
+        The monitor; None where it has nothing to do.
+
+    Raises:
+        ConfigurationError: a value is wrong.
     """
     parts: list[Part] = []
     every = positive_seconds(probe_every, "probe_every")
     timeout = positive_seconds(probe_timeout, "probe_timeout")
     failures = count_of(probe_failures, "probe_failures", MOST_FAILURES)
-    rest = parse_seconds(probe_rest, "probe_rest")
+    cooldown = parse_seconds(probe_cooldown, "probe_cooldown")
     ProcessSignal(2, probe_signal, name_argument="probe_signal")
     if probe_command is not None:
         command_words(probe_command, "probe_command")
@@ -121,15 +139,15 @@ def monitor_from(
         parts.append(
             Probe(
                 probe,
-                announce,
+                notify,
                 every=every,
                 timeout=timeout,
                 failures=failures,
                 command=probe_command,
                 signal_pid=probe_signal_pid,
                 signal_name=probe_signal,
-                rest=rest,
-                # Of its own: a remedy does not queue behind the news.
+                cooldown=cooldown,
+                # Of its own: the remedy does not queue behind the commands of events.
                 commands=Commands(),
             )
         )
@@ -137,16 +155,16 @@ def monitor_from(
         _needs("probe_command", probe_command, "probe")
         _needs("probe_signal_pid", probe_signal_pid, "probe")
     most = positive_size(log_max, "log_max")
-    kept = count_of(keep, "keep", MOST_KEPT)
+    kept = count_of(backups, "backups", MOST_BACKUPS)
     positive_size(growth, "growth")
     parse_seconds(compress_after, "compress_after")
     logs = () if log is None else (log,) if isinstance(log, str | os.PathLike) else tuple(log)
     parts.extend(
         LogFile(
             path,
-            announce,
+            notify,
             most=most,
-            keep=kept,
+            backups=kept,
             reopen_pid=reopen_pid,
             compress_after=compress_after,
             growth=growth,
@@ -157,8 +175,8 @@ def monitor_from(
         _needs("reopen_pid", reopen_pid, "log")
     disks, pressures = _pairs(disk, "disk", "/var=10%"), _pairs(pressure, "pressure", "memory=20")
     if disks or pressures or swap_in is not None or load is not None:
-        parts.append(Thresholds(announce, disk=disks, swap_in=swap_in, load=load, pressure=pressures))
-    return Monitor(parts, announce) if parts else None
+        parts.append(Thresholds(notify, disk=disks, swap_in=swap_in, load=load, pressure=pressures))
+    return Monitor(parts, notify) if parts else None
 
 
 def _needs(argument: str, value: object, other: str) -> None:
@@ -169,7 +187,7 @@ def _needs(argument: str, value: object, other: str) -> None:
 
 
 def _pairs(value: object, argument: str, example: str) -> dict[str, Any]:
-    """The pairs of a mapping, of a text NAME=THRESHOLD, or of several such texts."""
+    """Read the pairs of a mapping, of a text NAME=THRESHOLD, or of several such texts."""
     if isinstance(value, Mapping):
         return dict(value)
     pairs: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A process that is signalled as itself, and not as whoever has its number later."""
+"""Signals for one process, and for no later process with the same pid: Linux' pidfd_open(2)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from functools import partial
 
 @contextmanager
 def open_process(pid: int) -> Iterator[Callable[[int], None]]:
-    """Hold on to the process that has this number now; what is given sends it a signal, or 0 for none.
+    """Open the process that has a pid now, and give a function that sends it a signal.
 
-    What is found out about it within is true of whom the signal meets. Where the system has no such
-    handles, the number has to do. Raises ProcessLookupError, PermissionError or OSError with a
-    sentence, also when sending.
+    What the caller finds out about the pid within the context is true of the process that gets the
+    signal. On a system without pidfds, the signal goes to the pid.
+
+    Args:
+        pid: the pid.
+
+    Yields:
+        A function of the signal's number; 0 sends none, and checks that one could be sent.
+
+    Raises:
+        ProcessLookupError: there is no such process, also when sending.
+        PermissionError: it belongs to another user, when sending.
+        OSError: the system refuses.
     """
     descriptor = _open(pid)
     try:
@@ -48,4 +58,6 @@ def _send(descriptor: int | None, pid: int, number: int) -> None:
     except ProcessLookupError:
         raise ProcessLookupError(f"there is no process {pid}") from None
     except PermissionError:
-        raise PermissionError(f"process {pid} is of another user, and may not be signalled") from None
+        raise PermissionError(
+            f"process {pid} belongs to another user and cannot be signalled"
+        ) from None

@@ -1,4 +1,4 @@
-"""When a watchdog bites, and how hard."""
+"""When a request is overdue, and what the watchdog may do about it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from guardrails.paths import path_readings
 from guardrails.store.records import InFlight
 
 _SHOWN = 128
-"""Bytes of a path that a row shows."""
+"""Bytes of a path that a row of the scoreboard has."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """When the watchdog bites. Durations in seconds.
+    """When a request is overdue, and what the watchdog may do about it. Times are in seconds.
 
-    timeout: the age at which a request is too old; 0 is never.   poll: from look to look.
-    path_timeouts: others for paths under a prefix; the longest prefix counts, and 0 is never.
-    interrupt: begin with an exception in the request's thread, where the worker takes such orders.
-    grace: how long to wait for the other requests of a worker that is told to retire.
-    step: how long to wait between the signals.   least_workers: no worker is killed that would leave
-    fewer of its server alive.   between: from the end of one worker to the next.   ban: how long the
-    client of a killed request is refused the same path.   dry_run: only tell.
+    Args:
+        timeout: age at which a request is overdue; 0 means never.
+        poll: time between two looks at the scoreboard.
+        path_timeouts: other time-outs by path prefix. The longest prefix counts; 0 means never.
+        interrupt: first raise an exception in the thread of the request, where the worker allows it.
+        grace: time that the other requests of a retiring worker have to end.
+        signal_interval: time between two signals to one worker.
+        least_workers: never leave fewer workers of a server alive than this.
+        kill_interval: time between the end of one worker and the first signal to the next.
+        ban: time for which the client of an ended request is refused the same path; 0 for no ban.
+        dry_run: only report; end no request and no worker.
     """
 
     timeout: float = 180.0
@@ -30,23 +34,23 @@ class Policy:
     path_timeouts: Mapping[str, float] = field(default_factory=dict)
     interrupt: bool = False
     grace: float = 30.0
-    step: float = 3.0
+    signal_interval: float = 3.0
     least_workers: int = 0
-    between: float = 10.0
+    kill_interval: float = 10.0
     ban: float = 0.0
     dry_run: bool = False
 
     @property
     def ends_nothing(self) -> bool:
-        """Whether no request is ever too old: only the monitor has something to do."""
+        """Whether no request is ever overdue, so that only the monitor has something to do."""
         return not self.timeout and not any(self.path_timeouts.values())
 
     def timeout_of(self, request: InFlight) -> float:
-        """The age at which that request is too old; 0 is never.
+        """Return the age at which a request is overdue, in seconds; 0 means never.
 
-        A path may be read in several ways: an exemption, or a longer time, holds only if all of them
-        fall under it. Of a path that was cut the rest is not known, so it must be in its usual
-        spelling.
+        A server or an app may read one path in several ways. A prefix counts only if all readings
+        fall under it. Of a path that was cut short, the rest is unknown, so it counts only in its
+        usual spelling.
         """
         found, longest = self.timeout, -1
         if not self.path_timeouts or (len(request.path) >= _SHOWN and not request.usual_path):

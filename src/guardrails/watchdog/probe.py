@@ -1,4 +1,4 @@
-"""A probe: a real request, as a visitor would send it, and what is done when nobody answers."""
+"""A probe: a request as a visitor would send it, and an action when the server does not answer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from urllib.parse import urlsplit
 
 from guardrails.errors import ConfigurationError
 from guardrails.units import number_of_text, parse_count, parse_seconds
-from guardrails.watchdog.events import Announce, Announcer, Commands, command_words, printable
+from guardrails.watchdog.events import Commands, Notifier, Notify, command_words, printable
 from guardrails.watchdog.process_signal import ProcessSignal
 
 MOST_READ = 2**16
-"""Bytes of a response, its head included, that a probe reads at most."""
+"""Bytes that a probe reads of a response at most, its head included."""
 
 MOST_FAILURES = 1000
 
 _GRACE = 1.0
-_MOST_SAID = 200
+_MOST_CHARACTERS = 200
 
 Number = int | str
 Length = float | str
@@ -33,26 +33,34 @@ Pid = int | str | os.PathLike[str]
 
 
 class Probe:
-    """Asks a server for a page, and acts when it does not answer.
+    """Requests a page of a server, and acts when the server does not answer.
 
-    url: http or https. Status 2xx and 3xx is life; redirects are not followed. Anything else is a
-    failure, as is a response that is not there `timeout` (default "10s") after the request began, even
-    when it comes byte by byte. Of a long response the first 64 KB are read.
+    Status 2xx and 3xx is a success; redirects are not followed. Any other status is a failure, and
+    so is a response that is not complete in time. At most 64 KB of a response are read.
 
-    every: how often it asks (default "30s").
+    Failures in a row are event "probe-failed". The probe then runs its command, or sends its signal.
+    After that it counts from 0 again. The next success is event "probe-recovered", at level INFO.
 
-    failures: so many in a row (default 3) are event "probe-failed". Then `command` is run, without a
-    shell, or the process of `signal_pid` (a number or a pid file) gets `signal_name` (default "HUP").
-    After that it counts anew, and does nothing again before `rest` (default "2m") has passed.
+    Args:
+        url: an http or https URL.
+        notify: is called with each event.
+        every: time between two requests.
+        timeout: time that the complete response may take.
+        failures: how many failures in a row make the probe act.
+        command: is run then, without a shell.
+        signal_pid: the process that is signalled then: its pid or a pid file.
+        signal_name: the signal for that process.
+        cooldown: time after that in which the probe does not act again.
+        commands: runs the command; by default what runs the commands of events.
 
-    An answer after that is event "probe-recovered", at level INFO. Raises ConfigurationError when
-    built, and nothing later.
+    Raises:
+        ConfigurationError: an argument is wrong. Nothing is raised later.
     """
 
     def __init__(
         self,
         url: str,
-        announce: Announce,
+        notify: Notify,
         *,
         every: Length = "30s",
         timeout: Length = "10s",
@@ -60,15 +68,15 @@ class Probe:
         command: str | None = None,
         signal_pid: Pid | None = None,
         signal_name: str = "HUP",
-        rest: Length = "2m",
+        cooldown: Length = "2m",
         commands: Commands | None = None,
     ) -> None:
         self._url = _Url(url)
-        self._announce = announce
+        self._notify = notify
         self._every = positive_seconds(every, "every")
         self._timeout = positive_seconds(timeout, "timeout")
         self._failures = count_of(failures, "failures", MOST_FAILURES)
-        self._rest = parse_seconds(rest, "rest")
+        self._cooldown = parse_seconds(cooldown, "cooldown")
         if command is not None and signal_pid is not None:
             raise ConfigurationError(
                 f"command: {command!r} and signal_pid {signal_pid!r} are both given: a probe does one "
@@ -77,41 +85,45 @@ class Probe:
         self._command = None if command is None else command_words(command, "command")
         self._signal = None if signal_pid is None else ProcessSignal(signal_pid, signal_name)
         if commands is None:
-            commands = announce.commands if isinstance(announce, Announcer) else Commands()
+            commands = notify.commands if isinstance(notify, Notifier) else Commands()
         self._commands = commands
-        self._due = self._rested = -math.inf
-        self._failed = 0
+        self._due = self._act_again_at = -math.inf
+        self._failures_in_row = 0
         self._down = False
-        self._asking: threading.Thread | None = None
+        self._requesting: threading.Thread | None = None
 
     def look(self, now: float) -> None:
-        """Ask, when it is time. `now`: monotonic seconds. Never raises."""
+        """Send the request, when it is due. Never raises.
+
+        Args:
+            now: monotonic seconds.
+        """
         self._commands.tidy()
         if now < self._due:
             return
         self._due = now + self._every
-        error = self._ask()
+        error = self._request()
         if error is None:
-            self._failed = 0
+            self._failures_in_row = 0
             if self._down:
                 self._down = False
-                self._announce(
+                self._notify(
                     "probe-recovered",
                     f"{self._url}: it answers again",
                     logging.INFO,
                     url=str(self._url),
                 )
             return
-        self._failed += 1
-        if self._failed >= self._failures and now >= self._rested:
+        self._failures_in_row += 1
+        if self._failures_in_row >= self._failures and now >= self._act_again_at:
             self._act(error)
-            self._failed = 0
-            self._rested = now + self._rest
+            self._failures_in_row = 0
+            self._act_again_at = now + self._cooldown
 
     def _act(self, error: str) -> None:
         self._down = True
-        url, failures = str(self._url), self._failed
-        self._announce(
+        url, failures = str(self._url), self._failures_in_row
+        self._notify(
             "probe-failed",
             f"{url}: {failures} failures in a row, the last of them: {error}",
             logging.WARNING,
@@ -128,25 +140,25 @@ class Probe:
             except OSError as trouble:
                 text = brief(str(trouble))
                 message = f"{url}: {self._signal.name} was not sent: {text}"
-                self._announce("probe-not-signalled", message, logging.ERROR, url=url, error=text)
+                self._notify("probe-not-signalled", message, logging.ERROR, url=url, error=text)
 
-    def _ask(self) -> str | None:
-        """What is wrong, or None.
+    def _request(self) -> str | None:
+        """Return what is wrong, or None.
 
-        The socket keeps to the time by itself. Looking up a host's name does not, hence the thread.
+        The socket obeys the time-out. Looking up a host name does not, so a thread does both.
         """
-        if self._asking is not None and self._asking.is_alive():
-            return "the request before this one has not ended yet"
+        if self._requesting is not None and self._requesting.is_alive():
+            return "the previous request has not ended yet"
         found: list[str | None] = []
-        self._asking = threading.Thread(
+        self._requesting = threading.Thread(
             target=lambda: found.append(self._problem()), name="guardrails-probe", daemon=True
         )
         try:
-            self._asking.start()
+            self._requesting.start()
         except RuntimeError as error:
-            self._asking = None
+            self._requesting = None
             return brief(str(error))
-        self._asking.join(self._timeout + _GRACE)
+        self._requesting.join(self._timeout + _GRACE)
         return found[0] if found else self._url.late(self._timeout)
 
     def _problem(self) -> str | None:
@@ -160,7 +172,7 @@ class Probe:
 
 
 class _Url:
-    """A checked URL, and how to get it within a time."""
+    """A checked URL that can be requested within a time."""
 
     def __init__(self, url: str) -> None:
         text = url if isinstance(url, str) else ""
@@ -176,7 +188,7 @@ class _Url:
             or " " in text
         ):
             raise ConfigurationError(
-                f"probe: {url!r} cannot be asked for: write an http or https URL, such as "
+                f"probe: {url!r} cannot be requested: write an http or https URL, such as "
                 "http://127.0.0.1:8000/"
             )
         if "@" in parts.netloc:
@@ -195,21 +207,23 @@ class _Url:
         return self._text
 
     def late(self, timeout: float) -> str:
-        """What is said when the time is over."""
+        """What is wrong when the time is over."""
         return f"no complete answer within {timeout:g} s"
 
     def get(self, timeout: float) -> tuple[int, str]:
-        """The status and reason of a GET request. Raises TimeoutError and whatever else happens."""
+        """Return status and reason of a GET request. Raises TimeoutError and any other exception."""
         deadline = time.monotonic() + timeout
         with closing(self._kind(self._host, self._port, timeout=timeout)) as connection:
             connection.request(
                 "GET", self._target, headers={"User-Agent": "guardrails-probe", "Connection": "close"}
             )
-            reader = cast("socket.socket", _Until(connection.sock, deadline))
+            reader = cast("socket.socket", _DeadlineReader(connection.sock, deadline))
             with closing(http.client.HTTPResponse(reader, method="GET")) as response:
                 response.begin()
-                while 102 <= response.status < 200:  # early hints, before the answer itself
-                    response.headers = cast("http.client.HTTPMessage", None)  # else it does not begin
+                while 102 <= response.status < 200:  # early hints, before the response itself
+                    response.headers = cast(
+                        "http.client.HTTPMessage", None
+                    )  # else begin() returns at once
                     response.begin()
                 with suppress(_EnoughError):
                     while response.read(2**13):
@@ -220,11 +234,11 @@ class _Url:
 
 
 class _EnoughError(Exception):
-    """A response is longer than is read of one."""
+    """A response is longer than MOST_READ."""
 
 
-class _Until(io.RawIOBase):
-    """Reads from a socket until a deadline, and so many bytes at most."""
+class _DeadlineReader(io.RawIOBase):
+    """Reads from a socket until a deadline, and at most MOST_READ bytes."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
@@ -232,7 +246,7 @@ class _Until(io.RawIOBase):
         self._left = MOST_READ
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """What http.client asks of a socket."""
+        """The part of a socket that http.client uses."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -251,20 +265,20 @@ class _Until(io.RawIOBase):
 
 
 def brief(text: str) -> str:
-    """A text of somebody else's as it goes into an event."""
-    return printable(text.strip())[:_MOST_SAID]
+    """Return a text of another program, short and printable, as it goes into an event."""
+    return printable(text.strip())[:_MOST_CHARACTERS]
 
 
 def positive_seconds(value: object, argument: str) -> float:
-    """A duration that is not nothing, in seconds. Raises ConfigurationError."""
+    """Return a duration above 0 in seconds. Raises ConfigurationError."""
     seconds = parse_seconds(value, argument)
     if seconds == 0:
         raise ConfigurationError(
-            f'{argument}: {value!r} is no time at all: write a duration above 0, such as "10s"'
+            f'{argument}: {value!r} is not above 0: write a duration such as "10s"'
         )
     return seconds
 
 
 def count_of(value: object, argument: str, most: int) -> int:
-    """A number from 1 to `most`, or a text that is one. Raises ConfigurationError."""
+    """Return a number from 1 to `most`, also of a text. Raises ConfigurationError."""
     return parse_count(number_of_text(value), argument, most=most)

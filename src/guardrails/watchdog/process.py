@@ -1,7 +1,7 @@
-"""The watchdog as a process: in the foreground or the background, one of each kind.
+"""The watchdog as a process, in the foreground or in the background; one runs for each store or server.
 
-Which one it is, is the lock that it holds for as long as it lives: a file that it left when it died
-holds nobody up. Whom to stop is written in the file, with its start time, so nobody else is met.
+Its lock says whether it runs (lock.py). The file of the lock has the pid and the start time of the
+process, so that `stop` signals that process and no later one with its pid.
 """
 
 from __future__ import annotations
@@ -23,8 +23,16 @@ from pathlib import Path
 from guardrails.errors import ConfigurationError, GuardrailsError
 from guardrails.store import directory
 from guardrails.store.processes import is_dead, pid_namespace, process_facts
-from guardrails.watchdog.events import Announcer, command_words
-from guardrails.watchdog.lock import Lock, has_its_own, owner_text, server_name, servers_with_their_own
+from guardrails.watchdog.command_line import watch_command
+from guardrails.watchdog.events import Notifier, command_words
+from guardrails.watchdog.lock import (
+    Lock,
+    has_own_watchdog,
+    owner_text,
+    remove_abandoned,
+    server_name,
+    servers_with_a_watchdog,
+)
 from guardrails.watchdog.loop import WatchdogLoop
 from guardrails.watchdog.options import Watchdog
 from guardrails.watchdog.pidfd import open_process
@@ -36,51 +44,53 @@ DONE, FAILED, NOT_RUNNING = 0, 1, 3
 STOP_SECONDS = 15.0
 START_SECONDS = 15.0
 _SLICE_SECONDS = 0.2
+_POLL_SECONDS = 0.02
 _LOG_BYTES = 4 << 20
 
 
 def run(watch: Watchdog, parent: int | None) -> int:
-    """Watch in the foreground until SIGTERM or SIGINT, or until the parent is gone."""
+    """Watch in the foreground until SIGTERM or SIGINT, or until the parent has ended.
+
+    Args:
+        watch: the options.
+        parent: pid of the server whose workers are watched; None for a store.
+
+    Returns:
+        The exit status.
+    """
     lock = Lock(_name(watch, parent))
     if not lock.take():
-        _say(f"a watchdog for {lock.name} is running already{lock.of_whom()}")
+        _say(f"a watchdog for {lock.name} is running already{lock.owner_text()}")
         return FAILED
     try:
+        remove_abandoned()
         _log_to(dict(watch.options)["log_file"])
-        asked: list[int] = []
+        received: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Nothing that takes a lock: the handler may meet whoever holds it.
-            signal.signal(number, lambda number, _frame: asked.append(number))
-        # Not SIG_IGN, which the commands that it runs would inherit.
+            # The handler takes no lock: the interrupted code may hold that lock.
+            signal.signal(number, lambda number, _frame: received.append(number))
+        # Not SIG_IGN, which the commands that this process runs would inherit.
         signal.signal(signal.SIGHUP, lambda _number, _frame: None)
         on_event = dict(watch.options)["on_event"]
-        announce = Announcer(None if on_event is None else command_words(on_event, "on_event"))
-        _run_until(asked, watch, parent, announce)
+        notify = Notifier(None if on_event is None else command_words(on_event, "on_event"))
+        _run_until(received, watch, parent, notify)
     finally:
-        lock.release(for_good=parent is not None)
+        lock.release()
     return DONE
 
 
 def start(watch: Watchdog, parent: int | None) -> int:
-    """Start it in the background; nothing happens where it runs already."""
+    """Start the watchdog in the background, unless it runs already. See `run`."""
     lock = Lock(_name(watch, parent))
     running = lock.owner()
     if running is not None:
         _say(f"running already{owner_text(running)}")
         return DONE
     log_file = dict(watch.options)["log_file"] or str(lock.path.with_suffix(".log"))
-    command = [
-        sys.executable,
-        "-P",  # what lies in the working directory is no part of ours
-        "-m",
-        "guardrails",
-        "watch",
-        *watch.arguments(),
-        f"--log-file={log_file}",
-    ]
+    command = watch_command([*watch.arguments(), f"--log-file={log_file}", "run"])
     with _append(log_file) as output:
         process = subprocess.Popen(  # noqa: S603 - this Python, this package
-            [*command, "run"],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -93,17 +103,17 @@ def start(watch: Watchdog, parent: int | None) -> int:
         if running is not None:
             what = "started" if running.pid == process.pid else "running already"
             _say(f"{what}{owner_text(running)}; it writes to {log_file}{_beside()}")
-            process.returncode = 0  # it goes on without us
+            process.returncode = 0  # the process outlives this one
             return DONE
         if ended:
             break
-        time.sleep(0.02)
+        time.sleep(_POLL_SECONDS)
     _say(f"it did not start: see {log_file}")
     return FAILED
 
 
 def stop(watch: Watchdog, parent: int | None) -> int:
-    """End the one that runs, and wait for it."""
+    """End the watchdog that runs, and wait for its end. See `run`."""
     lock = Lock(_name(watch, parent))
     running = lock.owner()
     if running is None:
@@ -113,7 +123,7 @@ def stop(watch: Watchdog, parent: int | None) -> int:
         _say(f"one is running{owner_text(running)}, so it cannot be stopped from here")
         return FAILED
     with suppress(ProcessLookupError), open_process(running.pid) as send:
-        # Between the look and this another process may have come by that number.
+        # Another process may have got that pid between the first look and this one.
         if lock.owner() == running and not is_dead(running, running.namespace):
             send(signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
@@ -121,18 +131,18 @@ def stop(watch: Watchdog, parent: int | None) -> int:
         if time.monotonic() > deadline:
             _say(f"pid {running.pid} does not end within {STOP_SECONDS:g} s")
             return FAILED
-        time.sleep(0.02)
+        time.sleep(_POLL_SECONDS)
     _say(f"stopped, pid {running.pid}")
     return DONE
 
 
 def restart(watch: Watchdog, parent: int | None) -> int:
-    """Stop it, if it runs, and start it with these options."""
+    """Stop the watchdog, if it runs, and start it with these options. See `run`."""
     return stop(watch, parent) or start(watch, parent)
 
 
 def status(watch: Watchdog, parent: int | None) -> int:
-    """Say whether it runs, or a server's own."""
+    """Say whether the watchdog, or one of a server, runs. See `run`."""
     running = Lock(_name(watch, parent)).owner()
     if running is None:
         beside = _beside() if watch.store_name is None else ""
@@ -147,7 +157,7 @@ def status(watch: Watchdog, parent: int | None) -> int:
 def _beside() -> str:
     return "".join(
         f"; the workers of server {parent} have a watchdog of their own{owner_text(owner)}"
-        for parent, owner in servers_with_their_own()
+        for parent, owner in servers_with_a_watchdog()
     )
 
 
@@ -160,41 +170,48 @@ ACTIONS: dict[str, Callable[[Watchdog, int | None], int]] = {
 }
 
 
-def _run_until(asked: list[int], watch: Watchdog, parent: int | None, announce: Announcer) -> None:
+def _run_until(received: list[int], watch: Watchdog, parent: int | None, notify: Notifier) -> None:
     stop = threading.Event()
     stores = Stores(watch.store_name, parent)
-    watchdog = WatchdogLoop(watch.policy, stores, announce, parent=parent, is_watched=has_its_own)
-    monitor = watch.monitor(announce)
+    loop = WatchdogLoop(watch.policy, stores, notify, parent=parent, is_watched=has_own_watchdog)
+    monitor = watch.monitor(notify)
     if monitor is not None:
         threading.Thread(target=monitor.run, args=(stop,), name="monitor", daemon=True).start()
     log.info("watchdog: begins: %s", " ".join(watch.arguments()) or "with all defaults")
-    while not asked:
-        if parent is not None and os.getppid() != parent:
-            log.info("watchdog: ends, since the server that started it has ended")
-            break
-        try:
-            watchdog.look()
-            announce.commands.tidy()
-        except Exception:
-            log.exception("watchdog: a look failed, and the next one is taken all the same")
-        _wait(asked, watchdog.pause(), parent)
-    watchdog.close()
-    stop.set()
+    try:
+        while not received:
+            if parent is not None and os.getppid() != parent:
+                log.info("watchdog: ends, since the server that started it has ended")
+                break
+            try:
+                loop.look()
+                notify.commands.tidy()
+            except Exception:
+                log.exception("watchdog: a look failed; the next one follows all the same")
+            _wait(received, loop.pause(), parent)
+        loop.close()
+    finally:
+        stop.set()
+        stores.close()
 
 
-def _wait(asked: list[int], seconds: float, parent: int | None) -> None:
-    """Until the next look, but hardly beyond a signal or the parent's end."""
+def _wait(received: list[int], seconds: float, parent: int | None) -> None:
+    """Wait for the next look, but hardly longer than until a signal or the end of the parent."""
     until = time.monotonic() + seconds
-    while not asked and (left := until - time.monotonic()) > 0:
+    while not received and (left := until - time.monotonic()) > 0:
         time.sleep(min(left, _SLICE_SECONDS))
         if parent is not None and os.getppid() != parent:
             return
 
 
 def become(user: str) -> None:
-    """Give up root's rights for those of the user whose workers are to be watched, for good.
+    """Give up root's rights for those of another user, for good.
 
-    Raises ConfigurationError for a user that is not there, or where this process is not root.
+    Args:
+        user: the user of the workers, by name or number.
+
+    Raises:
+        ConfigurationError: there is no such user, or this process is not root.
     """
     try:
         entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
@@ -215,9 +232,9 @@ def become(user: str) -> None:
 
 
 def _name(watch: Watchdog, parent: int | None) -> str:
-    """One name for each thing that is watched, however it is written."""
+    """The name of the lock: one for each thing that is watched, however its URL is written."""
     if parent is not None and watch.policy.ends_nothing:
-        return f"monitor {pid_namespace()} {parent}"  # its server's workers are anybody's to watch
+        return f"monitor {pid_namespace()} {parent}"  # another watchdog may watch the workers
     if parent is not None:
         return server_name(pid_namespace(), parent)
     return watch.store_name or "the only store"
@@ -236,16 +253,16 @@ def _append(path: str) -> Iterator[int]:
 
 
 def _open_log(path: str) -> int:
-    # Of a FIFO nobody reads it would otherwise wait for a reader.
+    # O_NONBLOCK: opening a FIFO without a reader must not wait for one.
     how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     return os.open(path, how, 0o600)
 
 
-class _Sturdy(logging.handlers.WatchedFileHandler):
-    """A log file that may be moved, removed or full: what cannot be written goes to standard error."""
+class _FileHandler(logging.handlers.WatchedFileHandler):
+    """Writes to a log file, and to standard error where the file was moved, removed or is full."""
 
     def _open(self) -> TextIOWrapper:
-        # As at the start: nobody else's file, and no link in its place.
+        # As at the start: no file of another user, and no symbolic link.
         return open(
             self.baseFilename, "a", encoding=self.encoding, opener=lambda path, _flags: _open_log(path)
         )
@@ -262,24 +279,24 @@ class _Sturdy(logging.handlers.WatchedFileHandler):
             sys.stderr.write(self.format(record) + "\n")
 
 
-class _Rotating(logging.handlers.RotatingFileHandler):
-    """The log that lies in memory, where nobody rotates it."""
+class _MemoryFileHandler(logging.handlers.RotatingFileHandler):
+    """Writes to a log file in shared memory, which no logrotate looks after."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as above
-        """A full disk stops no watchdog."""
+        """A full disk does not stop the watchdog."""
 
 
 def _log_to(path: str | None) -> None:
-    """Write all that the watchdog says; whatever befalls the log, it goes on."""
+    """Send the log to a file, or to standard error; a log that fails never stops the watchdog."""
     handler: logging.Handler = logging.StreamHandler()
     logging.raiseExceptions = False
     if path is not None:
-        with _append(path):  # made by us, and for nobody else to read
+        with _append(path):  # creates it with mode 0600
             in_memory = Path(path).parent == directory.own_folder()
             handler = (
-                _Rotating(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
+                _MemoryFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
                 if in_memory
-                else _Sturdy(path, encoding="utf-8")
+                else _FileHandler(path, encoding="utf-8")
             )
     handler.setFormatter(
         logging.Formatter("%(asctime)s guardrails watch %(process)d %(levelname)s %(message)s")
@@ -289,4 +306,4 @@ def _log_to(path: str | None) -> None:
 
 
 def _say(what: str) -> None:
-    print(f"guardrails watch: {what}", flush=True)  # noqa: T201 - a command speaks
+    print(f"guardrails watch: {what}", flush=True)  # noqa: T201 - output of a command

@@ -1,4 +1,4 @@
-"""A signal for a server's process, which is named by its number or by a pid file."""
+"""A signal for a process of a server, which is named by its pid or by a pid file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from guardrails.store.processes import pid_namespace, process_facts, process_sta
 from guardrails.watchdog.pidfd import open_process
 
 _MOST_PID_FILE = 64
-_CLOCKS_APART = 5.0  # seconds: clocks are coarse, and the file may lie on another host
+_CLOCK_TOLERANCE = 5.0
+"""Seconds: clocks are coarse, and the pid file may be on the file system of another host."""
+
 _FIRST_NAMESPACE = 0xEFFFFFFC
-"""The pid namespace of the host, as Linux numbers it."""
+"""The number of the host's pid namespace on Linux."""
 
 _OFTEN_UNCAUGHT = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
-"""What a server is asked by. Who knows nothing of it would end."""
+"""Signals by which servers are asked something. They end a process that does not handle them."""
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -30,11 +32,18 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 class ProcessSignal:
     """A signal for a process that is looked up at the moment of sending.
 
-    pid: its number, or the path of a file with nothing but that number. A number means the process
-    that has it now, and no later one. The file must belong to root, to us or to the process itself, so
-    that nobody can point us at somebody else's process, and be no older than that process.
+    A pid means the process that has it now, and no later one. A pid file must belong to root, to
+    this user or to a user of the process, so that nobody else can direct the signal. It must also be
+    no older than the process.
 
-    name: of the signal, such as "USR1". The arguments are named in errors. Raises ConfigurationError.
+    Args:
+        pid: a pid, or the path of a file that has nothing but a pid.
+        name: name of the signal, such as "USR1".
+        argument: what errors call `pid`.
+        name_argument: what errors call `name`.
+
+    Raises:
+        ConfigurationError: the pid, the path or the name is wrong.
     """
 
     def __init__(
@@ -53,7 +62,7 @@ class ProcessSignal:
         if isinstance(pid, int):
             if isinstance(pid, bool) or not _least() <= pid < 2**31:
                 raise ConfigurationError(
-                    f"{argument}: {pid!r} is not a process that could be meant: write a number above "
+                    f"{argument}: {pid!r} is not the pid of a server: write a number above "
                     "1 (or 1 itself in a container), or the path of a pid file"
                 )
             self._number, self._start = pid, _start_of(pid)
@@ -62,9 +71,10 @@ class ProcessSignal:
 
     @contextmanager
     def addressed(self) -> Iterator[Callable[[], int]]:
-        """Find the process; what is given sends it the signal and returns its number.
+        """Find the process, and give a function that sends it the signal and returns its pid.
 
-        Raises OSError, with a sentence, when there is none that may be signalled.
+        Raises:
+            OSError: there is no process that may be signalled. The message is a sentence.
         """
         number, file = self._number, None
         if self._path is not None:
@@ -72,11 +82,11 @@ class ProcessSignal:
         if number == os.getpid():
             raise OSError(f"process {number} is the monitor itself")
         with open_process(number) as send:
-            # What is found now is true of the process that is held.
+            # What is found from here on is true of the process that gets the signal.
             if file is None:
                 if _start_of(number) != self._start:
                     raise OSError(
-                        f"process {number} is not the one that had this number when the monitor began: "
+                        f"process {number} is not the one that had this pid when the monitor began: "
                         "it is not signalled"
                     )
             elif file.st_uid not in _trusted_owners(number):
@@ -84,16 +94,16 @@ class ProcessSignal:
                     f"{self._path} belongs to uid {file.st_uid}, and process {number} does not: "
                     "it is not signalled"
                 )
-            elif file.st_mtime < _began(number) - _CLOCKS_APART:
+            elif file.st_mtime < _began(number) - _CLOCK_TOLERANCE:
                 raise OSError(
-                    f"pid file {self._path} is older than process {number} and means an earlier one: "
-                    "it is not signalled; if it is the right one, touch the file"
+                    f"pid file {self._path} is older than process {number}, so it means an earlier "
+                    "one: it is not signalled; if it is the right process, touch the file"
                 )
             send(0)
-            if self._signal in _OFTEN_UNCAUGHT and not _has_a_use_for(number, self._signal):
+            if self._signal in _OFTEN_UNCAUGHT and not _expects(number, self._signal):
                 raise OSError(
-                    f"process {number} would be ended by SIG{self.name}, as it does not handle it, or "
-                    "not yet: it is not signalled"
+                    f"SIG{self.name} would end process {number}, which does not handle it, or not yet: "
+                    "it is not signalled"
                 )
             yield partial(self._send, send, number)
 
@@ -102,13 +112,13 @@ class ProcessSignal:
         return number
 
     def send(self) -> int:
-        """Send it now, and return the process's number. Raises OSError."""
+        """Send the signal now, and return the pid. Raises OSError."""
         with self.addressed() as send:
             return send()
 
 
 def absolute_path(path: object, argument: str) -> Path:
-    """The path of a file, independent of the working directory. Raises ConfigurationError."""
+    """Return the path of a file, independent of the working directory. Raises ConfigurationError."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or "\0" in text or Path(text).name in {"", ".."}:
         raise ConfigurationError(
@@ -128,7 +138,7 @@ def _signal_of(name: object, argument: str) -> tuple[str, signal.Signals]:
 
 
 def _read_pid_file(path: Path) -> tuple[int, os.stat_result]:
-    """The number in a pid file, and what is known of the file. Raises OSError."""
+    """The pid in a pid file, and the status of the file. Raises OSError."""
     try:
         file = os.open(path, _READ)
     except OSError as error:
@@ -136,50 +146,50 @@ def _read_pid_file(path: Path) -> tuple[int, os.stat_result]:
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH:
-            raise OSError(f"pid file {path} is no regular file, or everybody may write to it")
+            raise OSError(f"pid file {path} is not a regular file, or every user may write to it")
         read = os.read(file, _MOST_PID_FILE)
     finally:
         os.close(file)
     text = read.strip()
     cut_off = len(read) == _MOST_PID_FILE and not read[-1:].isspace()
     if not text.isdigit() or cut_off or not _least() <= int(text) < 2**31:
-        raise OSError(f"pid file {path} has no number of a process in it")
+        raise OSError(f"pid file {path} has no pid in it")
     return int(text), found
 
 
 def _least() -> int:
-    """The smallest pid that may be meant: a container's first process can be a server."""
+    """The smallest pid that a server can have: in a container it may be the first process."""
     return 2 if pid_namespace() == _FIRST_NAMESPACE else 1
 
 
-def _has_a_use_for(number: int, signal_number: int) -> bool:
-    """Whether a process handles a signal, waits for it or ignores it. True where nobody tells."""
+def _expects(number: int, signal_number: int) -> bool:
+    """Whether a process handles, awaits or ignores a signal. True where the system does not say."""
     status = process_status(f"/proc/{number}")
     masks = [int(status[name], 16) for name in ("SigCgt", "SigBlk", "SigIgn") if name in status]
     if not masks or any(mask >> (signal_number - 1) & 1 for mask in masks):
         return True
-    # Who waits in sigwait(3) has nothing blocked meanwhile, as far as the masks tell.
+    # The masks of a process that waits in sigwait(3) do not show the signal as blocked.
     with suppress(OSError):
         return "sigtimedwait" in Path(f"/proc/{number}/wchan").read_text()
     return False
 
 
 def _start_of(number: int) -> int | None:
-    """When a process began, in clock ticks since boot; None where there is none, or nobody tells."""
+    """When a process began, in clock ticks since boot; None where that is not known."""
     facts = process_facts(number)
     return None if facts is None else facts.start
 
 
 def _began(number: int) -> float:
-    """When a process began, as the time of a file is written; minus infinity where nobody tells."""
+    """When a process began, in seconds as file times are; minus infinity where that is not known."""
     start = _start_of(number)
     if start is None:
         return -math.inf
-    # Not by /proc/uptime, which may be that of a container, while the start is that of the host.
+    # Not by /proc/uptime: that may be the container's, while the start is the host's.
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return booted + start / os.sysconf("SC_CLK_TCK")
 
 
 def _trusted_owners(number: int) -> set[int]:
-    """Who may have written the pid file: root, we, and the process's own users."""
+    """The users who may have written the pid file: root, this user, and those of the process."""
     return {0, os.geteuid(), *map(int, process_status(f"/proc/{number}").get("Uid", "").split())}

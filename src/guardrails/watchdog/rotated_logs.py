@@ -1,4 +1,4 @@
-"""The old logs of a server: moved on, compressed, and the oldest removed."""
+"""The rotated logs of a server: they are renumbered and compressed, and the oldest is removed."""
 
 from __future__ import annotations
 
@@ -12,53 +12,61 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
+from guardrails.once import Once
 from guardrails.watchdog import safe_files
-from guardrails.watchdog.events import Announce, Seldom, printable
+from guardrails.watchdog.events import Notify, printable
 
 SLICE = 8 * 2**20
-"""Bytes that one look compresses at most, so that a huge log does not keep the monitor busy."""
+"""Bytes that one look compresses at most, so that a huge log does not delay the monitor."""
 
 _PIECE = 2**18
-_MOST_IN_USE = 64  # numbers beyond a gap, where old logs in use may have got to
-_TELL_SECONDS = 600.0
+_MOST_IN_USE = 64  # numbers beyond a gap that logs in use may have reached
+_REPEAT_SECONDS = 600.0
 _RETRY_SECONDS = 60.0
 
 
 class RotatedLogs:
-    """The files path.1, path.2 and so on, each plain or a .gz. wait: seconds."""
+    """The files path.1, path.2 and so on, each plain or a .gz.
 
-    def __init__(self, path: Path, announce: Announce, keep: int, wait: float) -> None:
+    Args:
+        path: the log.
+        notify: is called with each event.
+        backups: how many of them are kept at most.
+        wait: seconds for which the size of one must stay the same before it is compressed.
+    """
+
+    def __init__(self, path: Path, notify: Notify, backups: int, wait: float) -> None:
         self._name = path.name
         self._shown = printable(str(path))
-        self._announce = announce
-        self._keep = keep
+        self._notify = notify
+        self._backups = backups
         self._wait = wait
         self._still: dict[safe_files.Identity, tuple[tuple[int, int], float]] = {}
         self._work: Generator[None] | None = None
         self._retry = -math.inf
-        self._tell_failure = Seldom(_TELL_SECONDS)
+        self._first_time_failure = Once(_REPEAT_SECONDS)
 
     def make_room(self, folder: int) -> None:
-        """Rename each to the next number and remove the oldest. Raises OSError.
+        """Rename each to the next number, and remove the oldest. Raises OSError.
 
-        A gap, as a kill half-way leaves one, is closed and nothing behind it moved. What somebody
-        still writes to is kept beyond `keep`: its lines would go with it.
+        If a number is missing, as after a kill, only the files before it are renamed. A file that a
+        process still writes to is kept beyond `backups`, since its lines would be lost with it.
         """
         gap = next(number for number in count(1) if not self._files(number, folder))
         for number in range(gap - 1, 0, -1):
             for file in self._files(number, folder):
-                if number >= self._keep and not self._is_in_use(file, folder):
+                if number >= self._backups and not self._is_in_use(file, folder):
                     os.unlink(file, dir_fd=folder)
                 else:
                     suffix = ".gz" if file.endswith(".gz") else ""
                     safe_files.rename(file, f"{self._name}.{number + 1}{suffix}", folder)
-        for number in range(max(gap, self._keep) + 1, gap + _MOST_IN_USE):
+        for number in range(max(gap, self._backups) + 1, gap + _MOST_IN_USE):
             for file in self._files(number, folder):
-                if not self._is_in_use(file, folder):  # any more
+                if not self._is_in_use(file, folder):  # by now
                     os.unlink(file, dir_fd=folder)
 
     def is_written_to(self, folder: int) -> bool | None:
-        """Whether somebody has path.1 open for writing; None where the system does not tell."""
+        """Return whether a process has path.1 open for writing; None where that is not known."""
         return self._is_in_use(f"{self._name}.1", folder)
 
     def _is_in_use(self, name: str, folder: int) -> bool | None:
@@ -71,7 +79,13 @@ class RotatedLogs:
             return None
 
     def look(self, folder: int, now: float, *, reopened: bool) -> None:
-        """Compress a bit of what is due. reopened: the server no longer writes to path.1."""
+        """Compress a slice of what is due.
+
+        Args:
+            folder: descriptor of the log's folder.
+            now: monotonic seconds.
+            reopened: whether the server no longer writes to path.1.
+        """
         due = self._due(folder, now, reopened=reopened)
         if now < self._retry:
             return
@@ -85,10 +99,10 @@ class RotatedLogs:
             self._work = None
             self._retry = now + _RETRY_SECONDS
             text = error_text(error)
-            if self._tell_failure(now, text):
-                self._announce(
+            if self._first_time_failure(text, now=now):
+                self._notify(
                     "log-not-compressed",
-                    f"{self._shown}: an old log stays as it is, and is tried again in a minute: {text}",
+                    f"{self._shown}: an old log is not compressed ({text}); tried again in a minute",
                     logging.WARNING,
                     path=self._shown,
                     error=text,
@@ -99,14 +113,14 @@ class RotatedLogs:
         return [name for name in (plain, f"{plain}.gz") if safe_files.look_up(name, folder) is not None]
 
     def _plain(self, folder: int) -> Iterator[tuple[str, os.stat_result]]:
-        for number in range(1, self._keep + 1):
+        for number in range(1, self._backups + 1):
             name = f"{self._name}.{number}"
             found = safe_files.look_up(name, folder)
             if found is not None and stat.S_ISREG(found.st_mode):
                 yield name, found
 
     def _due(self, folder: int, now: float, *, reopened: bool) -> list[str]:
-        """The plain files whose size has stood still for long enough."""
+        """The plain files whose size has stayed the same for long enough."""
         still: dict[safe_files.Identity, tuple[tuple[int, int], float]] = {}
         due = []
         for name, found in self._plain(folder):
@@ -122,7 +136,7 @@ class RotatedLogs:
         return due
 
     def _begin(self, due: list[str], folder: int) -> Generator[None] | None:
-        """Compress the oldest that nobody writes to. Raises OSError."""
+        """Begin to compress the oldest that no process writes to. Raises OSError."""
         trouble = None
         for name in reversed(due):
             try:
@@ -135,13 +149,13 @@ class RotatedLogs:
                 else:
                     return self._compress(name, folder)
             except OSError as error:
-                trouble = trouble or error  # of one: the others have their turn
+                trouble = trouble or error  # the other files have their turn all the same
         if trouble is not None:
             raise trouble
         return None
 
     def _compress(self, name: str, folder: int) -> Generator[None]:
-        """Compress one file, a slice at each step. Raises OSError, and then nothing has changed."""
+        """Compress one file, a slice at each step. When it raises OSError, nothing has changed."""
         with ExitStack() as stack:
             folder = os.dup(folder)
             stack.callback(os.close, folder)
@@ -156,7 +170,7 @@ class RotatedLogs:
             after = os.fstat(source)
             if safe_files.content(after) != safe_files.content(before) or safe_files.has_writer(source):
                 return
-            # It may have got another number meanwhile, or been removed as the oldest.
+            # Meanwhile the file may have another number, or it was removed as the oldest.
             for plain, found in self._plain(folder):
                 if safe_files.identity(found) == safe_files.identity(after):
                     safe_files.rename(partial, f"{plain}.gz", folder)
@@ -164,18 +178,18 @@ class RotatedLogs:
                     os.unlink(plain, dir_fd=folder)
 
     def _is_twin(self, name: str, plain: os.stat_result, folder: int) -> bool:
-        """Whether the complete .gz of this plain file is there: who made it was killed just then."""
+        """Whether the complete .gz of this file exists, as after a kill just before its removal."""
         if safe_files.look_up(name, folder) is None:
             return False
         with safe_files.opened(name, folder) as file:
             found = os.fstat(file)
             length = int.from_bytes(os.pread(file, 4, max(0, found.st_size - 4)), "little")
         if (found.st_mtime_ns, length) != (plain.st_mtime_ns, plain.st_size & 0xFFFFFFFF):
-            raise FileExistsError(f"{name} is there already, and of another log")
+            raise FileExistsError(f"{name} exists already, and is of another log")
         return True
 
     def _sweep(self, folder: int) -> None:
-        """Remove what killed monitors left half-made."""
+        """Remove the incomplete files of killed monitors."""
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries]
         for name in names:
@@ -202,5 +216,5 @@ def _write(target: int, data: bytes) -> None:
 
 
 def error_text(error: OSError) -> str:
-    """An error, short enough to be told."""
+    """Return an error as a short, printable text."""
     return printable(str(error))[:300]

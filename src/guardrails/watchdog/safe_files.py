@@ -1,6 +1,7 @@
-"""Files of an open folder, looked up by name there, so that nobody can lead us to others.
+"""Operations on files of an open folder, by name within it (openat(2) and its relatives).
 
-No link is followed, and nothing is renamed over anything.
+So another user who renames folders or makes links cannot lead them to other files. No symbolic link
+is followed, and no rename replaces a file.
 """
 
 from __future__ import annotations
@@ -20,25 +21,30 @@ from typing import Any
 Identity = tuple[int, int]
 
 HIDDEN_SUFFIX = ".guardrails-partial"
-"""Of the names that files have until they are complete."""
+"""The end of the names that files have until they are complete."""
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") else 0
+_PATH_ONLY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") else 0
 _MOST_LINKS = 40
 _NO_REPLACE = 1
 
 
 def rename(old: str, new: str, folder: int) -> None:
-    """Rename within an open folder, and never over anything. Raises FileExistsError and OSError."""
+    """Rename within an open folder, but never replace a file.
+
+    Raises:
+        FileExistsError: the new name exists.
+        OSError: the system refuses.
+    """
     if _renameat2 is not None:
         if not _renameat2(folder, os.fsencode(old), folder, os.fsencode(new), _NO_REPLACE):
             return
         error = ctypes.get_errno()
         if error not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(error, os.strerror(error), old, None, new)
-    # This file system cannot, or this system: another monitor, or a server that makes its log at
-    # this very moment, could come in between.
+    # Not atomic, since this system or file system cannot do it: another monitor, or a server that
+    # creates its log just now, could create the new name in between.
     if look_up(new, folder) is not None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
     os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
@@ -56,15 +62,15 @@ _renameat2 = _rename_of_libc()
 
 
 def open_folder(path: Path) -> int:
-    """A descriptor of the folder at an absolute path. Raises OSError.
+    """Open the folder at an absolute path, and return its descriptor. Raises OSError.
 
-    Root follows only links of its own: whoever owns a folder on the way could lead it anywhere.
+    Root follows only links of its own: the owner of a folder on the path could lead it anywhere.
     """
-    if os.geteuid() != 0 or not _WAY:
+    if os.geteuid() != 0 or not _PATH_ONLY:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     names = list(reversed(path.parts[1:]))
     links = 0
-    folder = os.open("/", _WAY)
+    folder = os.open("/", _PATH_ONLY)
     try:
         while names:
             name = names.pop()
@@ -78,7 +84,7 @@ def open_folder(path: Path) -> int:
                 target = Path(os.readlink(name, dir_fd=folder))
                 names += reversed(target.parts[1:] if target.is_absolute() else target.parts)
                 name = "/" if target.is_absolute() else "."
-            folder, before = os.open(name, _WAY, dir_fd=folder), folder
+            folder, before = os.open(name, _PATH_ONLY, dir_fd=folder), folder
             os.close(before)
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
     finally:
@@ -87,11 +93,11 @@ def open_folder(path: Path) -> int:
 
 @contextmanager
 def opened(name: str, folder: int) -> Iterator[int]:
-    """A regular file, open for reading and not by a link. Raises OSError."""
+    """Open a regular file for reading, but not by a symbolic link. Raises OSError."""
     file = os.open(name, _READ, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(f"{name} is no regular file")
+            raise OSError(f"{name} is not a regular file")
         yield file
     finally:
         os.close(file)
@@ -99,7 +105,11 @@ def opened(name: str, folder: int) -> Iterator[int]:
 
 @contextmanager
 def hidden(name: str, folder: int) -> Iterator[tuple[str, int]]:
-    """A new file that only we can read, and its hidden name; removed unless it got another one."""
+    """Create a file that only this user can read, under a hidden name, and remove that name at the end.
+
+    Yields:
+        The hidden name, and the descriptor. A file that was renamed meanwhile stays.
+    """
     partial = f".{name}.{secrets.token_hex(4)}{HIDDEN_SUFFIX}"
     target = os.open(partial, _CREATE, 0o600, dir_fd=folder)
     try:
@@ -110,23 +120,24 @@ def hidden(name: str, folder: int) -> Iterator[tuple[str, int]]:
 
 
 def is_hidden_for(name: str, partial: str) -> bool:
-    """Whether a name is one that `hidden` gives to files of `name`."""
+    """Return whether a name is one that `hidden` gives to files of `name`."""
     middle = partial.removeprefix(f".{name}.").removesuffix(HIDDEN_SUFFIX)
     return partial == f".{name}.{middle}{HIDDEN_SUFFIX}" and "." not in middle
 
 
 @contextmanager
 def successor(name: str, log: os.stat_result, folder: int) -> Iterator[Callable[[], None]]:
-    """An empty file with a log's owner, group and mode; what is given puts it in the log's place.
+    """Create an empty file like a log, and give a function that puts it in the log's place.
 
-    A log that the server made just then stays. Where we may not give a file away, the server makes
-    it. Raises OSError.
+    The file has the log's owner, group and mode. A log that the server has created meanwhile stays.
+    Where this user may not give a file to the log's owner, the function does nothing, and the server
+    creates its log. Raises OSError.
     """
     with hidden(name, folder) as (partial, target):
-        ours = resemble(target, log)
+        is_alike = resemble(target, log)
 
         def put_in_place() -> None:
-            if ours:
+            if is_alike:
                 with suppress(FileExistsError):
                     rename(partial, name, folder)
 
@@ -134,29 +145,30 @@ def successor(name: str, log: os.stat_result, folder: int) -> Iterator[Callable[
 
 
 def resemble(target: int, log: os.stat_result) -> bool:
-    """Give a file the owner, group and mode of the log, and never more readers than it had.
+    """Give a file the owner, group and mode of a log, and never more readers than the log has.
 
-    Returns whether it has all of them.
+    Returns:
+        Whether the file has the log's owner and group.
     """
     mode = stat.S_IMODE(log.st_mode) & 0o777
-    whole = False
+    is_alike = False
     try:
         os.fchown(target, log.st_uid, log.st_gid)
-        whole = True
+        is_alike = True
     except PermissionError:
         try:
             os.fchown(target, -1, log.st_gid)
         except PermissionError:
             mode &= 0o700
     os.fchmod(target, mode)
-    return whole
+    return is_alike
 
 
 def has_writer(file: int) -> bool | None:
-    """Whether anybody has the file open for writing; None where the system does not tell.
+    """Return whether a process has the file open for writing; None where that is not known.
 
-    A read lease is given for a file only without writers. Should one come just then, SIGURG is what
-    we would get, which is ignored unless somebody asked for it.
+    The system grants a read lease only for a file without writers. If a process opens the file while
+    the lease is held, this process gets SIGURG, which does nothing by default.
     """
     try:
         fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
@@ -170,7 +182,7 @@ def has_writer(file: int) -> bool | None:
 
 
 def look_up(name: str, folder: int) -> os.stat_result | None:
-    """What there is of that name, a link itself; None for nothing."""
+    """Return the status of a name, of a link itself; None where there is none."""
     try:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -178,16 +190,16 @@ def look_up(name: str, folder: int) -> os.stat_result | None:
 
 
 def identity(found: os.stat_result) -> Identity:
-    """What tells a file from every other, whatever its name."""
+    """Return what identifies a file, whatever its name."""
     return (found.st_dev, found.st_ino)
 
 
 def content(found: os.stat_result) -> tuple[int, int]:
-    """What changes when a file is written to."""
+    """Return what changes when a file is written to."""
     return (found.st_size, found.st_mtime_ns)
 
 
 def remove(name: str, folder: int) -> None:
-    """Remove a name, if it is there and may be."""
+    """Remove a name, if it exists and this user may."""
     with suppress(OSError):
         os.unlink(name, dir_fd=folder)

@@ -1,4 +1,4 @@
-"""What the host has left: free disk, swapping, load, and the pressure that Linux measures."""
+"""Thresholds for the host: free disk, swapping, load, and pressure (PSI of Linux)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
+from guardrails.once import Once
 from guardrails.units import parse_seconds, parse_size
-from guardrails.watchdog.events import Announce, Seldom, printable
+from guardrails.watchdog.events import Notify, printable
 
 REPEAT = 600.0
-"""Seconds after which a figure that stays beyond its threshold is told of again."""
+"""Seconds after which a figure that stays beyond its threshold is reported again."""
 
 PRESSURES = ("cpu", "memory", "io")
 
-_OVER = 0.9  # of a threshold: a figure that trembles around it is told of once
+_OVER = 0.9
+"""Part of a threshold below which it is over, so that a figure that varies is reported once."""
+
 _OVER_FREE = 1.1
+"""The same for free space, which is short below its threshold."""
+
 _MOST_READ = 2**16
 _PERCENT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(%?)")
-_PASSING = {
+_TRANSIENT_ERRORS = {
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
@@ -38,7 +43,7 @@ _PASSING = {
 
 
 class Disk(Protocol):
-    """The part of os.statvfs_result that is looked at."""
+    """The part of os.statvfs_result that is read."""
 
     @property
     def f_bavail(self) -> int: ...
@@ -49,7 +54,14 @@ class Disk(Protocol):
 
 
 class Reading(NamedTuple):
-    """One look at one figure."""
+    """A figure as it was read.
+
+    Args:
+        text: the figure in words.
+        facts: the figure for a command.
+        beyond: whether it is beyond its threshold.
+        over: whether it is back within it, by some distance.
+    """
 
     text: str
     facts: dict[str, Any]
@@ -58,41 +70,44 @@ class Reading(NamedTuple):
 
 
 class _Figure:
-    """A figure with its threshold. `read` gives None when there is nothing to say yet."""
+    """A figure with its threshold. `read` returns None when two looks are needed first."""
 
     def __init__(self, event: str, about: str, read: Callable[[float], Reading | None]) -> None:
         self.event = event
         self.about = about
         self.read = read
-        self.said: float | None = None
+        self.is_reported = False
 
 
 class Thresholds:
-    """Tells when the host runs short of something.
+    """Reports when the host runs short of something.
 
-    disk: for each path the least free space for ordinary users on its file system: a size such as
-    "2G" (or bytes), or a percent of it such as "10%". Event "disk-low".
+    An event is sent when a figure passes its threshold, and again each 10 minutes while it stays
+    there. The same event with "-over", at level INFO, is sent once the figure is below 90 % of the
+    threshold (above 110 % for free space). A figure that this host does not have is event
+    "threshold-absent", and is not looked at again. A path is, since it may come back.
 
-    swap_in: pages per second read back from swap. Event "swapping".
+    Args:
+        notify: is called with each event.
+        disk: by path, the least free space for ordinary users: bytes, a size such as "2G", or a
+            percent of the file system such as "10%". Event "disk-low".
+        swap_in: pages per second read back from swap. Event "swapping".
+        load: load average of the last minute per CPU. Event "load-high".
+        pressure: for "cpu", "memory" and "io", the percent of the last 10 s in which some task
+            waited for it ("some avg10" of /proc/pressure). Event "pressure-high".
+        every: time between two looks.
+        statvfs: returns the status of a file system.
+        loadavg: returns the load averages.
+        cpus: returns the number of CPUs.
+        proc: the folder of the kernel's figures.
 
-    load: load average of the last minute per CPU. Event "load-high".
-
-    pressure: for "cpu", "memory" and "io" the percent of the last 10 s in which something waited for
-    it ("some avg10" of /proc/pressure). Event "pressure-high".
-
-    every: how often it looks (default "10s").
-
-    An event is told when a figure first passes its threshold and again each 10 minutes while it stays
-    there; the same event with "-over" at level INFO once it is below 90 % of the threshold (above 110 %
-    of it for a disk). What this host does not have is said ("threshold-absent") and left out; a path
-    may come again, so it is looked at all the same, and said each 10 minutes.
-
-    statvfs, loadavg, cpus and proc are where the figures come from. Raises ConfigurationError.
+    Raises:
+        ConfigurationError: a path, a name or a threshold is wrong.
     """
 
     def __init__(
         self,
-        announce: Announce,
+        notify: Notify,
         *,
         disk: Mapping[str, int | str] | None = None,
         swap_in: float | str | None = None,
@@ -104,7 +119,7 @@ class Thresholds:
         cpus: Callable[[], int | None] = os.cpu_count,
         proc: str | Path = "/proc",
     ) -> None:
-        self._announce = announce
+        self._notify = notify
         self._every = parse_seconds(every, "every")
         self._due = -math.inf
         self._statvfs = statvfs
@@ -112,7 +127,8 @@ class Thresholds:
         self._cpus = cpus
         self._proc = Path(proc)
         self._swapped: tuple[float, int] | None = None
-        self._tell_absent = Seldom(REPEAT)
+        self._first_time = Once(REPEAT)
+        self._first_time_absent = Once(REPEAT)
         self._figures = [
             _Figure("disk-low", path, partial(self._read_disk, path, _least(path, least)))
             for path, least in (disk or {}).items()
@@ -134,54 +150,62 @@ class Thresholds:
             )
 
     def look(self, now: float) -> None:
-        """Look at each figure, when it is time. `now`: monotonic seconds."""
+        """Read each figure, when that is due.
+
+        Args:
+            now: monotonic seconds.
+
+        Raises:
+            OSError: a figure could not be read just now.
+        """
         if now < self._due:
             return
         self._due = now + self._every
-        trouble = None
+        failure = None
         for figure in list(self._figures):
             try:
                 reading = figure.read(now)
             except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno in _PASSING:
-                    trouble = error
+                if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRORS:
+                    failure = error
                 elif figure.event == "disk-low":
-                    self._say_absent(figure, error, now)
+                    self._report_absent(figure, error, now)
                 else:
                     self._figures.remove(figure)
-                    self._say_absent(figure, error, now)
+                    self._report_absent(figure, error, now)
             else:
                 if reading is not None:
                     self._judge(figure, reading, now)
-        if trouble is not None:
-            raise trouble
+        if failure is not None:
+            raise failure
 
     def _judge(self, figure: _Figure, reading: Reading, now: float) -> None:
-        if reading.beyond and (figure.said is None or now - figure.said >= REPEAT):
-            figure.said = now
-            self._announce(figure.event, reading.text, logging.WARNING, **reading.facts)
-        elif reading.over and figure.said is not None:
-            figure.said = None
-            self._announce(f"{figure.event}-over", reading.text, logging.INFO, **reading.facts)
+        if reading.beyond and self._first_time(figure, now=now):
+            figure.is_reported = True
+            self._notify(figure.event, reading.text, logging.WARNING, **reading.facts)
+        elif reading.over and figure.is_reported:
+            figure.is_reported = False
+            self._first_time.forget(figure)
+            self._notify(f"{figure.event}-over", reading.text, logging.INFO, **reading.facts)
 
-    def _say_absent(self, figure: _Figure, error: Exception, now: float) -> None:
-        if not self._tell_absent(now, figure.about):
+    def _report_absent(self, figure: _Figure, error: Exception, now: float) -> None:
+        if not self._first_time_absent(figure.about, now=now):
             return
         about = printable(figure.about)
-        self._announce(
+        self._notify(
             "threshold-absent",
-            f"{about}: this host does not tell it, so it is not looked at ({printable(str(error))})",
+            f"{about}: this host does not have it, so it is not looked at ({printable(str(error))})",
             logging.WARNING,
             about=about,
             error=printable(str(error)),
         )
 
     def _read_disk(self, path: str, least: Callable[[int], int], _now: float) -> Reading:
-        """`least`: the wanted bytes, for the size of the file system."""
+        """Read the free space. `least`: returns the wanted bytes for the size of the file system."""
         found = self._statvfs(path)
         whole = found.f_blocks * found.f_frsize
         if whole == 0:
-            raise ValueError("it has no blocks of its own")
+            raise ValueError("the file system has no blocks")
         free = found.f_bavail * found.f_frsize
         wanted = least(whole)
         return Reading(
@@ -212,14 +236,14 @@ class Thresholds:
 
 
 def megabytes(size: int) -> str:
-    """Bytes as a person reads them: MB and GB are powers of 1000."""
+    """Return bytes as a person reads them: MB and GB are powers of 1000."""
     if abs(size) >= 10**9:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if abs(size) >= 10**5 else f"{size} bytes"
 
 
 def positive_number(value: object, argument: str) -> float:
-    """A number above 0, or a text that is one. Raises ConfigurationError."""
+    """Return a number above 0, also of a text. Raises ConfigurationError."""
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             number = float(value)
@@ -238,7 +262,7 @@ def _reading(name: str, value: float, most: float, unit: str, facts: dict[str, A
 
 
 def _least(path: object, least: object) -> Callable[[int], int]:
-    """How many bytes must be free on a file system of so many."""
+    """Return a function from the size of a file system to the bytes that must be free there."""
     if not isinstance(path, str) or not path or "\0" in path:
         raise ConfigurationError(f"disk: {path!r} is not a path: name a folder, such as /var/log")
     argument = f"disk {printable(path)}"
@@ -248,8 +272,8 @@ def _least(path: object, least: object) -> Callable[[int], int]:
     size = parse_size(least, argument)
     if size == 0:
         raise ConfigurationError(
-            f"{argument}: {least!r} is never reached: write the least free space, such as 2G or 10%, "
-            "or leave it out"
+            f"{argument}: {least!r} would never be passed: write the least free space, such as 2G or "
+            "10%, or leave it out"
         )
     return lambda _whole: size
 
@@ -270,7 +294,7 @@ def _share(value: object, argument: str, most: int) -> float:
 def _found(pattern: str, text: str) -> str:
     match = re.search(pattern, text, re.MULTILINE)
     if match is None:
-        raise ValueError("the figure is not in it")
+        raise ValueError("the file does not have the figure")
     return match[1]
 
 
