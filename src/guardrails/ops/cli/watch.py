@@ -52,7 +52,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
             action="append",
             default=[],
             metavar=option.metavar,
-            help=f"{text}; may be given several times",
+            help=f"{text}; may be given several times".removeprefix("; "),
         )
     else:
         default = "" if option.default is None else f" (default: {option.default})"
