@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from guardrails.store import directory
+from guardrails.store.process_files import STACKS, file_name
 from guardrails.store.processes import Owner, process_facts, this_process
 from guardrails.watchdog.actions import Processes
 from guardrails.worker import stacks
@@ -55,7 +56,7 @@ def test_its_parent_is_known_while_it_lives(process):
 def test_a_file_of_stacks_that_others_may_open_is_not_used(mode, is_believed, tmp_path, monkeypatch):
     monkeypatch.setattr(directory, "PREFERRED", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    file = directory.own_folder() / stacks.file_name(this_process())
+    file = directory.own_folder() / file_name(STACKS, this_process())
     file.touch()
     file.chmod(mode)
 
