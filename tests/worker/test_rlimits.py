@@ -261,10 +261,10 @@ def test_what_is_wrong_in_the_environment_names_the_variable(monkeypatch):
 
 DEFAULTS = """
 from guardrails.worker.server import Server
-from guardrails.worker import memory, rlimits
+from guardrails.worker import limit_defaults, memory, rlimits
 memory.cgroup_limit = lambda: {room}
 server = Server("gunicorn (gthread)", {processes}, {threads}, True, 15)
-found = rlimits._defaults(rlimits.rlimits({asked}).limits, server)
+found = limit_defaults.default_limits(rlimits.rlimits({asked}).limits, server)
 print(json.dumps({{limit.name: [limit.soft, limit.hard] for limit in found}}))
 """
 

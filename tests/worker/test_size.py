@@ -11,7 +11,7 @@ import pytest
 
 import guardrails
 from guardrails import SpeedLimit, testing
-from guardrails.worker import memory, process, retire, size
+from guardrails.worker import memory, process, retire, size_guard
 
 MB = 1 << 20
 
@@ -26,7 +26,7 @@ class Worker:
         monkeypatch.setattr(memory, "resident_bytes", lambda _statm: self.resident)
         monkeypatch.setattr(memory, "unshared_bytes", self.unshared)
         # Others look at the time, and at processes, by these modules too.
-        monkeypatch.setattr(size, "time", SimpleNamespace(monotonic=lambda: clock() / 1e6))
+        monkeypatch.setattr(size_guard, "time", SimpleNamespace(monotonic=lambda: clock() / 1e6))
         own_os = SimpleNamespace(kill=lambda _pid, number: self.signals.append(number))
         monkeypatch.setattr(retire, "os", own_os)
         self.serve = serve

@@ -20,10 +20,11 @@ from guardrails.worker.stacks import StackFile
 
 if TYPE_CHECKING:
     from guardrails.store.contract import Store
-    from guardrails.worker.cpu_limit import CPULimitWatcher
+    from guardrails.worker.cpu_watcher import CPULimitWatcher
     from guardrails.worker.limit import LimitReport
     from guardrails.worker.rlimits import ResourceLimits
-    from guardrails.worker.size import SizeGuard, SizeLimit
+    from guardrails.worker.size import SizeLimit
+    from guardrails.worker.size_guard import SizeGuard
 
 
 class WorkerProcess:

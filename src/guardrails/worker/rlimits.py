@@ -15,22 +15,28 @@ from importlib import import_module
 from typing import Any, Self
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.contract import Store
-from guardrails.store.processes import limit_numbers
-from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
-from guardrails.worker import cpu_limit, memory
+from guardrails.units import parse_count
+from guardrails.worker import cpu_limit
 from guardrails.worker.limit import (
     UNLIMITED,
     Limit,
     LimitReport,
     check,
     check_priority,
-    is_above,
     priority,
     resource_module,
     restore,
     set_all,
 )
+from guardrails.worker.limit_defaults import default_limits
+from guardrails.worker.limit_values import (
+    ENVIRONMENT,
+    defaults_from_environment,
+    limits_from_environment,
+    parse_limit,
+    whole_seconds,
+)
+from guardrails.worker.limit_warnings import warn_of_misleading, warn_where_death_is_final
 from guardrails.worker.process import current_process
 from guardrails.worker.retire import remember_server
 from guardrails.worker.server import (
@@ -40,36 +46,8 @@ from guardrails.worker.server import (
     running_server,
     worker_of_this_fork,
 )
-from guardrails.worker.usage import usage
 
 log = logging.getLogger("guardrails")
-
-ENVIRONMENT = "GUARDRAILS_RLIMIT_"
-DEFAULT_CPU_SECONDS = 600
-MEMORY_SHARE = 0.8
-_USUAL_STACK = 8 << 20
-_SIZES = (
-    "AS",
-    "CORE",
-    "DATA",
-    "FSIZE",
-    "MEMLOCK",
-    "MSGQUEUE",
-    "RSS",
-    "SBSIZE",
-    "STACK",
-    "SWAP",
-    "VMEM",
-)
-_LARGEST = 2**62
-_MISLEADING = {
-    "AS": "it counts addresses, not memory, and each thread takes 8 MB for its stack and 64 MB and "
-    "more for its arena: use DATA, and leave room for 8 MB for each thread there",
-    "NPROC": "it counts all processes and threads of the user, over all workers, and root is exempt: "
-    "leave it to the system's administrator",
-    "RSS": "Linux ignores it: use DATA",
-}
-_ON, _OFF = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
 
 
 @dataclass(frozen=True)
@@ -135,7 +113,7 @@ class ResourceLimits:
         if self.cpu_per_request is not None:
             cpu_limit.check_one_at_a_time(server)
         remember_server(server)
-        fill_in = _defaults(self.limits, server) if self.defaults else ()
+        fill_in = default_limits(self.limits, server) if self.defaults else ()
         asked = [*self.limits, *(limit for limit in fill_in if limit.name not in process.named_limits)]
         # Before anything is done: what is refused leaves all as it was.
         for limit in asked:
@@ -155,9 +133,9 @@ class ResourceLimits:
             say(f"rlimits: cpu_per_request {self.cpu_per_request} s (argument)")
         if self.nice is not None:
             say(f"rlimits: nice {self.nice} (was {was}; argument)")
-        _warn(reports, server)
+        warn_of_misleading(reports, server)
         if asked and not server.respawns:
-            process.hooks.when_started(_warn_where_death_is_final)
+            process.hooks.when_started(warn_where_death_is_final)
         process.named_limits.update(limit.name for limit in self.limits)
         process.applied_limits[self] = tuple(reports)
         return tuple(reports)
@@ -262,21 +240,21 @@ def rlimits(
             f'rlimits: {mapping!r} is no mapping: write {{"CPU": "600:"}}, or CPU="600:"'
         )
     for origin, given in (
-        ("environment", _from_environment()),
+        ("environment", limits_from_environment()),
         ("mapping", {str(name): value for name, value in (mapping or {}).items()}),
         ("argument", limits),
     ):
         prefix = ENVIRONMENT if origin == "environment" else ""
         found |= {
-            name: _parse_limit(name, value, origin, prefix + name) for name, value in given.items()
+            name: parse_limit(name, value, origin, prefix + name) for name, value in given.items()
         }
     if defaults is None:
-        defaults = _defaults_from_environment()
+        defaults = defaults_from_environment()
     elif not isinstance(defaults, bool):
         raise ConfigurationError(f"defaults: {defaults!r} is neither True nor False: write one of them")
     budget = None
     if cpu_per_request is not None:
-        budget = _whole_seconds(cpu_per_request, "cpu_per_request")
+        budget = whole_seconds(cpu_per_request, "cpu_per_request")
         if not budget:
             raise ConfigurationError(
                 f"cpu_per_request: {cpu_per_request!r} is no time at all: write at least a second"
@@ -284,147 +262,3 @@ def rlimits(
     if nice is not None:
         parse_count(nice, "nice", least=-20, most=19)
     return ResourceLimits(tuple(found.values()), defaults, budget, nice)
-
-
-def _from_environment() -> dict[str, str]:
-    return {
-        name.removeprefix(ENVIRONMENT): value
-        for name, value in sorted(os.environ.items())
-        if name.startswith(ENVIRONMENT) and name != f"{ENVIRONMENT}DEFAULTS"
-    }
-
-
-def _defaults_from_environment() -> bool:
-    word = os.environ.get(f"{ENVIRONMENT}DEFAULTS", "off").strip().lower()
-    if word not in (*_ON, *_OFF):
-        raise ConfigurationError(
-            f"{ENVIRONMENT}DEFAULTS: {word!r} in the environment is neither on nor off: write one"
-        )
-    return word in _ON
-
-
-def _parse_limit(name: str, value: object, origin: str, argument: str) -> Limit:
-    known = limit_numbers()
-    if name not in known:
-        raise ConfigurationError(
-            f"{argument}: {value!r} is for no limit: there is none of this name; they are written in "
-            f"capitals: {', '.join(known) or 'this system has none'}"
-        )
-    if not isinstance(value, str) or ":" not in value:
-        both = _parse_value(name, value, argument)
-        return Limit(name, both, both, origin)
-    soft_text, _, hard_text = value.partition(":")
-    if not soft_text and not hard_text:
-        raise ConfigurationError(
-            f'{argument}: {value!r} says nothing: write "SOFT:HARD", "SOFT:" or ":HARD"'
-        )
-    soft = _parse_value(name, soft_text, argument) if soft_text else None
-    hard = _parse_value(name, hard_text, argument) if hard_text else None
-    if soft is not None and hard is not None and is_above(soft, hard):
-        raise ConfigurationError(
-            f"{argument}: {value!r} has a soft limit above the hard one: write the smaller one first"
-        )
-    return Limit(name, soft, hard, origin)
-
-
-def _parse_value(name: str, value: object, argument: str) -> int:
-    if isinstance(value, str) and value.strip().lower() == "unlimited":
-        return UNLIMITED
-    number = _parse_number(name, value, argument)
-    if number > _LARGEST:
-        raise ConfigurationError(
-            f'{argument}: {value!r} is more than the system can count: write less, or "unlimited"'
-        )
-    return number
-
-
-def _parse_number(name: str, value: object, argument: str) -> int:
-    if name in _SIZES:
-        return parse_size(value, argument)
-    if name == "CPU":
-        return _whole_seconds(value, argument)
-    if name == "RTTIME":
-        return parse_duration(value, argument)
-    return parse_count(
-        number_of_text(value), argument, least=0, most=_LARGEST, instead=' or "unlimited"'
-    )
-
-
-def _whole_seconds(value: object, argument: str) -> int:
-    microseconds = parse_duration(value, argument)
-    if microseconds % 1_000_000:
-        raise ConfigurationError(
-            f"{argument}: {value!r} is not whole seconds, and the kernel counts no smaller ones: "
-            'write such as 2 or "2s"'
-        )
-    return microseconds // 1_000_000
-
-
-def _defaults(asked: tuple[Limit, ...], server: Server) -> tuple[Limit, ...]:
-    """What was not asked for. Never more than there is already."""
-    resource = resource_module()
-    names = {limit.name for limit in asked}
-    wanted = {"CORE": 0}
-    if server.respawns and server.retire_signal:
-        wanted["CPU"] = DEFAULT_CPU_SECONDS
-    if not names & {"AS", "DATA"}:
-        data = _default_data(resource, server)
-        if data is not None:
-            wanted["DATA"] = data
-    found = []
-    for name, soft in wanted.items():
-        if name not in names:
-            current = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
-            if current == UNLIMITED or soft < current:
-                found.append(Limit(name, soft, None, "default"))
-    return tuple(found)
-
-
-def _default_data(resource: Any, server: Server) -> int | None:
-    """A worker's share of the cgroup's memory, and its threads' stacks, which count in DATA whole."""
-    room = memory.cgroup_limit()
-    if room is None or not server.processes:
-        return None
-    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
-    threads = 0 if server.greenlets else server.threads or 0
-    share = round(room * MEMORY_SHARE) // server.processes
-    data = share + threads * (_USUAL_STACK if stack == UNLIMITED else stack)
-    used = usage()["DATA"].used
-    if used is not None and share < 2 * used:
-        log.warning(
-            "rlimits: DATA has no default: %.0f%% of the cgroup's memory, shared out over %d workers, "
-            "is %.0f MB, and this one takes %.0f MB before it has served anybody: have fewer workers, "
-            "or give the cgroup more memory",
-            MEMORY_SHARE * 100,
-            server.processes,
-            share / (1 << 20),
-            used / (1 << 20),
-        )
-        return None
-    return data
-
-
-def _warn(reports: list[LimitReport], server: Server) -> None:
-    """Say what will surprise."""
-    for report in reports:
-        name, (soft, hard) = report.name, report.after
-        if name in _MISLEADING and soft != UNLIMITED and not (name == "AS" and server.threads == 1):
-            log.warning("rlimits: %s misleads: %s", name, _MISLEADING[name])
-        if name == "CPU" and soft == hard != UNLIMITED:
-            log.warning(
-                "rlimits: CPU has one limit of %d s for soft and hard, so the kernel kills without "
-                'notice, in the midst of a request: write "%d:" to let the worker retire',
-                soft,
-                soft,
-            )
-
-
-def _warn_where_death_is_final(server: Server, _store: Store) -> None:
-    """At the first request, when the server is known for certain."""
-    if not server.respawns:
-        log.warning(
-            "rlimits: nobody starts %s again, so no worker retires at a soft limit of CPU, and a hard "
-            "one, or memory that runs out at the wrong place, ends the whole server: use a server that "
-            "starts its workers again, such as gunicorn",
-            server.name,
-        )
