@@ -19,6 +19,7 @@ from guardrails import (
     Throttle,
     open_store,
     rlimits,
+    size_limit,
     testing,
     throttle,
 )
@@ -163,6 +164,8 @@ paths: list[str] = [request.path for request in store.requests()]
 for report in rlimits(AS="4G:8G").apply():
     asked: int | None = report.soft
     soft, hard = report.after
+rlimits({"CPU": "600:1200"}, defaults=True, cpu_per_request="2s", nice=5, NOFILE=1024)
+size_limit("300M", resident="1G", every=10, jitter="20%", min_lifetime="5m").apply()
 
 
 # Tests of guarded apps.
@@ -179,4 +182,7 @@ SpeedLimit("10/second", cout=5)  # type: ignore[call-arg]
 MaxConcurrentReqs("10")  # type: ignore[arg-type]
 throttle("app")  # type: ignore[arg-type]
 throttle(app, "SpeedLimit")  # type: ignore[arg-type]
+rlimits(GPU=1)  # type: ignore[call-arg]
+rlimits(CPU=["600:"])  # type: ignore[arg-type]
+size_limit("300M", evry=10)  # type: ignore[call-arg]
 throttle(app, exempt=7)  # type: ignore[arg-type]

@@ -215,6 +215,7 @@ def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
         ({"resident": "1K"}, "resident: '1K' is less than any worker takes"),
         ({"every": 0}, "every: 0 is not a whole number from 1"),
         ({"jitter": "100%"}, "jitter: '100%' leaves nothing of the limit"),
+        ({"evry": 5}, "size_limit: 'evry' is not an option: write every; the options are every, "),
         ({"min_lifetime": "soon"}, "min_lifetime: 'soon' is not a duration"),
     ],
 )

@@ -119,7 +119,7 @@ def _uwsgi() -> Server | None:
     return Server("uWSGI", uwsgi.numproc, int(threads), respawns, retire_signal, coroutines)
 
 
-def in_the_master() -> bool:
+def is_master() -> bool:
     """Whether this process is the one that forks the workers, and serves nothing itself."""
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is not None and hasattr(uwsgi, "worker_id"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrails.errors import ConfigurationError
+from guardrails.options import keyword_options
 from guardrails.units import parse_count, parse_percent, parse_seconds, parse_size
 from guardrails.worker import retire
 from guardrails.worker.process import current_process
@@ -58,6 +59,7 @@ class SizeLimit:
             process.hooks.after_response += (guard.look,)
 
 
+@keyword_options
 def size_limit(
     unshared: str | int | None = None,
     *,
