@@ -1,8 +1,6 @@
 """The size guard: a worker that has grown too large retires. Successor of Apache::SizeLimit.
 
-It is a cure for slow leaks; what grows in one request is stopped by a limit of DATA. After a response
-one number of /proc is read; only when the whole process is beyond the limit is it looked at how much
-of that no other process shares, which is dear.
+The guard is a remedy for slow leaks. A limit of DATA stops what grows within one request.
 """
 
 from __future__ import annotations
@@ -19,16 +17,22 @@ from guardrails.worker.server import Server, gunicorn_server, running_server
 from guardrails.worker.size_guard import SizeGuard
 
 DEFAULT_SHARE = "80%"
+_MOST_REQUESTS = 1_000_000
 _MB = 1 << 20
 
 
 @dataclass(frozen=True)
 class SizeLimit:
-    """How large a worker may grow. It is put in force by `apply()`, or by calling it as a hook.
+    """How large a worker may grow. `apply()` puts the limit in force, and so does a call as a hook.
 
-    unshared, resident: bytes, or None.   share: the part of its cgroup's memory, shared out over the
-    workers, that stands in for both.   every: requests from look to look.   jitter: the part of the
-    limit by which it is drawn smaller, for each worker anew.   min_lifetime: seconds.
+    Attributes:
+        unshared: bytes that no other process has in memory; None without such a limit.
+        resident: bytes in memory, shared or not; None without such a limit.
+        share: the part of the cgroup's memory, divided by the number of workers, that `unshared` is
+            computed from; None where `unshared` was given.
+        every: requests from one check to the next.
+        jitter: each worker lowers its limits by a random part, at most this one.
+        min_lifetime: seconds; a younger worker does not retire.
     """
 
     unshared: int | None
@@ -39,24 +43,22 @@ class SizeLimit:
     min_lifetime: float
 
     def apply(self) -> None:
-        """Look after each response from now on; a second time it changes nothing."""
+        """Check the size after each response from now on. A further call changes nothing."""
         self._apply(running_server({}))
 
     def __call__(self, _server: Any = None, _worker: Any = None, *more: Any, **_named: Any) -> None:
-        """The same as `apply()`, whatever a server's hook is called with.
-
-        Two arguments have names, since gunicorn counts them before it takes a `post_fork` hook.
-        """
-        found = [gunicorn_server(each) for each in (_server, _worker, *more)]
-        self._apply(next((each for each in found if each is not None), None) or running_server({}))
+        """Do what `apply()` does, with the arguments that a server passes to its hook."""
+        # gunicorn counts a hook's named arguments before it accepts the hook, so two have names.
+        servers = [gunicorn_server(argument) for argument in (_server, _worker, *more)]
+        self._apply(next((each for each in servers if each is not None), None) or running_server({}))
 
     def _apply(self, server: Server) -> None:
         retire.remember_server(server)
         process = current_process()
         if self not in process.size_guards:
             guard = process.size_guards[self] = SizeGuard(self)
-            process.hooks.when_started(guard.begin)
-            process.hooks.after_response += (guard.look,)
+            process.hooks.when_started(guard.start)
+            process.hooks.after_response += (guard.response_over,)
 
 
 @keyword_options
@@ -68,56 +70,70 @@ def size_limit(
     jitter: str | float = "10%",
     min_lifetime: str | float = "1m",
 ) -> SizeLimit:
-    """Describe how large a worker may grow before it retires; nothing happens yet.
+    """Describe how large a worker may grow before it retires. Nothing happens before it is applied.
 
-    unshared: memory that no other process has too, as "300M"; or a part of what the cgroup may have,
-    shared out over the workers, as "80%", which is the default.   resident: all that is in memory,
-    shared or not.   every: look after so many requests.   jitter: each worker draws its limit up to
-    this part smaller, so that not all retire at once.   min_lifetime: no younger worker retires.
+    Use the value beside `throttle()`, as in `guardrails.size_limit("300M").apply()`, or as a hook of a
+    server. The size is checked after a response, so a throttle in front of the app is needed.
 
-    A worker that is too large finishes its requests and ends in its server's own way, under gunicorn,
-    uWSGI and mod_wsgi; elsewhere one log line says so. One worker at a time. It needs a throttle in
-    front of the app, which sees the responses.
+    A worker that is too large finishes its requests and ends, one worker of a store at a time. This
+    works under gunicorn, uWSGI and mod_wsgi. Under other servers one log line reports the size.
 
-    Use it beside `throttle()`: `guardrails.size_limit("300M").apply()`, or as a hook of a server's.
-    Raises ConfigurationError for what is wrong.
+    Args:
+        unshared: memory that no other process has too: bytes, or a text such as "300M". A percentage is
+            that part of the cgroup's memory, divided by the number of workers. "80%" is the default
+            where `resident` is not given either.
+        resident: all memory of the worker, shared or not: bytes, or a text such as "500M". None (the
+            default) sets no such limit.
+        every: check after so many requests, 1 (the default) or more.
+        jitter: each worker lowers its limits by a random part, at most this percentage ("10%" by
+            default, 0 for none). So not all workers retire at once.
+        min_lifetime: a worker that is younger does not retire: seconds, or a text such as "1m" (the
+            default).
+
+    Returns:
+        A value that is a hook of a server and has `apply()`.
+
+    Raises:
+        ConfigurationError: a keyword or a value is wrong.
     """
     share = None
     if unshared is None and resident is None:
         unshared = DEFAULT_SHARE
     if isinstance(unshared, str) and unshared.strip().endswith("%"):
-        share, unshared = _share(unshared, "unshared"), None
-    parse_count(every, "every", most=1_000_000)
-    part = 0.0 if jitter in (0, "0", "0%") else _share(jitter, "jitter")
-    if part >= 1:
-        raise ConfigurationError(f'jitter: {jitter!r} leaves nothing of the limit: write such as "10%"')
+        share, unshared = _parse_share(unshared, "unshared"), None
+    parse_count(every, "every", most=_MOST_REQUESTS)
+    jitter_share = 0.0 if jitter in (0, "0", "0%") else _parse_share(jitter, "jitter")
+    if jitter_share >= 1:
+        raise ConfigurationError(
+            f'jitter: {jitter!r} could lower the limit to nothing: write less, such as "10%"'
+        )
     return SizeLimit(
-        None if unshared is None else _size(unshared, "unshared"),
-        None if resident is None else _size(resident, "resident"),
+        None if unshared is None else _parse_limit(unshared, "unshared"),
+        None if resident is None else _parse_limit(resident, "resident"),
         share,
         every,
-        part,
+        jitter_share,
         parse_seconds(min_lifetime, "min_lifetime"),
     )
 
 
-def _share(value: str | float, argument: str) -> float:
+def _parse_share(value: str | float, argument: str) -> float:
     try:
         share = parse_percent(value, argument)
     except ConfigurationError:
         share = 0.0
     if not 0 < share <= 1:
         raise ConfigurationError(
-            f'{argument}: {value!r} is no part of a whole: write a percentage from 1 to 100, as "10%"'
+            f'{argument}: {value!r} is not a percentage from 1 to 100: write such as "10%"'
         )
     return share
 
 
-def _size(value: str | int, argument: str) -> int:
+def _parse_limit(value: str | int, argument: str) -> int:
     size = parse_size(value, argument)
     if size < _MB:
         raise ConfigurationError(
-            f"{argument}: {value!r} is less than any worker takes: write at least 1M, such as "
-            f'"300M", or "{DEFAULT_SHARE}" of what the cgroup may have'
+            f"{argument}: {value!r} is less than any worker needs: write at least 1M, such as "
+            f'"300M", or "{DEFAULT_SHARE}" of the cgroup\'s memory'
         )
     return size
