@@ -11,8 +11,8 @@ from guardrails import SpeedLimit
 from guardrails.worker import control_pipe
 
 
-def test_no_thread_waits_for_orders_where_threads_are_greenlets(monkeypatch):
-    """It would hold up the hub, and with it every request."""
+def test_no_thread_waits_for_commands_where_threads_are_greenlets(monkeypatch):
+    """The thread would block the hub, and with it every request."""
     patched = SimpleNamespace(is_module_patched=lambda name: name == "threading")
     monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
     before = set(threading.enumerate())
@@ -21,7 +21,7 @@ def test_no_thread_waits_for_orders_where_threads_are_greenlets(monkeypatch):
     assert set(threading.enumerate()) == before
 
 
-def test_who_closes_the_pipe_for_orders_ends_them_and_nothing_more(caplog):
+def test_a_pipe_that_the_app_closes_ends_the_commands_and_nothing_more(caplog):
     reading, writing = os.pipe()
     os.close(reading)
     os.close(writing)

@@ -20,7 +20,7 @@ from support import Browser
 
 @pytest.fixture
 def interrupted():
-    """A browser before an app that loops, in a process that takes orders."""
+    """A browser before an app that loops, in a process that can be interrupted."""
     store = private_store(clients=100)
     release = threading.Event()
     entered = threading.Event()
@@ -86,7 +86,7 @@ def test_a_request_is_ended_by_an_exception_in_its_thread_and_no_other(interrupt
     assert answers == [200, "on"]
 
 
-def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
+def test_a_command_for_a_request_that_is_over_meets_nobody(interrupted):
     browser, store, entered, release, _seen = interrupted
     answers = []
     thread = ask_in_a_thread(browser, answers)
@@ -102,14 +102,14 @@ def test_an_order_for_a_request_that_is_over_meets_nobody(interrupted):
 
 
 def command(request):
-    """Order its end, and do a little: an exception would come meanwhile."""
+    """Interrupt a request, and execute a little: an exception would come meanwhile."""
     current_process().interrupts.interrupt(request.generation, request.thread)
     for _ in range(1000):
         pass
 
 
-def ordering(real, *, after):
-    """A verb of a store, during which the request is ordered to end."""
+def with_command(real, *, after):
+    """A verb of a store, during which a command to end the request comes."""
 
     def verb(open_request, *given, **named):
         if not after:
@@ -122,11 +122,13 @@ def ordering(real, *, after):
     return verb
 
 
-def test_an_order_that_comes_while_a_request_is_let_in_ends_it_before_its_app(interrupted, monkeypatch):
+def test_a_command_that_comes_while_a_request_is_let_in_ends_it_before_its_app(
+    interrupted, monkeypatch
+):
     store = interrupted[1]
     app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
     assert Browser(app).get("/").status_code == 200
-    monkeypatch.setattr(store, "enter", ordering(store.enter, after=True))
+    monkeypatch.setattr(store, "enter", with_command(store.enter, after=True))
 
     with pytest.raises(guardrails.RequestInterruptedError):
         Browser(app).get("/")
@@ -134,10 +136,10 @@ def test_an_order_that_comes_while_a_request_is_let_in_ends_it_before_its_app(in
     assert store.requests() == []
 
 
-def test_an_order_that_comes_while_a_request_leaves_lets_it_end(interrupted, monkeypatch):
+def test_a_command_that_comes_while_a_request_leaves_lets_it_end(interrupted, monkeypatch):
     store = interrupted[1]
     app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
-    monkeypatch.setattr(store, "leave", ordering(store.leave, after=False))
+    monkeypatch.setattr(store, "leave", with_command(store.leave, after=False))
 
     assert Browser(app).get("/").status_code == 200
     assert app.errors == {}
@@ -179,47 +181,47 @@ def test_an_interrupted_request_is_not_a_failing_store(interrupted, monkeypatch,
 
 
 @pytest.fixture
-def ordered(interrupted, monkeypatch):
-    """Requests are ordered to end, each in its last instant; gives whom."""
+def commanded(interrupted, monkeypatch):
+    """A command comes in the last instant of the first request; returns the interrupted generations."""
     store = interrupted[1]
     interrupts = current_process().interrupts
     real = interrupts._end
-    ordered = []
+    commanded = []
 
     def end(generation, work):
-        if not ordered:
-            ordered.append(generation)
+        if not commanded:
+            commanded.append(generation)
             (request,) = store.requests()
             command(request)
             pytest.fail("nobody interrupted it")
         real(generation, work)
 
     monkeypatch.setattr(interrupts, "_end", end)
-    return ordered
+    return commanded
 
 
-def test_an_order_in_the_last_instant_lets_the_request_end(interrupted, ordered):
+def test_a_command_in_the_last_instant_lets_the_request_end(interrupted, commanded):
     store = interrupted[1]
     app = guardrails.throttle(testing.hello, SpeedLimit("99/s"), store=store, interruptible=True)
 
     assert Browser(app).get("/").status_code == 200
-    assert len(ordered) == 1
+    assert len(commanded) == 1
     assert app.errors == {}
     assert store.requests() == []
     assert current_process().interrupts._at_work == {}
 
 
-def test_an_order_in_the_last_instant_does_not_replace_the_apps_own_exception(interrupted, ordered):
+def test_a_command_in_the_last_instant_does_not_replace_the_apps_own_exception(interrupted, commanded):
     store = interrupted[1]
     app = guardrails.throttle(raising, SpeedLimit("99/s"), store=store, interruptible=True)
     with pytest.raises(ValueError, match="the app's own"):
         Browser(app).get("/")
-    assert len(ordered) == 1
+    assert len(commanded) == 1
     assert current_process().interrupts._at_work == {}
 
 
 def test_who_left_a_response_open_is_met_nowhere_else(interrupted):
-    """Its thread waits for work by now, or serves somebody else."""
+    """Its thread is idle by now, or serves another request."""
     store = interrupted[1]
     app = guardrails.throttle(streaming, SpeedLimit("99/s"), store=store, interruptible=True)
     held = Browser(app).hold()
@@ -237,7 +239,7 @@ def test_who_left_a_response_open_is_met_nowhere_else(interrupted):
     assert current_process().interrupts._at_work == {}
 
 
-def test_an_order_between_two_parts_of_a_response_ends_it_at_the_next(interrupted):
+def test_a_command_between_two_parts_of_a_response_ends_it_at_the_next(interrupted):
     store = interrupted[1]
     app = guardrails.throttle(streaming, SpeedLimit("99/s"), store=store, interruptible=True)
     held = Browser(app).hold()
@@ -254,7 +256,7 @@ def test_an_order_between_two_parts_of_a_response_ends_it_at_the_next(interrupte
 
 
 def told_to_end(store):
-    """An app whose request is ordered to end while it runs."""
+    """An app that a command interrupts while it runs."""
 
     def app(environ, start_response):
         (request,) = store.requests()
@@ -296,7 +298,7 @@ def test_an_inner_throttle_may_allow_it(interrupted):
 def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
     interrupted, monkeypatch
 ):
-    """A response in a cycle ends wherever memory is tidied up, also in the midst of an order."""
+    """The garbage collector ends a response in a cycle at any time, also during a command."""
     browser, store, entered, _release, _seen = interrupted
 
     class Cycle:
@@ -316,14 +318,14 @@ def test_a_request_that_is_dropped_while_another_is_interrupted_holds_up_nobody(
         raise_in(thread, error)
 
     monkeypatch.setattr(interrupt, "_raise_in", tidied)
-    ordering = threading.Thread(
+    sender = threading.Thread(
         target=current_process().interrupts.interrupt,
         args=(request.generation, request.thread),
         daemon=True,
     )
-    ordering.start()
-    ordering.join(20)
-    assert not ordering.is_alive(), "the order waits for itself"
+    sender.start()
+    sender.join(20)
+    assert not sender.is_alive(), "the command waits for itself"
     thread.join(20)
 
     assert answers == ["raised", "on"]
@@ -375,7 +377,7 @@ def serve_in_a_row(app, count, told):
 
 
 def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
-    """Requests end by themselves and by order, in a race; whoever survives has met no exception."""
+    """Requests end by themselves and by commands, in a race. No exception comes outside a request."""
     store = interrupted[1]
     lengths = random.Random(7)
 
@@ -397,17 +399,17 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
                 )
 
     threads = [threading.Thread(target=serve_in_a_row, args=(app, 150, told)) for _ in range(2)]
-    ordering = threading.Thread(target=command)
+    sender = threading.Thread(target=command)
     usual = sys.getswitchinterval()
     sys.setswitchinterval(0.0001)
     try:
-        for thread in (*threads, ordering):
+        for thread in (*threads, sender):
             thread.start()
         for thread in threads:
             thread.join(60)
             assert not thread.is_alive()
         done.set()
-        ordering.join(20)
+        sender.join(20)
     finally:
         sys.setswitchinterval(usual)
 

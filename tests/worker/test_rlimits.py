@@ -463,7 +463,7 @@ def test_where_nobody_starts_the_server_again_it_is_said_at_the_first_request():
 
 
 def test_the_soft_limit_of_cpu_kills_nobody_where_nobody_starts_it_again():
-    """It is told, and goes on; only the hard limit kills."""
+    """The process logs the soft limit and goes on; only the hard limit kills."""
     ran = run(
         "import time\n"
         "guardrails.rlimits(CPU='1:4').apply()\n"
@@ -525,7 +525,7 @@ print(json.dumps([leaving, spending, dict(app.errors), len(store.requests())]))
 
 
 def test_a_request_beyond_its_budget_is_ended_in_its_app_and_gives_back_what_it_holds():
-    """One burns it while it leaves the store, and one in the app."""
+    """One request uses the CPU while it leaves the store, and one in the app."""
     assert in_a_process(SPENDING) == ["200 OK", "ended", {}, 0]
 
 
@@ -640,7 +640,7 @@ def _ask(port):
 
 
 def test_what_is_refused_changes_nothing_before_it():
-    """Also what comes before it: the other limits, and how SIGXCPU is dealt with."""
+    """Neither the limits before it, nor the handling of SIGXCPU."""
     found = in_a_process(
         "import signal, threading\n"
         "core = resource.getrlimit(resource.RLIMIT_CORE)\n"

@@ -1,4 +1,4 @@
-"""The size guard: who is too large finishes and retires, and nobody else does."""
+"""The size guard: a worker that is too large finishes its requests and retires, and no other does."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ MB = 1 << 20
 
 
 class Worker:
-    """This process as a worker that grows by hand: what /proc would say, and which signals it got."""
+    """This process as a worker that tests let grow: what /proc would say, and the signals it got."""
 
     def __init__(self, monkeypatch, serve, clock):
         self.resident = self.shared = 0

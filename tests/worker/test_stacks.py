@@ -69,7 +69,7 @@ def test_a_stuck_process_shows_where_its_request_is(stuck):
 
 @pytest.fixture
 def in_python_alone(monkeypatch):
-    """Stacks as Python writes them: however long that takes, nobody else is asked."""
+    """Only Python code writes stacks, however long that takes: neither faulthandler nor py-spy."""
     monkeypatch.setattr(Processes, "_ask_c_code", lambda *_: False)
     monkeypatch.setattr(stacks, "ask_py_spy", lambda _pid: None)
 
@@ -84,7 +84,7 @@ def dumped(worker, thread):
         assert time.monotonic() < deadline
 
 
-def test_who_takes_other_orders_too_is_asked_as_it_can_answer(in_python_alone):
+def test_a_process_that_takes_commands_shows_its_stacks_at_a_signal_all_the_same(in_python_alone):
     """It has a pipe for interrupts, and shows its stacks at a signal."""
     with stuck_process("sleeping", interruptible=True) as (process, store):
         (request,) = store.requests()
@@ -111,7 +111,7 @@ def test_a_handler_of_the_apps_own_is_never_called_for_stacks(in_python_alone):
 
 
 class Lazy:
-    """As a framework's user or settings: whoever asks what it is has it looked up."""
+    """A lazy object, as a framework has for its user: reading its class evaluates it."""
 
     evaluated = 0
 
@@ -135,7 +135,7 @@ def test_lazy_objects_are_not_evaluated_for_a_dump(monkeypatch):
 
 
 def test_what_is_raised_while_stacks_are_written_reaches_the_app(monkeypatch):
-    """A deadline of the app's, or an order to end: it is not the writing that failed."""
+    """The exception is a deadline of the app, or its shutdown: the writing has not failed."""
 
     class DeadlineError(Exception):
         pass
@@ -234,7 +234,7 @@ threading.Event().wait(600)
 
 
 def test_a_process_full_of_threads_shows_one_of_them_again_and_again_and_goes_on(in_python_alone):
-    """faulthandler, asked as often while they run, ends such a process: who is slow is asked again."""
+    """It is asked again when it is slow: faulthandler would crash such a process."""
     name = f"shm:test-stacks-{secrets.token_hex(6)}?private&clients=100"
     process = subprocess.Popen([sys.executable, "-c", BUSY, name], stdout=subprocess.PIPE)
     try:
