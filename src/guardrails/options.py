@@ -29,8 +29,9 @@ def check_keywords(caller: str, given: Iterable[str], known: Iterable[str]) -> N
     known = list(known)
     for name in given:
         if name not in known:
-            nearest = get_close_matches(name, known, n=1, cutoff=0.5)
-            remedy = f"write {nearest[0]}" if nearest else "leave it out"
+            by_folded_name = {word.casefold(): word for word in known}
+            nearest = get_close_matches(name.casefold(), by_folded_name, n=1, cutoff=0.5)
+            remedy = f"write {by_folded_name[nearest[0]]}" if nearest else "leave it out"
             raise ConfigurationError(
                 f"{caller}: {name!r} is not an option: {remedy}; the options are "
                 + ", ".join(sorted(known))

@@ -414,8 +414,8 @@ WRONG_RLIMITS = [
     wrong(
         "unknown limit",
         lambda: rlimits(GPU="1M"),
-        "GPU: '1M' is for no limit: there is none of this name; they are written in capitals: "
-        + ", ".join(limit_numbers()),
+        "rlimits: 'GPU' is not an option: write CPU; the options are "
+        + ", ".join(sorted([*limit_numbers(), "cpu_per_request", "defaults", "nice"])),
     ),
     wrong(
         "size in words",
@@ -430,7 +430,7 @@ WRONG_RLIMITS = [
     wrong(
         "only a colon",
         lambda: rlimits(DATA=":"),
-        'DATA: \':\' says nothing: write "SOFT:HARD", "SOFT:" or ":HARD"',
+        'DATA: \':\' has neither a soft nor a hard limit: write "SOFT:HARD", "SOFT:" or ":HARD"',
     ),
 ]
 

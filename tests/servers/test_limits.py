@@ -154,7 +154,7 @@ def test_a_budget_per_request_ends_the_request_and_the_worker_lives(trouble, set
     ended = answer_or_hang_up(site, "/burn?seconds=20")
 
     assert ended.status in (0, 500)
-    assert "this request has burnt its 1 s of CPU" in site.whole_log()
+    assert "this request has used its 1 s of CPU" in site.whole_log()
     assert site.pid() == first
 
 

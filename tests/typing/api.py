@@ -27,6 +27,7 @@ from guardrails import (
     Worker,
     open_store,
     rlimits,
+    size_limit,
     testing,
     throttle,
 )
@@ -193,6 +194,8 @@ watching: Watchdog = guardrails.watchdog(timeout="3m")
 for report in limits.apply():
     asked: int | None = report.soft
     soft, hard = report.after
+rlimits({"CPU": "600:1200"}, defaults=True, cpu_per_request="2s", nice=5, NOFILE=1024)
+size_limit("300M", resident="1G", every=10, jitter="20%", min_lifetime="5m").apply()
 
 
 # Tests of guarded apps.
@@ -215,4 +218,7 @@ MaxConcurrentReqs("10")  # type: ignore[arg-type]
 MaxConcurrentReqs(10, hold="for ever")  # type: ignore[arg-type]
 throttle("app")  # type: ignore[arg-type]
 throttle(app, "SpeedLimit")  # type: ignore[arg-type]
+rlimits(GPU=1)  # type: ignore[call-arg]
+rlimits(CPU=["600:"])  # type: ignore[arg-type]
+size_limit("300M", evry=10)  # type: ignore[call-arg]
 throttle(app, exempt=7)  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """rlimits(): limits as a value, set only where it is applied. Each in a process of its own."""
 
+import inspect
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -14,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import guardrails
+from guardrails.store.processes import limit_numbers
+from guardrails.worker.limit_values import LimitOptions
 
 APP = """
 import json, resource
@@ -233,14 +237,15 @@ def test_nice_sets_the_priority_and_only_root_may_go_below_it():
     assert said.startswith("nice: the system refuses -5")
 
 
-NO_LIMIT = "no limit: there is none of this name; they are written in capitals"
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"GPU": 1}, "GPU: 1 is for no limit: there is none of this name"),
-        ({"cpu": "120:360"}, f"cpu: '120:360' is for {NO_LIMIT}: AS, CORE, CPU, "),
+        ({"GPU": 1}, "rlimits: 'GPU' is not an option: write CPU; the options are AS, CORE, CPU, "),
+        ({"nofiles": 9}, "rlimits: 'nofiles' is not an option: write NOFILE; the options are AS, "),
+        ({"nicer": 5}, "rlimits: 'nicer' is not an option: write nice; the options are AS, "),
+        ({"xyz": 5}, "rlimits: 'xyz' is not an option: leave it out; the options are AS, "),
+        ({"cpu": "120:360"}, "rlimits: 'cpu' is not an option: write CPU"),
+        ({"RLIMIT_CPU": 60}, "rlimits: 'RLIMIT_CPU' is not an option: write CPU"),
         ({"DATA": "64X"}, "DATA: '64X' is not a size: write bytes"),
         ({"DATA": -1}, "DATA: -1 is not a size"),
         ({"CPU": "100M"}, "CPU: '100M' has a capital M, as sizes have: write 100m for minutes"),
@@ -250,13 +255,13 @@ NO_LIMIT = "no limit: there is none of this name; they are written in capitals"
         ({"NOFILE": "12k"}, "NOFILE: '12k' is not a whole number"),
         ({"NOFILE": True}, "NOFILE: True is not a whole number"),
         ({"CORE": ""}, "CORE: '' is not a size"),
-        ({"CORE": ":"}, "CORE: ':' says nothing: write \"SOFT:HARD\""),
+        ({"CORE": ":"}, "CORE: ':' has neither a soft nor a hard limit: write \"SOFT:HARD\""),
         ({"NOFILE": "2:1"}, "NOFILE: '2:1' has a soft limit above the hard one"),
         ({"CPU": "unlimited:5"}, "CPU: 'unlimited:5' has a soft limit above the hard one"),
         ({"DATA": 2**63}, "DATA: 9223372036854775808 is more than the system can count"),
         ({"defaults": "off"}, "defaults: 'off' is neither True nor False"),
         ({"nice": 20}, "nice: 20 is not a whole number from -20 to 19"),
-        ({"cpu_per_request": "0s"}, "cpu_per_request: '0s' is no time at all"),
+        ({"cpu_per_request": "0s"}, "cpu_per_request: '0s' is less than a second"),
         ({"cpu_per_request": "0.5s"}, "cpu_per_request: '0.5s' is not whole seconds"),
     ],
 )
@@ -264,6 +269,29 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments, said):
     with pytest.raises(guardrails.ConfigurationError) as error:
         guardrails.rlimits(**arguments)
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have SWAP")
+def test_a_limit_of_other_systems_is_refused_as_such():
+    said = r"^rlimits: 'SWAP' is a limit of other systems: leave it out; this one has AS, CORE, "
+    with pytest.raises(guardrails.ConfigurationError, match=said):
+        guardrails.rlimits(SWAP="1G")
+
+
+def test_a_wrong_name_in_a_mapping_or_the_environment_is_said_to_be_there(monkeypatch):
+    said = "^rlimits, in the mapping: 'DATE' is not an option: write DATA; the options are AS"
+    with pytest.raises(guardrails.ConfigurationError, match=said):
+        guardrails.rlimits({"DATE": "1G"})
+    monkeypatch.setenv("GUARDRAILS_RLIMIT_DEFAULT", "on")
+    said = "^GUARDRAILS_RLIMIT_ in the environment: 'DEFAULT' is not an option: write DEFAULTS;"
+    with pytest.raises(guardrails.ConfigurationError, match=said):
+        guardrails.rlimits()
+
+
+def test_editors_and_help_know_every_limit_that_the_system_has():
+    explained = set(re.findall(r"\b[A-Z]+\b", inspect.getdoc(guardrails.rlimits)))
+    assert set(limit_numbers()) <= set(LimitOptions.__annotations__)
+    assert set(LimitOptions.__annotations__) <= explained
 
 
 def test_what_is_wrong_in_the_environment_names_the_variable(monkeypatch):
@@ -274,10 +302,10 @@ def test_what_is_wrong_in_the_environment_names_the_variable(monkeypatch):
 
 DEFAULTS = """
 from guardrails.worker.server import Server
-from guardrails.worker import memory, rlimits
+from guardrails.worker import limit_defaults, memory, rlimits
 memory.cgroup_limit = lambda: {room}
 server = Server("gunicorn (gthread)", {processes}, {threads}, True, 15)
-found = rlimits._defaults(rlimits.rlimits({asked}).limits, server)
+found = limit_defaults.default_limits(rlimits.rlimits({asked}).limits, server)
 print(json.dumps({{limit.name: [limit.soft, limit.hard] for limit in found}}))
 """
 
@@ -448,7 +476,7 @@ def test_where_nobody_starts_the_server_again_it_is_said_at_the_first_request():
 
 
 def test_the_soft_limit_of_cpu_kills_nobody_where_nobody_starts_it_again():
-    """It is told, and goes on; only the hard limit kills."""
+    """The process logs the soft limit and goes on; only the hard limit kills."""
     ran = run(
         f"import time\n{AWAIT_WARNING}"
         "guardrails.rlimits(CPU='1:4').apply()\n"
@@ -510,7 +538,7 @@ print(json.dumps([leaving, spending, dict(app.errors), len(store.requests())]))
 
 
 def test_a_request_beyond_its_budget_is_ended_in_its_app_and_gives_back_what_it_holds():
-    """One burns it while it leaves the store, and one in the app."""
+    """One request uses the CPU while it leaves the store, and one in the app."""
     assert in_a_process(SPENDING) == ["200 OK", "ended", {}, 0]
 
 
@@ -625,7 +653,7 @@ def _ask(port):
 
 
 def test_what_is_refused_changes_nothing_before_it():
-    """Also what comes before it: the other limits, and how SIGXCPU is dealt with."""
+    """Neither the limits before it, nor the handling of SIGXCPU."""
     found = in_a_process(
         "import signal, threading\n"
         "core = resource.getrlimit(resource.RLIMIT_CORE)\n"

@@ -1,4 +1,4 @@
-"""The size guard: who is too large finishes and retires, and nobody else does."""
+"""The size guard: a worker that is too large finishes its requests and retires, and no other does."""
 
 import logging
 import os
@@ -11,13 +11,13 @@ import pytest
 
 import guardrails
 from guardrails import SpeedLimit, testing
-from guardrails.worker import memory, process, retire, size
+from guardrails.worker import memory, process, retire, size_guard
 
 MB = 1 << 20
 
 
 class Worker:
-    """This process as a worker that grows by hand: what /proc would say, and which signals it got."""
+    """This process as a worker that tests let grow: what /proc would say, and the signals it got."""
 
     def __init__(self, monkeypatch, serve, clock):
         self.resident = self.shared = 0
@@ -26,7 +26,7 @@ class Worker:
         monkeypatch.setattr(memory, "resident_bytes", lambda _statm: self.resident)
         monkeypatch.setattr(memory, "unshared_bytes", self.unshared)
         # Others look at the time, and at processes, by these modules too.
-        monkeypatch.setattr(size, "time", SimpleNamespace(monotonic=lambda: clock() / 1e6))
+        monkeypatch.setattr(size_guard, "time", SimpleNamespace(monotonic=lambda: clock() / 1e6))
         own_os = SimpleNamespace(kill=lambda _pid, number: self.signals.append(number))
         monkeypatch.setattr(retire, "os", own_os)
         self.serve = serve
@@ -173,7 +173,7 @@ def test_limits_differ_from_worker_to_worker_within_the_jitter(worker, monkeypat
     for _ in range(1, 30):
         forked = process.WorkerProcess(process.current_process())
         monkeypatch.setattr(process, "_process", forked)
-        guard.begin(guardrails.worker.server.Server("gunicorn", 2, 1, True, 15), None)
+        guard.start(guardrails.worker.server.Server("gunicorn", 2, 1, True, 15), None)
         drawn.add(guard._unshared)
     assert len(drawn) > 20
     assert min(drawn) >= 80 * MB
@@ -194,7 +194,8 @@ def test_without_a_limit_of_the_cgroup_a_part_of_it_is_said_to_be_no_size(worker
     worker.under(unshared=None)
     worker.grow(4000)
     assert worker.signals == []
-    assert "size: 80% of what the workers may have is no size, since nothing limits" in caplog.text
+    assert "size: unshared memory has no limit: 80% of the workers' memory is unknown" in caplog.text
+    assert "since nothing limits the memory of this cgroup: name a size" in caplog.text
 
 
 def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
@@ -209,12 +210,13 @@ def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
     ("options", "said"),
     [
         ({"unshared": "lots"}, "unshared: 'lots' is not a size"),
-        ({"unshared": 300}, "unshared: 300 is less than any worker takes"),
-        ({"unshared": "120%"}, "unshared: '120%' is no part of a whole"),
-        ({"jitter": 0.1}, "jitter: 0.1 is no part of a whole: write a percentage from 1 to 100"),
-        ({"resident": "1K"}, "resident: '1K' is less than any worker takes"),
+        ({"unshared": 300}, "unshared: 300 is less than any worker needs"),
+        ({"unshared": "120%"}, "unshared: '120%' is not a percentage from 1 to 100"),
+        ({"jitter": 0.1}, "jitter: 0.1 is not a percentage from 1 to 100: write such as"),
+        ({"resident": "1K"}, "resident: '1K' is less than any worker needs"),
         ({"every": 0}, "every: 0 is not a whole number from 1"),
-        ({"jitter": "100%"}, "jitter: '100%' leaves nothing of the limit"),
+        ({"jitter": "100%"}, "jitter: '100%' could lower the limit to nothing"),
+        ({"evry": 5}, "size_limit: 'evry' is not an option: write every; the options are every, "),
         ({"min_lifetime": "soon"}, "min_lifetime: 'soon' is not a duration"),
     ],
 )

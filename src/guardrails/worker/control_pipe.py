@@ -1,7 +1,7 @@
 """Control commands for a worker, read from a FIFO in the user's folder of stores.
 
-A thread of the worker reads them. The thread runs Python, so the other threads stand still while a
-command is carried out. Commands are not processed while another thread keeps the GIL.
+A thread of the worker reads them and carries them out. Commands are not processed while another thread
+keeps the GIL.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class ControlPipe:
         from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
 
         if threads_are_greenlets():
-            raise RuntimeError("threads are greenlets here, and one that waits at a pipe holds up all")
+            raise RuntimeError(
+                "threads are greenlets here, and one that waits for a pipe stops all of them"
+            )
         path = directory.own_folder() / file_name(CONTROL, this_process())
         with suppress(FileNotFoundError):
             path.unlink()

@@ -1,7 +1,7 @@
-"""The CPU clock of a request: its thread's, or its greenlet's where gevent serves.
+"""The CPU clock of a request: the clock of its thread, or of its greenlet under gevent.
 
-A thread runs one request, so the thread's CPU time is the request's. Greenlets take turns on one
-thread: there a tracer notes at each switch what the greenlet that stops has used.
+A thread serves one request at a time, so the thread's CPU time is the request's. Many greenlets share
+one thread. There a trace function charges, at each switch, the greenlet that stops.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ log = logging.getLogger("guardrails")
 thread_nanoseconds: Callable[[], int] = time.thread_time_ns
 
 now: Callable[[], int] = thread_nanoseconds
-"""Nanoseconds of CPU that the caller has used; only differences mean something."""
-
+"""Returns the nanoseconds of CPU that the caller has used; only differences are meaningful."""
 
 identify: Callable[[], int] = threading.get_ident
-"""What tells the threads of a process apart, or the greenlets."""
+"""Returns the identifier of the current thread, or greenlet under gevent."""
 
 
 def follow_greenlets() -> None:
-    """From now on measure by greenlet whoever is served by one, where gevent is loaded at all."""
+    """Measure by greenlet from now on, if gevent is loaded."""
     global now, identify
     if "gevent" in sys.modules and now is thread_nanoseconds:
         now = _greenlet_clocks()
@@ -38,7 +37,7 @@ def follow_greenlets() -> None:
 
 
 class _GreenletClock:
-    """The CPU of the greenlets of one thread, as greenlet's trace function."""
+    """Measures the CPU of the greenlets of one thread. The object is a trace function of greenlet."""
 
     def __init__(self, greenlet: Any) -> None:
         self._greenlet = greenlet
@@ -54,17 +53,17 @@ class _GreenletClock:
             at = thread_nanoseconds()
             stopping, self._running = switch
             self._charge(stopping, at)
-        except Exception:  # noqa: S110 - raised into a switch it would break whoever is switched to
+        except Exception:  # noqa: S110 - an exception here would reach the greenlet that starts
             pass
         if self._before is not None and not self._passing_on:
-            self._passing_on = True  # it may call us in turn
+            self._passing_on = True  # the other function may call this one
             try:
                 self._before(event, switch)
             finally:
                 self._passing_on = False
 
     def nanoseconds(self, current: Any) -> int:
-        """What the current greenlet has used."""
+        """Return the CPU that the current greenlet has used."""
         if self._running is not current:
             self._missed()
         return getattr(current, "guardrails_cpu", 0) + thread_nanoseconds() - self._began
@@ -74,19 +73,19 @@ class _GreenletClock:
         stopping.guardrails_cpu = getattr(stopping, "guardrails_cpu", 0) + used
 
     def _missed(self) -> None:
-        """Somebody set another trace function and does not call ours: begin anew, before theirs."""
+        """Install this function again: another one has replaced it and does not call it."""
         self._charge(self._running, thread_nanoseconds())
         if self._first_time():
             log.warning(
-                "another trace function of greenlet's has taken the place of guardrails', so some CPU "
-                "was charged to the wrong request: let it call the function that was there before"
+                "another trace function has replaced guardrails' in greenlet, so some CPU was charged "
+                "to the wrong request: let it call the function that greenlet.settrace() returned"
             )
         self._install()
 
     def _install(self) -> None:
         before = self._greenlet.gettrace()
         if before is not self:
-            # Whoever traces already goes on hearing of switches; never twice of ours.
+            # Call the function that was there, but no clock of an earlier installation.
             self._before = None if isinstance(before, _GreenletClock) else before
             self._greenlet.settrace(self)
         self._running = self._greenlet.getcurrent()
@@ -94,15 +93,15 @@ class _GreenletClock:
 
 
 def _greenlet_clocks() -> Callable[[], int]:
-    """A clock that is the greenlet's in a greenlet, and else the thread's."""
-    greenlet: Any = import_module("greenlet")  # gevent's own dependency
+    """Return a clock that measures the current greenlet, or a thread outside greenlets."""
+    greenlet: Any = import_module("greenlet")  # gevent depends on it
     getcurrent = greenlet.getcurrent
     clocks: WeakKeyDictionary[Any, _GreenletClock] = WeakKeyDictionary()
 
     def nanoseconds() -> int:
         current = root = getcurrent()
         if root.parent is None:
-            return thread_nanoseconds()  # a thread as any other
+            return thread_nanoseconds()  # a thread without greenlets
         while root.parent is not None:
             root = root.parent
         clock = clocks.get(root)

@@ -26,8 +26,8 @@ class RequestHooks:
 
     Attributes:
         before_request: called before guardrails looks at a request.
-        after_response: called with each request when its response is closed and the store was left.
-        after_refusal: called when a request was refused.
+        after_response: called with each request, after its response was closed and it left the store.
+        after_refusal: called after a request was refused.
         at_start: called once per process, at its first request; see `when_started`.
     """
 

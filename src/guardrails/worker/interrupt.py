@@ -43,7 +43,7 @@ def calls_the_app(function: AnyFunction) -> AnyFunction:
 
 
 class _Work:
-    """What a thread does for a request now, and whether it was interrupted."""
+    """The step of a request that a thread executes, and whether a command has interrupted it."""
 
     __slots__ = ("interrupted", "thread")
 
@@ -64,8 +64,8 @@ class RequestInterrupts:
         self._at_work: dict[int, _Work] = {}
         # Interrupts that arrived between two parts of a response; applied at the next part.
         self._pending: deque[int] = deque(maxlen=_MOST_PENDING)
-        # Held from the look at who is at work until the exception is raised, or taken back. It is
-        # reentrant, since Python may run destructors meanwhile.
+        # Held from finding the request until its exception is raised, or withdrawn. Reentrant: Python
+        # may run a destructor meanwhile, which ends another request in the same thread.
         self._lock = threading.RLock()
 
     def install(self, server: Server) -> bool:
@@ -120,7 +120,7 @@ class RequestInterrupts:
             What the step returns.
         """
         if generation in self._at_work:
-            return step(*arguments)  # an inner throttle's
+            return step(*arguments)  # the outer throttle of this request is already at work
         work = _Work()
         result: object = _NOTHING
         own: BaseException | None = None

@@ -1,4 +1,4 @@
-"""One limit of a process: what was asked for, set as far as the system lets, or not at all."""
+"""Sets and restores single limits of this process, and its priority."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ UNLIMITED = -1
 
 
 class Limit(NamedTuple):
-    """One limit as it was asked for. None leaves that side as it is; -1 is unlimited."""
+    """One limit as it was requested.
+
+    Attributes:
+        name: without "RLIMIT_".
+        soft: the soft limit; None keeps the present one, and -1 is unlimited.
+        hard: the hard limit, likewise.
+        origin: "argument", "mapping", "environment" or "default".
+    """
 
     name: str
     soft: int | None
@@ -23,9 +30,15 @@ class Limit(NamedTuple):
 
 
 class LimitReport(NamedTuple):
-    """One limit as it was set: what was asked for, and (soft, hard) before and after; -1: unlimited.
+    """One limit as it was set, in the unit of the system, such as bytes or seconds. -1 is unlimited.
 
-    origin: "argument", "mapping", "environment" or "default".
+    Attributes:
+        name: the name of the limit, such as "CPU".
+        soft: the requested soft limit; None where none was requested.
+        hard: the requested hard limit; None where none was requested.
+        before: the soft and the hard limit until then.
+        after: the soft and the hard limit from then on.
+        origin: "argument", "mapping", "environment" or "default".
     """
 
     name: str
@@ -43,7 +56,11 @@ class LimitReport(NamedTuple):
 
 
 def resource_module() -> Any:
-    """The standard library's module. Raises ConfigurationError where there is none."""
+    """Return the standard library's module `resource`.
+
+    Raises:
+        ConfigurationError: this system has no such module.
+    """
     try:
         return import_module("resource")
     except ImportError:
@@ -53,10 +70,23 @@ def resource_module() -> Any:
 
 
 def set_all(resource: Any, limits: Iterable[Limit], nice: int | None = None) -> list[LimitReport]:
-    """Set several limits and the priority, or as far as that is possible none of them."""
+    """Set several limits and the priority. After a refusal, restore those that were set.
+
+    Args:
+        resource: the module.
+        limits: the requested limits.
+        nice: the requested priority; None keeps the present one.
+
+    Returns:
+        A report of each limit.
+
+    Raises:
+        ConfigurationError: the system refuses a limit or the priority.
+    """
     before = priority()
     nice = before if nice is None else nice
-    # Down may be refused, and can be taken back; up is never refused, and cannot.
+    # A lower number may be refused, and can be restored, so it comes first. A higher number is never
+    # refused, and only root can restore it, so it comes last.
     if nice < before:
         _set_priority(nice)
     try:
@@ -71,11 +101,11 @@ def set_all(resource: Any, limits: Iterable[Limit], nice: int | None = None) -> 
 
 
 def _set_limits(resource: Any, limits: Iterable[Limit]) -> list[LimitReport]:
-    """Set several limits, or as far as that is possible none of them."""
+    """Set several limits. After a refusal, restore those that were set."""
     reports: list[LimitReport] = []
     try:
         for limit in limits:
-            reports.append(_set(resource, limit))  # noqa: PERF401 - what was set must be known
+            reports.append(_set(resource, limit))  # noqa: PERF401 - needed after an exception
     except ConfigurationError:
         restore(resource, reports)
         raise
@@ -83,8 +113,8 @@ def _set_limits(resource: Any, limits: Iterable[Limit]) -> list[LimitReport]:
 
 
 def restore(resource: Any, reports: Iterable[LimitReport]) -> None:
-    """Put back what was, each as far as the system lets."""
-    for report in reversed(tuple(reports)):  # two names may be one limit
+    """Restore the limits before a change, as far as the system allows."""
+    for report in reversed(tuple(reports)):  # OFILE and NOFILE are one limit: the first is the oldest
         which = getattr(resource, f"RLIMIT_{report.name}")
         for before in (report.before, (report.before[0], resource.getrlimit(which)[1])):
             with suppress(ValueError, OSError):
@@ -96,21 +126,28 @@ def _set(resource: Any, limit: Limit) -> LimitReport:
     """Set one limit."""
     which = getattr(resource, f"RLIMIT_{limit.name}")
     before = resource.getrlimit(which)
-    asked = _both_sides(limit, before)
+    both = _both_sides(limit, before)
     try:
-        resource.setrlimit(which, asked)
+        resource.setrlimit(which, both)
     except (ValueError, OSError, OverflowError) as error:
-        raise _refused(limit, asked, before, error) from None
+        raise _refused(limit, both, before, error) from None
     return LimitReport(
         limit.name, limit.soft, limit.hard, before, resource.getrlimit(which), limit.origin
     )
 
 
 def check(resource: Any, limit: Limit) -> None:
-    """Have refused what `_set` would be refused, and leave all as it is.
+    """Try whether the system would refuse a limit, and change nothing.
 
-    Only what is above the present hard limit is refused, and a hard one that could be raised can be
-    lowered again.
+    The system refuses only what is above the present hard limit. A process that may raise its hard
+    limit may lower it again, so raising it is tried.
+
+    Args:
+        resource: the module.
+        limit: the requested limit.
+
+    Raises:
+        ConfigurationError: the system refuses the limit.
     """
     which = getattr(resource, f"RLIMIT_{limit.name}")
     before = resource.getrlimit(which)
@@ -126,7 +163,7 @@ def check(resource: Any, limit: Limit) -> None:
 
 
 def _both_sides(limit: Limit, before: tuple[int, int]) -> tuple[int, int]:
-    """The soft and the hard limit to be set. A hard one alone takes a higher soft one down with it."""
+    """Return the soft and the hard limit to set. A hard limit alone lowers a soft one above it."""
     hard = before[1] if limit.hard is None else limit.hard
     soft = before[0] if limit.soft is None else limit.soft
     if limit.soft is None and is_above(soft, hard):
@@ -135,22 +172,26 @@ def _both_sides(limit: Limit, before: tuple[int, int]) -> tuple[int, int]:
 
 
 def _refused(
-    limit: Limit, asked: tuple[int, int], before: tuple[int, int], error: Exception
+    limit: Limit, both: tuple[int, int], before: tuple[int, int], error: Exception
 ) -> ConfigurationError:
-    soft, hard, current = map(limit_text, (*asked, before[1]))
+    soft, hard, current = map(limit_text, (*both, before[1]))
     return ConfigurationError(
-        f"{limit.name}: the system refuses soft {soft} and hard {hard} ({error}): it has hard "
-        f"{current} now, and only a process with CAP_SYS_RESOURCE may raise that; ask for less"
+        f"{limit.name}: the system refuses soft {soft} and hard {hard} ({error}): the hard limit is "
+        f"{current} now, and only a process with CAP_SYS_RESOURCE may raise it: write less"
     )
 
 
 def priority() -> int:
-    """The process's own, from -20 to 19."""
+    """Return the priority of this process, from -20 to 19."""
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def check_priority(nice: int) -> None:
-    """Have refused what setting it would be refused, and leave it as it is."""
+    """Try whether the system would refuse a priority, and change nothing.
+
+    Raises:
+        ConfigurationError: the system refuses the priority.
+    """
     before = priority()
     if nice < before:
         _set_priority(nice)
@@ -162,15 +203,16 @@ def _set_priority(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
     except OSError as error:
         raise ConfigurationError(
-            f"nice: the system refuses {nice} ({error}): only root may go below the present one"
+            f"nice: the system refuses {nice} ({error}): only root may go below {priority()}: "
+            "write that or more"
         ) from None
 
 
 def is_above(soft: int, hard: int) -> bool:
-    """Whether a soft limit is above a hard one."""
+    """Return whether a soft limit is above a hard one."""
     return hard != UNLIMITED and (soft == UNLIMITED or soft > hard)
 
 
 def limit_text(value: int) -> str:
-    """A limit in words."""
+    """Return a limit as a text: a number, or "unlimited"."""
     return "unlimited" if value == UNLIMITED else str(value)

@@ -1,4 +1,4 @@
-"""What this process takes of memory, and how much there is for it."""
+"""How much memory this process has, and how much its cgroup may have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_LIMIT = 2**60
 
 
 class Statm:
-    """The statm of this process, kept open: reading it costs a fraction of opening it.
+    """/proc/self/statm, kept open, since opening it costs much more than reading it.
 
     Args:
         proc: the folder of this process in /proc.
@@ -29,7 +29,7 @@ class Statm:
         self.descriptor = -1
 
     def fields(self) -> list[bytes]:
-        """Return its seven numbers, also where somebody has closed or replaced the descriptor."""
+        """Return the seven numbers, even after other code has closed or replaced the descriptor."""
         for _ in range(2):
             if self.descriptor < 0:
                 how = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
@@ -45,7 +45,7 @@ class Statm:
 def resident_bytes(statm: Statm) -> int:
     """Return the bytes of this process that are in memory, shared or not.
 
-    Cheap: one line of /proc/self/statm. Without /proc, psutil is asked.
+    This reads one line of /proc/self/statm. Without /proc, it asks psutil.
 
     Args:
         statm: the statm of this process.
@@ -61,10 +61,16 @@ def resident_bytes(statm: Statm) -> int:
 
 
 def unshared_bytes(proc: Path = _PROC) -> int:
-    """What no other process has in memory too, from /proc/self/smaps_rollup.
+    """Return the bytes that no other process has in memory too, from /proc/self/smaps_rollup.
 
-    Pages that a fork left shared until somebody writes count as shared, which statm does not see. It
-    walks all of the process's memory, so it is asked only where the resident size gives reason to.
+    Pages that a process still shares with its parent after a fork count as shared; statm counts them
+    as unshared. The kernel walks all memory of the process, so this is expensive.
+
+    Args:
+        proc: the folder of this process in /proc.
+
+    Raises:
+        ConfigurationError: there is no /proc, and psutil is not installed; it names the extra.
     """
     try:
         lines = (proc / "smaps_rollup").read_bytes().splitlines()
@@ -77,11 +83,15 @@ def unshared_bytes(proc: Path = _PROC) -> int:
 
 
 def cgroup_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
-    """The memory that this process's cgroup may have, in bytes; None where nothing limits it.
+    """Return the bytes that this process's cgroup may have; None where nothing limits them.
 
-    The least of the group's and its parents', in either version of cgroups.
+    The limit is the smallest of the group and its parents, in version 1 or 2 of cgroups.
+
+    Args:
+        proc: the folder of this process in /proc.
+        cgroups: where the groups are mounted.
     """
-    found = []
+    limits = []
     for line in _lines(proc / "cgroup"):
         _number, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")
@@ -90,13 +100,13 @@ def cgroup_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
         if not controllers:
             group = cgroups / path.lstrip("/")
             while cgroups in (group, *group.parents):
-                found += _limit_in(group / "memory.max")
+                limits += _limit_in(group / "memory.max")
                 group = group.parent
         elif "memory" in controllers.split(","):
             for group in (cgroups / "memory" / path.lstrip("/"), cgroups / "memory"):
-                found += _limit_in(group / "memory.limit_in_bytes")
-                found += _hierarchical(group / "memory.stat")
-    return min(found, default=None)
+                limits += _limit_in(group / "memory.limit_in_bytes")
+                limits += _hierarchical(group / "memory.stat")
+    return min(limits, default=None)
 
 
 def _limit_in(path: Path) -> list[int]:
@@ -105,7 +115,7 @@ def _limit_in(path: Path) -> list[int]:
 
 
 def _hierarchical(path: Path) -> list[int]:
-    """What version 1 says of a group and its parents together."""
+    """Return the limit of a group and its parents in version 1."""
     words = [line.split() for line in _lines(path) if line.startswith("hierarchical_memory_limit ")]
     return [int(limit) for _, limit in words if limit.isdecimal() and int(limit) < _NO_LIMIT]
 
@@ -122,6 +132,6 @@ def _psutil() -> Any:
         return import_module("psutil").Process()
     except ImportError:
         raise ConfigurationError(
-            "size_limit: this system has no /proc, and psutil, which would do, is not installed: "
+            "size_limit: this system has no /proc, and psutil is not installed: "
             "pip install wsgi-guardrails[psutil]"
         ) from None

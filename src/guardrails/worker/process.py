@@ -2,7 +2,7 @@
 
 Everything that belongs to a process, and not to the program, is in `WorkerProcess`: the server and the
 store, the hooks, the control pipe, the file of stacks, the limits that were applied. A fork makes a new
-one. Nothing else in guardrails compares process numbers by hand.
+one. Nothing else in guardrails compares pids.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from guardrails.worker.stacks import StackFile
 
 if TYPE_CHECKING:
     from guardrails.store.contract import Store
-    from guardrails.worker.cpu_limit import CPULimitWatcher
+    from guardrails.worker.cpu_watcher import CPULimitWatcher
     from guardrails.worker.limit import LimitReport
     from guardrails.worker.rlimits import ResourceLimits
-    from guardrails.worker.size import SizeGuard, SizeLimit
+    from guardrails.worker.size import SizeLimit
+    from guardrails.worker.size_guard import SizeGuard
 
 
 class WorkerProcess:
     """What this process has.
 
     Args:
-        parent: the same of the process that this one was forked from. Hooks and size guards are the
-            program's, so they are kept. Threads, locks, open files and limits are not.
+        parent: the object of the process that this one was forked from. Hooks and size guards belong to
+            the program, so they are kept. Threads, locks, open files and limits are not.
 
     Attributes:
-        pid: the number of the process.
-        server: the server that runs it, as far as it is known; None before anybody asked.
+        pid: the pid of the process.
+        server: the server that runs the process, as far as it is known; None before it was detected.
         store: the store of its first request; None before that.
         is_retiring: whether the process was told to finish its requests and end.
         applied_limits: the limits that were set in this process, with what was reported of them.
-        named_limits: the names of the limits that somebody asked for. No default overrides them.
-        cpu_watcher: what waits for the soft limit of CPU; None without one.
+        named_limits: the names of the limits that were requested. No default overrides them.
+        cpu_watcher: acts at the soft limit of CPU; None without such a limit.
         size_guards: the size guards in force.
     """
 
@@ -67,8 +68,8 @@ class WorkerProcess:
 
 
 def current_process() -> WorkerProcess:
-    """Return what the process that calls has."""
-    # uWSGI forks without Python's hooks, so the number is compared here too, and nowhere else.
+    """Return the object of the process that calls. After a fork it is a new one."""
+    # uWSGI may fork without calling Python's hooks, so compare the pid here, and nowhere else.
     if _process.pid != os.getpid():
         _renew()
     return _process
@@ -80,7 +81,7 @@ def _renew() -> None:
 
 
 def _close_at_exit() -> None:
-    # A child that the server forks may run the parent's exit functions: the files are the parent's.
+    # A child that was forked without Python's hooks also runs this, and the files are its parent's.
     if _process.pid == os.getpid():
         _process.close()
 

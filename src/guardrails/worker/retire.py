@@ -19,7 +19,7 @@ log = logging.getLogger("guardrails")
 
 
 def remember_server(server: Server) -> None:
-    """Remember what runs this process. The first request knows it for certain, and corrects it."""
+    """Remember the server of this process, until the first request detects it for certain."""
     process = current_process()
     if not process.is_server_certain:
         process.server = server
@@ -33,7 +33,7 @@ def _learn_server(server: Server, store: Store) -> None:
 
 def may_retire() -> bool:
     """Return whether this worker can retire, and its server starts another one in its place."""
-    # A process that a worker forks knows no server, so it does not retire.
+    # After a fork the server is unknown, so a child of a worker does not retire.
     server = current_process().server
     return server is not None and server.respawns and bool(server.retire_signal)
 
@@ -47,8 +47,8 @@ def retire(say: Callable[[], object], *, one_at_a_time: bool = False) -> bool:
     """Let this worker finish its requests and end. It may be called any number of times.
 
     Args:
-        say: called just before, since some servers end an idle worker at once.
-        one_at_a_time: not while another worker of the same store is retiring (False).
+        say: reports the retirement. It is called first, since some servers end an idle worker at once.
+        one_at_a_time: do not retire while another worker of the same store does; False by default.
 
     Returns:
         False where this worker cannot retire, or not now.
@@ -73,7 +73,7 @@ def retire(say: Callable[[], object], *, one_at_a_time: bool = False) -> bool:
 
 
 def why_not() -> str:
-    """Return why this process cannot retire, in words."""
+    """Return why this process cannot retire, as a part of a sentence."""
     server = current_process().server
     name = server.name if server is not None else "an unknown server"
     if server is not None and server.respawns:

@@ -1,7 +1,7 @@
 """Resource limits per worker. Successor of Apache::Resource, over the standard library's `resource`.
 
-Unlike there, no unit is guessed, an unknown name is an error, 0 means 0, and what was asked for is
-never overridden by a default.
+Unlike Apache::Resource, guardrails guesses no unit and refuses unknown names. 0 means 0, and no default
+overrides what was requested.
 """
 
 from __future__ import annotations
@@ -12,73 +12,60 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.contract import Store
-from guardrails.store.processes import limit_numbers
-from guardrails.units import number_of_text, parse_count, parse_duration, parse_size
-from guardrails.worker import cpu_limit, memory
+from guardrails.units import parse_count
+from guardrails.worker import cpu_limit
 from guardrails.worker.limit import (
     UNLIMITED,
     Limit,
     LimitReport,
     check,
     check_priority,
-    is_above,
     priority,
     resource_module,
     restore,
     set_all,
 )
-from guardrails.worker.process import current_process
+from guardrails.worker.limit_defaults import default_limits
+from guardrails.worker.limit_values import (
+    LimitOptions,
+    LimitValue,
+    defaults_from_environment,
+    parse_limits,
+    parse_whole_seconds,
+)
+from guardrails.worker.limit_warnings import warn_of_misleading, warn_without_restart
+from guardrails.worker.process import WorkerProcess, current_process
 from guardrails.worker.retire import remember_server
 from guardrails.worker.server import (
     Server,
     gunicorn_server,
-    in_the_master,
+    is_master,
     running_server,
     worker_of_this_fork,
 )
-from guardrails.worker.usage import usage
 
 log = logging.getLogger("guardrails")
 
-ENVIRONMENT = "GUARDRAILS_RLIMIT_"
-DEFAULT_CPU_SECONDS = 600
-MEMORY_SHARE = 0.8
-_USUAL_STACK = 8 << 20
-_SIZES = (
-    "AS",
-    "CORE",
-    "DATA",
-    "FSIZE",
-    "MEMLOCK",
-    "MSGQUEUE",
-    "RSS",
-    "SBSIZE",
-    "STACK",
-    "SWAP",
-    "VMEM",
-)
-_LARGEST = 2**62
-_MISLEADING = {
-    "AS": "it counts addresses, not memory, and each thread takes 8 MB for its stack and 64 MB and "
-    "more for its arena: use DATA, and leave room for 8 MB for each thread there",
-    "NPROC": "it counts all processes and threads of the user, over all workers, and root is exempt: "
-    "leave it to the system's administrator",
-    "RSS": "Linux ignores it: use DATA",
-}
-_ON, _OFF = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
+Say = Callable[[str], object]
+"""Logs one line."""
 
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """Limits that are set in the process that calls `apply()`, or that calls the value itself.
+    """Limits for a process. `apply()` sets them in the process that calls it, and so does a call.
 
-    Being callable with any arguments it is a hook: `post_fork = guardrails.rlimits(...)` for
-    gunicorn, `postfork(guardrails.rlimits(...))` for uWSGI. Within `with limits:` only soft limits
-    are set, and are as they were after it.
+    A call takes any arguments, so that the value is a hook of a server: `post_fork =
+    guardrails.rlimits(...)` for gunicorn, `postfork(guardrails.rlimits(...))` for uWSGI.
+    `with limits:` sets soft limits only, and restores them at the end of the block.
+
+    Attributes:
+        limits: the requested limits.
+        defaults: whether limits that were not requested get a default.
+        cpu_per_request: seconds of CPU for one request; None without such a budget.
+        nice: the priority of the process, from -20 to 19; None leaves the priority alone.
     """
 
     limits: tuple[Limit, ...]
@@ -87,33 +74,43 @@ class ResourceLimits:
     nice: int | None = None
 
     def apply(self) -> tuple[LimitReport, ...]:
-        """Set them in this process, and report; a second time it only reports.
+        """Set the limits in this process. A further call in the same process only reports.
 
-        In a process that forks the workers nothing is set, and there is nothing to report: each of
-        them does it after its fork. Raises ConfigurationError for what the system refuses, and what
-        this server cannot have.
+        In a process that forks the workers, nothing is set: each worker sets the limits after its fork.
+
+        Returns:
+            A report of each limit; nothing in a process that forks the workers.
+
+        Raises:
+            ConfigurationError: the system refuses a limit, this server cannot have it, or there are no
+                limits on this system. All limits are as they were.
         """
         return self._apply(running_server({}), log.info)
 
     def __call__(
         self, _server: Any = None, _worker: Any = None, *more: Any, **_named: Any
     ) -> tuple[LimitReport, ...]:
-        """The same as `apply()`, whatever a server's hook is called with.
+        """Do what `apply()` does, with the arguments that a server passes to its hook.
 
-        Two arguments have names, since gunicorn counts them before it takes a `post_fork` hook. What
-        was set goes to gunicorn's own log, where it is seen.
+        gunicorn calls the hook with its server and its worker. The reports then go to gunicorn's log.
+
+        Returns:
+            The reports of `apply()`.
+
+        Raises:
+            ConfigurationError: as `apply()`.
         """
-        found = [gunicorn_server(given) for given in (_server, _worker, *more)]
-        server = next((each for each in found if each is not None), None)
+        # gunicorn counts a hook's named arguments before it accepts the hook, so two have names.
+        servers = [gunicorn_server(argument) for argument in (_server, _worker, *more)]
+        server = next((each for each in servers if each is not None), None)
         say = getattr(getattr(_server, "log", None), "info", log.info)
         return self._apply(server or running_server({}), say)
 
     def __enter__(self) -> Self:
-        """Set the soft limits for a while, in tests. CPU, `nice` and budgets cannot be had so."""
-        beyond = self.cpu_per_request is not None or self.nice is not None or self.defaults
-        if beyond or any(limit.name == "CPU" or limit.soft is None for limit in self.limits):
+        permanent = self.cpu_per_request is not None or self.nice is not None or self.defaults
+        if permanent or any(limit.name == "CPU" or limit.soft is None for limit in self.limits):
             raise ConfigurationError(
-                "with: only soft limits other than CPU can be set for a while: leave out CPU, "
+                "with: only soft limits other than CPU can be restored after the block: leave out CPU, "
                 '":HARD", defaults, nice and cpu_per_request, or call apply() in a process of its own'
             )
         soft = [limit._replace(hard=None) for limit in self.limits]
@@ -123,10 +120,10 @@ class ResourceLimits:
     def __exit__(self, *_error: object) -> None:
         restore(resource_module(), _entered[self].pop())
 
-    def _apply(self, server: Server, say: Callable[[str], object]) -> tuple[LimitReport, ...]:
-        if in_the_master():
+    def _apply(self, server: Server, say: Say) -> tuple[LimitReport, ...]:
+        if is_master():
             self._check(server)
-            _put_off(self)
+            _apply_after_fork(self)
             return ()
         process = current_process()
         if self in process.applied_limits:
@@ -135,35 +132,52 @@ class ResourceLimits:
         if self.cpu_per_request is not None:
             cpu_limit.check_one_at_a_time(server)
         remember_server(server)
-        fill_in = _defaults(self.limits, server) if self.defaults else ()
-        asked = [*self.limits, *(limit for limit in fill_in if limit.name not in process.named_limits)]
-        # Before anything is done: what is refused leaves all as it was.
-        for limit in asked:
+        requested = [*self.limits, *self._missing_defaults(server, process)]
+        # Check all limits before the first is set: a refusal must change nothing.
+        for limit in requested:
             check(resource, limit)
         if self.nice is not None:
             check_priority(self.nice)
-        # Who is told comes before the limit: one that is passed already kills at once.
-        life = next((limit for limit in asked if limit.name == "CPU"), None)
-        soft = None if life is None or life.soft in (None, UNLIMITED) else life.soft
+        self._watch_cpu(server, requested)
+        nice_before = priority()
+        reports = tuple(set_all(resource, requested, self.nice))
+        self._report(reports, nice_before, say)
+        warn_of_misleading(reports, server)
+        if requested and not server.respawns:
+            process.hooks.when_started(warn_without_restart)
+        process.named_limits.update(limit.name for limit in self.limits)
+        process.applied_limits[self] = reports
+        return reports
+
+    def _missing_defaults(self, server: Server, process: WorkerProcess) -> list[Limit]:
+        if not self.defaults:
+            return []
+        defaults = default_limits(self.limits, server)
+        return [limit for limit in defaults if limit.name not in process.named_limits]
+
+    def _watch_cpu(self, server: Server, requested: list[Limit]) -> None:
+        # Before the limit is set: when this process has already used more, the kernel signals at once.
+        soft = next((limit.soft for limit in requested if limit.name == "CPU"), None)
+        if soft == UNLIMITED:
+            soft = None
         if soft is not None or self.cpu_per_request is not None:
             cpu_limit.watch(server, soft, self.cpu_per_request)
-        was = priority()
-        reports = set_all(resource, asked, self.nice)
+
+    def _report(self, reports: tuple[LimitReport, ...], nice_before: int, say: Say) -> None:
         for report in reports:
-            _tell(report, say)
+            line = f"rlimits: {report}"
+            if report.origin == "default" and say == log.info and not log.isEnabledFor(logging.INFO):
+                # Nobody wrote this limit down, so it must be visible without a configured log.
+                print(line, file=sys.stderr)  # noqa: T201 - see above
+            else:
+                say(line)
         if self.cpu_per_request is not None:
             say(f"rlimits: cpu_per_request {self.cpu_per_request} s (argument)")
         if self.nice is not None:
-            say(f"rlimits: nice {self.nice} (was {was}; argument)")
-        _warn(reports, server)
-        if asked and not server.respawns:
-            process.hooks.when_started(_warn_where_death_is_final)
-        process.named_limits.update(limit.name for limit in self.limits)
-        process.applied_limits[self] = tuple(reports)
-        return tuple(reports)
+            say(f"rlimits: nice {self.nice} (was {nice_before}; argument)")
 
     def _check(self, server: Server) -> None:
-        """Refuse in the process that forks the workers what they would be refused; set nothing."""
+        """Refuse in the process that forks the workers what the system would refuse the workers."""
         resource = resource_module()
         if self.cpu_per_request is not None and server.threads is not None:
             cpu_limit.check_one_at_a_time(server)
@@ -176,34 +190,35 @@ class ResourceLimits:
 _entered: dict[ResourceLimits, list[list[LimitReport]]] = {}
 
 
-def _put_off(limits: ResourceLimits) -> None:
-    """In the process that forks the workers: let each of them do it, and this one not."""
+def _apply_after_fork(limits: ResourceLimits) -> None:
+    """Let each worker that this process forks set the limits."""
     if "uwsgi" in sys.modules:
         try:
             decorators = import_module("uwsgidecorators")
         except ImportError:
             raise ConfigurationError(
-                "rlimits: uWSGI's workers are reached by its module uwsgidecorators, which is not "
-                "installed: install it (python3-uwsgidecorators), or call apply() with lazy-apps"
+                "rlimits: uwsgidecorators is not installed, and limits in uWSGI's workers need it: "
+                "install python3-uwsgidecorators, or call apply() with lazy-apps"
             ) from None
-        decorators.postfork(lambda: _begin_uwsgi_worker(limits))
+        decorators.postfork(lambda: _start_uwsgi_worker(limits))
     else:
-        os.register_at_fork(after_in_child=lambda: _begin_gunicorn_worker(limits))
+        os.register_at_fork(after_in_child=lambda: _start_gunicorn_worker(limits))
     log.info("rlimits: this process forks the workers: the limits are set in each of them")
 
 
-def _begin_uwsgi_worker(limits: ResourceLimits) -> None:
-    """In each worker, which uWSGI lets serve whatever is raised here."""
+def _start_uwsgi_worker(limits: ResourceLimits) -> None:
+    """Set the limits in a worker of uWSGI. uWSGI lets the worker serve whatever a hook raises."""
     try:
         limits.apply()
     except Exception as error:
-        log.error("rlimits: this worker serves without its limits: %s", error)  # noqa: TRY400 - it says all
+        log.error("rlimits: this worker serves without its limits: %s", error)  # noqa: TRY400 - as below
 
 
-def _begin_gunicorn_worker(limits: ResourceLimits) -> None:
-    """In each fork of the master's: those that become workers have the limits, or end.
+def _start_gunicorn_worker(limits: ResourceLimits) -> None:
+    """Set the limits in a forked process that becomes a worker of gunicorn.
 
-    Python ignores what is raised here. So it ends as gunicorn has it end after an error in post_fork.
+    Python ignores exceptions of this hook. So a worker that cannot have its limits ends with the status
+    that gunicorn uses after an error in post_fork.
     """
     found = worker_of_this_fork()
     if found is None:
@@ -212,219 +227,64 @@ def _begin_gunicorn_worker(limits: ResourceLimits) -> None:
     try:
         limits(master, worker)
     except Exception as error:
-        master.log.error("rlimits: this worker does not start: %s", error)  # noqa: TRY400 - as above
+        # The message names the cause, so a trace adds nothing.
+        master.log.error("rlimits: this worker does not start: %s", error)  # noqa: TRY400
         os._exit(master.WORKER_BOOT_ERROR)
 
 
-def _tell(report: LimitReport, say: Callable[[str], object]) -> None:
-    line = f"rlimits: {report}"
-    if report.origin == "default" and say == log.info and not log.isEnabledFor(logging.INFO):
-        # What nobody asked for must be seen, also where nobody has set up a log.
-        print(line, file=sys.stderr)  # noqa: T201 - as said
-    else:
-        say(line)
-
-
 def rlimits(
-    mapping: Mapping[str, str | float] | None = None,
+    mapping: Mapping[str, LimitValue] | None = None,
     /,
     *,
     defaults: bool | None = None,
     cpu_per_request: str | float | None = None,
     nice: int | None = None,
-    **limits: str | float,
+    **limits: Unpack[LimitOptions],
 ) -> ResourceLimits:
-    """Describe limits for a worker; nothing is set yet.
+    """Describe the resource limits of a worker. Nothing is set before the value is applied.
 
-    limits: each RLIMIT_ that the system has, by its name: `CPU="600:"`, `DATA="1G"`, `NOFILE=1024`.
-    One value sets the soft and the hard limit; "SOFT:HARD" sets each; "SOFT:" and ":HARD" set one.
-    Only soft limits change unless a hard one is asked for, since lowering a hard limit is final.
-    Sizes are bytes or "512M"; times are seconds or "2m"; the rest are numbers. "unlimited" is a value
-    too, and 0 means 0.
-    mapping: the same, from a dictionary. GUARDRAILS_RLIMIT_CPU=120:360 in the environment stands in
-    for an argument. Arguments win over the mapping, and that over the environment.
-    defaults: fill in what was not asked for, soft limits only: CORE 0; CPU 600 s where the server
-    starts a worker again that retires; DATA at 80 % of the cgroup's memory, shared out over the
-    workers, where both are known. GUARDRAILS_RLIMIT_DEFAULTS=on stands in for it.
-    cpu_per_request: whole seconds of CPU that one request may burn, in workers that serve one at a
-    time: the request is then ended by an exception. It needs a throttle in front of the app.
-    nice: the process's priority, from -20 to 19; only root may go down.
+    Use the value as a hook, `post_fork = guardrails.rlimits(CPU="600:", CORE=0)`, or call `.apply()`
+    where the app's module is loaded. At the soft limit of CPU the worker finishes its requests and
+    retires. At the hard limit the kernel kills the worker.
 
-    At the soft limit of CPU a worker finishes its requests and retires; at the hard one the kernel
-    kills it.
+    One value sets the soft and the hard limit; "SOFT:HARD" sets each; "SOFT:" and ":HARD" set one of
+    them. A hard limit that was lowered cannot be raised again. "unlimited" is a value, and 0 means 0.
 
-    Use it as a hook, `post_fork = guardrails.rlimits(DATA="1G", CORE=0)`, or call `.apply()`.
-    Raises ConfigurationError for a name or a value that is wrong.
+    Args:
+        mapping: limits by name, as in `{"CPU": "600:"}`. Arguments override the mapping. The mapping
+            overrides the environment, where GUARDRAILS_RLIMIT_CPU=600:1200 is such a limit.
+        defaults: add soft limits that were not requested: CORE 0; CPU 600 s where the server replaces
+            a worker that retires; DATA at 80 % of the cgroup's memory, divided by the number of
+            workers, where both are known. None (the default) reads GUARDRAILS_RLIMIT_DEFAULTS from
+            the environment, which is off if unset.
+        cpu_per_request: whole seconds of CPU that one request may use, such as 2 or "2s". A request
+            that uses more is ended by CPULimitError. This needs workers that serve one request at a
+            time, and a throttle in front of the app. None (the default) sets no budget.
+        nice: the priority of the process, from -20 to 19. Only root may lower the number. None (the
+            default) leaves the priority alone.
+        **limits: a limit by its name, as far as the system has it. In bytes, such as 1024 or "512M":
+            AS, CORE, DATA, FSIZE, MEMLOCK, MSGQUEUE, PIPEBUF, RSS, SBSIZE, STACK, SWAP, VMEM. In
+            whole seconds, such as 600 or "10m": CPU. In seconds: RTTIME. As a number: KQUEUES, NICE,
+            NOFILE, NPROC, NPTS, NTHR, OFILE, RTPRIO, SIGPENDING, UMTXP.
+
+    Returns:
+        A value that is a hook of a server and has `apply()`.
+
+    Raises:
+        ConfigurationError: a name or a value is wrong, here or in the environment.
     """
-    found: dict[str, Limit] = {}
-    if mapping is not None and not isinstance(mapping, Mapping):
-        raise ConfigurationError(
-            f'rlimits: {mapping!r} is no mapping: write {{"CPU": "600:"}}, or CPU="600:"'
-        )
-    for origin, given in (
-        ("environment", _from_environment()),
-        ("mapping", {str(name): value for name, value in (mapping or {}).items()}),
-        ("argument", limits),
-    ):
-        prefix = ENVIRONMENT if origin == "environment" else ""
-        found |= {
-            name: _parse_limit(name, value, origin, prefix + name) for name, value in given.items()
-        }
+    parsed = parse_limits(mapping, limits)
     if defaults is None:
-        defaults = _defaults_from_environment()
+        defaults = defaults_from_environment()
     elif not isinstance(defaults, bool):
         raise ConfigurationError(f"defaults: {defaults!r} is neither True nor False: write one of them")
     budget = None
     if cpu_per_request is not None:
-        budget = _whole_seconds(cpu_per_request, "cpu_per_request")
+        budget = parse_whole_seconds(cpu_per_request, "cpu_per_request")
         if not budget:
             raise ConfigurationError(
-                f"cpu_per_request: {cpu_per_request!r} is no time at all: write at least a second"
+                f"cpu_per_request: {cpu_per_request!r} is less than a second: write at least 1"
             )
     if nice is not None:
         parse_count(nice, "nice", least=-20, most=19)
-    return ResourceLimits(tuple(found.values()), defaults, budget, nice)
-
-
-def _from_environment() -> dict[str, str]:
-    return {
-        name.removeprefix(ENVIRONMENT): value
-        for name, value in sorted(os.environ.items())
-        if name.startswith(ENVIRONMENT) and name != f"{ENVIRONMENT}DEFAULTS"
-    }
-
-
-def _defaults_from_environment() -> bool:
-    word = os.environ.get(f"{ENVIRONMENT}DEFAULTS", "off").strip().lower()
-    if word not in (*_ON, *_OFF):
-        raise ConfigurationError(
-            f"{ENVIRONMENT}DEFAULTS: {word!r} in the environment is neither on nor off: write one"
-        )
-    return word in _ON
-
-
-def _parse_limit(name: str, value: object, origin: str, argument: str) -> Limit:
-    known = limit_numbers()
-    if name not in known:
-        raise ConfigurationError(
-            f"{argument}: {value!r} is for no limit: there is none of this name; they are written in "
-            f"capitals: {', '.join(known) or 'this system has none'}"
-        )
-    if not isinstance(value, str) or ":" not in value:
-        both = _parse_value(name, value, argument)
-        return Limit(name, both, both, origin)
-    soft_text, _, hard_text = value.partition(":")
-    if not soft_text and not hard_text:
-        raise ConfigurationError(
-            f'{argument}: {value!r} says nothing: write "SOFT:HARD", "SOFT:" or ":HARD"'
-        )
-    soft = _parse_value(name, soft_text, argument) if soft_text else None
-    hard = _parse_value(name, hard_text, argument) if hard_text else None
-    if soft is not None and hard is not None and is_above(soft, hard):
-        raise ConfigurationError(
-            f"{argument}: {value!r} has a soft limit above the hard one: write the smaller one first"
-        )
-    return Limit(name, soft, hard, origin)
-
-
-def _parse_value(name: str, value: object, argument: str) -> int:
-    if isinstance(value, str) and value.strip().lower() == "unlimited":
-        return UNLIMITED
-    number = _parse_number(name, value, argument)
-    if number > _LARGEST:
-        raise ConfigurationError(
-            f'{argument}: {value!r} is more than the system can count: write less, or "unlimited"'
-        )
-    return number
-
-
-def _parse_number(name: str, value: object, argument: str) -> int:
-    if name in _SIZES:
-        return parse_size(value, argument)
-    if name == "CPU":
-        return _whole_seconds(value, argument)
-    if name == "RTTIME":
-        return parse_duration(value, argument)
-    return parse_count(
-        number_of_text(value), argument, least=0, most=_LARGEST, instead=' or "unlimited"'
-    )
-
-
-def _whole_seconds(value: object, argument: str) -> int:
-    microseconds = parse_duration(value, argument)
-    if microseconds % 1_000_000:
-        raise ConfigurationError(
-            f"{argument}: {value!r} is not whole seconds, and the kernel counts no smaller ones: "
-            'write such as 2 or "2s"'
-        )
-    return microseconds // 1_000_000
-
-
-def _defaults(asked: tuple[Limit, ...], server: Server) -> tuple[Limit, ...]:
-    """What was not asked for. Never more than there is already."""
-    resource = resource_module()
-    names = {limit.name for limit in asked}
-    wanted = {"CORE": 0}
-    if server.respawns and server.retire_signal:
-        wanted["CPU"] = DEFAULT_CPU_SECONDS
-    if not names & {"AS", "DATA"}:
-        data = _default_data(resource, server)
-        if data is not None:
-            wanted["DATA"] = data
-    found = []
-    for name, soft in wanted.items():
-        if name not in names:
-            current = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
-            if current == UNLIMITED or soft < current:
-                found.append(Limit(name, soft, None, "default"))
-    return tuple(found)
-
-
-def _default_data(resource: Any, server: Server) -> int | None:
-    """A worker's share of the cgroup's memory, and its threads' stacks, which count in DATA whole."""
-    room = memory.cgroup_limit()
-    if room is None or not server.processes:
-        return None
-    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
-    threads = 0 if server.greenlets else server.threads or 0
-    share = round(room * MEMORY_SHARE) // server.processes
-    data = share + threads * (_USUAL_STACK if stack == UNLIMITED else stack)
-    used = usage()["DATA"].used
-    if used is not None and share < 2 * used:
-        log.warning(
-            "rlimits: DATA has no default: %.0f%% of the cgroup's memory, shared out over %d workers, "
-            "is %.0f MB, and this one takes %.0f MB before it has served anybody: have fewer workers, "
-            "or give the cgroup more memory",
-            MEMORY_SHARE * 100,
-            server.processes,
-            share / (1 << 20),
-            used / (1 << 20),
-        )
-        return None
-    return data
-
-
-def _warn(reports: list[LimitReport], server: Server) -> None:
-    """Say what will surprise."""
-    for report in reports:
-        name, (soft, hard) = report.name, report.after
-        if name in _MISLEADING and soft != UNLIMITED and not (name == "AS" and server.threads == 1):
-            log.warning("rlimits: %s misleads: %s", name, _MISLEADING[name])
-        if name == "CPU" and soft == hard != UNLIMITED:
-            log.warning(
-                "rlimits: CPU has one limit of %d s for soft and hard, so the kernel kills without "
-                'notice, in the midst of a request: write "%d:" to let the worker retire',
-                soft,
-                soft,
-            )
-
-
-def _warn_where_death_is_final(server: Server, _store: Store) -> None:
-    """At the first request, when the server is known for certain."""
-    if not server.respawns:
-        log.warning(
-            "rlimits: nobody starts %s again, so no worker retires at a soft limit of CPU, and a hard "
-            "one, or memory that runs out at the wrong place, ends the whole server: use a server that "
-            "starts its workers again, such as gunicorn",
-            server.name,
-        )
+    return ResourceLimits(parsed, defaults, budget, nice)

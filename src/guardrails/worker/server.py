@@ -1,8 +1,8 @@
-"""What is known of the server that runs us: its name, and how many requests it serves at once.
+"""Detects the server that runs this process: its name, and how many requests it serves at once.
 
-No server tells its app, and the flags `wsgi.multithread` and `wsgi.multiprocess` are wrong on some.
-So each server is asked in its own way, once per process, while it calls us. What cannot be learnt is
-None, and nothing but advice depends on any of it.
+No server tells its app, and `wsgi.multithread` and `wsgi.multiprocess` are wrong under some servers.
+So guardrails detects each server in a way of its own, once per process, during a call of the server.
+What cannot be detected is None.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ _MIXED_IN = (
 
 @dataclass(frozen=True)
 class Server:
-    """processes: its workers.   threads: requests at once in each of them. None is unknown.
+    """A server, as far as it is known.
 
-    respawns: whether somebody starts a new worker when one ends.   retire_signal: what makes a worker
-    finish its requests and end; 0 where no signal does.   coroutines: whether its loop serves them.
+    Attributes:
+        name: such as "gunicorn (sync)".
+        processes: the number of its workers; None if unknown.
+        threads: the number of requests that one worker serves at once; None if unknown.
+        respawns: whether a worker that ends is replaced by a new one.
+        retire_signal: the signal at which a worker finishes its requests and ends; 0 without one.
+        coroutines: whether an event loop serves the requests.
     """
 
     name: str
@@ -40,12 +45,12 @@ class Server:
 
     @property
     def greenlets(self) -> bool:
-        """Whether requests are served by greenlets or their like, of which many share a thread."""
+        """Whether greenlets or coroutines serve the requests: many of them share one thread."""
         return self.coroutines or threads_are_greenlets()
 
     @property
     def at_once(self) -> int | None:
-        """How many requests can be served at once, over all workers."""
+        """The number of requests that all workers serve at once; None if unknown."""
         if self.processes is None or self.threads is None:
             return None
         return self.processes * self.threads
@@ -57,23 +62,24 @@ class Server:
 
 
 def threads_are_greenlets() -> bool:
-    """Whether gevent has put its own in place of Python's threads."""
+    """Return whether gevent has replaced Python's threads with greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def running_server(environ: dict[str, Any]) -> Server:
-    """The server that is calling. Never raises: what it does not know it leaves out.
+    """Return the server that calls, as far as it is known. Never raises.
 
-    environ: of a request, or empty while the worker starts, where less can be learnt.
+    Args:
+        environ: the environ of a request; empty while the worker starts, when less can be detected.
     """
     software = str(environ.get("SERVER_SOFTWARE", ""))
     name = software.partition("/")[0].partition(" ")[0].lower() or "unknown"
-    for marker, ask in _ASK.items():
+    for marker, detect in _DETECTORS.items():
         if name == marker or (name == "unknown" and marker in sys.modules):
             try:
-                found = ask()
-            except Exception:  # noqa: S112 - a server changed its ways: advice is not worth an error
+                found = detect()
+            except Exception:  # noqa: S112 - another version of the server; unknown is good enough
                 continue
             if found is not None:
                 return found
@@ -89,9 +95,13 @@ def _gunicorn() -> Server | None:
 
 
 def gunicorn_server(worker: Any) -> Server | None:
-    """The server of a gunicorn worker, as its hooks are given it; None for anything else."""
+    """Return the server of a gunicorn worker; None for any other object.
+
+    Args:
+        worker: an argument of a hook of gunicorn.
+    """
     settings = getattr(worker, "cfg", None)
-    # Settings may name a class in many ways, or a class of one's own.
+    # Not by the name in the settings: a class has several names there, and may be the user's own.
     classes = {known.__name__ for known in type(worker).__mro__}
     if settings is None or "Worker" not in classes:
         return None
@@ -108,37 +118,37 @@ def gunicorn_server(worker: Any) -> Server | None:
 
 
 def _uwsgi() -> Server | None:
-    uwsgi = sys.modules["uwsgi"]  # made by the server itself
+    uwsgi = sys.modules["uwsgi"]  # only the server itself can make this module
     options = uwsgi.opt
     threads = options.get("threads") or options.get("gevent") or options.get("async") or b"1"
     respawns = uwsgi.masterpid() > 0
-    # In its own asynchronous mode a worker that is told to retire drops what it is about.
+    # In uWSGI's own asynchronous mode a worker that retires drops its requests.
     graceful = respawns and not ("async" in options and "gevent" not in options)
     retire_signal = signal.SIGHUP if graceful else 0
     coroutines = "gevent" in options or "async" in options
     return Server("uWSGI", uwsgi.numproc, int(threads), respawns, retire_signal, coroutines)
 
 
-def in_the_master() -> bool:
-    """Whether this process is the one that forks the workers, and serves nothing itself."""
+def is_master() -> bool:
+    """Return whether this process forks the workers, and serves nothing itself."""
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is not None and hasattr(uwsgi, "worker_id"):
         return bool(uwsgi.masterpid() > 0 and uwsgi.worker_id() == 0)
     if any(True for _ in _callers("gunicorn.workers")):
         return False
-    # With --preload it loads the app before it has noted its own number.
+    # With --preload the master loads the app before it knows its own pid.
     masters = [getattr(caller, "pid", None) for caller in _callers("gunicorn.arbiter")]
     return any(pid in (None, os.getpid()) for pid in masters)
 
 
 def worker_of_this_fork() -> tuple[Any, Any] | None:
-    """The master of gunicorn and the worker that this process becomes; None if it becomes none.
+    """Return gunicorn's master and the worker that this process becomes; None if it becomes none.
 
-    To be asked in a hook of `os.register_at_fork`. Not every fork of the master's makes a worker: its
-    upgrade forks too, and so may a hook of its settings.
+    Call this in a hook of `os.register_at_fork`. Not every fork of the master makes a worker: an
+    upgrade of gunicorn forks too, and so may a hook in its settings.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as in _callers
-    # Between the server and os.fork is whatever wraps that, as gevent does.
+    # Skip functions that wrap os.fork, as gevent has.
     while frame is not None and (_module(frame).startswith("guardrails.") or _wraps_fork(frame)):
         frame = frame.f_back
     if frame is None or _module(frame) != "gunicorn.arbiter" or frame.f_code.co_name != "spawn_worker":
@@ -148,7 +158,7 @@ def worker_of_this_fork() -> tuple[Any, Any] | None:
 
 def _mod_wsgi() -> Server | None:
     mod_wsgi = sys.modules["mod_wsgi"]  # as above
-    # Embedded, the process is one of Apache's own, and serves more than this app.
+    # In embedded mode the process is Apache's own, and serves more than this app.
     daemon = bool(mod_wsgi.process_group)
     return Server(
         "mod_wsgi",
@@ -160,7 +170,7 @@ def _mod_wsgi() -> Server | None:
 
 
 def _granian() -> Server | None:
-    """Its workers are processes of their own, and only an option has them started again."""
+    """Detect granian, which replaces workers only with an option on the command line of its parent."""
     command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
     return Server("granian", respawns=b"--respawn-failed-workers" in command)
 
@@ -175,7 +185,7 @@ def _waitress() -> Server | None:
 
 def _cheroot() -> Server | None:
     for thread in _callers("cheroot.workers.threadpool"):
-        # The pool may grow, but nothing in cheroot lets it.
+        # The pool could grow, but cheroot never lets it.
         return Server("cheroot", 1, thread.server.requests.min)
     return None
 
@@ -183,12 +193,12 @@ def _cheroot() -> Server | None:
 def _wsgiref() -> Server | None:
     for handler in _callers("wsgiref.handlers"):
         server = handler.request_handler.server
-        # Whoever mixes something in serves several at once.
+        # A server with one of these mixins serves several requests at once.
         return Server("wsgiref", 1, None if isinstance(server, _MIXED_IN) else 1)
     return None
 
 
-_ASK: dict[str, Callable[[], Server | None]] = {
+_DETECTORS: dict[str, Callable[[], Server | None]] = {
     "gunicorn": _gunicorn,
     "uwsgi": _uwsgi,
     "apache": _mod_wsgi,
@@ -198,13 +208,13 @@ _ASK: dict[str, Callable[[], Server | None]] = {
     "granian": _granian,
     "_bjoern": lambda: Server("bjoern", 1, 1),
 }
-"""By the name in SERVER_SOFTWARE, or for those that write none by their module."""
+"""The detector by the name in SERVER_SOFTWARE, or by the module where a server writes no name."""
 
 
 def _callers(module: str) -> Iterator[Any]:
-    """The objects whose methods are calling us, from within a module of the server's."""
-    frame = sys._getframe(1)  # noqa: SLF001 - the call comes from the server, which tells us nothing
-    # All the way: an app may be imported many modules deep.
+    """Yield the objects of a server's module whose methods are on the call stack."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the only way to the server that calls
+    # Up to the top: the module of the app may be imported from many levels below.
     while frame.f_back is not None:
         frame = frame.f_back
         if _module(frame).startswith(module) and "self" in frame.f_locals:

@@ -1,11 +1,13 @@
-"""The Python stacks of a worker, for somebody outside, written by the worker itself when asked.
+"""The Python stacks of a worker. The worker writes them to a file when a watchdog asks for them.
 
-Python writes them, if it comes to run: in the main thread on a signal where one request at a time is
-served there or greenlets are, else in the thread that takes orders. So nothing moves while they are
-written. Who holds the interpreter's lock in C code keeps Python from it; then faulthandler writes
-them, on another signal. That is for the last resort: beside threads that run it may crash.
+Python code writes the stacks where it can run. Where the main thread serves the requests, or greenlets
+do, the main thread writes at a signal. Elsewhere the thread of the control pipe writes. Either has the
+GIL, which keeps each frame valid while it is read.
 
-The file lies in the user's folder of stores, beside nobody else's, and is named after the process.
+C code that keeps the GIL keeps Python from running. Then faulthandler writes the stacks, at another
+signal. That is the last resort: beside running threads faulthandler may crash the process.
+
+The file is in the user's folder of stores, and is named after the process.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ log = logging.getLogger("guardrails")
 _FIRST_SIGNAL: int = getattr(signal, "SIGRTMIN", 0)
 
 DUMP_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 11
-"""At which faulthandler writes. A real-time signal, since servers have uses for the others; 0 where
-there is none."""
+"""The signal at which faulthandler writes; 0 on systems without real-time signals. Servers use the
+other signals."""
 
 ASK_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 12
-"""At which Python writes in the main thread."""
+"""The signal at which Python code writes in the main thread."""
 
 ANSWER_SECONDS = 1.5
-"""How long a process has to come to write."""
+"""How long a process may take to write its stacks."""
 
 LONGEST_DUMP = 16 << 20
-"""Bytes of a dump that are looked at."""
+"""Bytes of a dump that are read."""
 
 _DEEPEST = 100
 _GREENLET = "Greenlet 0x"
@@ -57,16 +59,16 @@ _PY_SPY_SECONDS = 10
 
 
 class StackFile:
-    """This process's file of stacks. The file is open, and lies there, as long as the process lives.
+    """The file of stacks of one process. The file is there, and open, until the process ends.
 
     Args:
         control_pipe: where commands to show the stacks come from.
-        inherited: the same of the process that this one was forked from.
+        inherited: the object of the process that this one was forked from.
     """
 
     def __init__(self, control_pipe: ControlPipe, inherited: StackFile | None = None) -> None:
         self._control_pipe = control_pipe
-        # After a fork faulthandler's handler is there still, and it is ours.
+        # After a fork faulthandler's handler is still installed.
         self.has_handler: bool = inherited is not None and inherited.has_handler
         self._file: Any = None
         self._path: Path | None = None
@@ -76,9 +78,9 @@ class StackFile:
         self.at_a_signal: bool = False
 
     def install(self, server: Server) -> int:
-        """Write this process's stacks when somebody asks from now on. Never raises.
+        """Write the stacks of this process whenever a watchdog asks, from now on. Never raises.
 
-        A signal that has another handler is left to that handler.
+        A signal that has another handler already stays with that handler.
 
         Args:
             server: what runs this process.
@@ -111,7 +113,7 @@ class StackFile:
             if not self.at_a_signal:
                 self._control_pipe.handle(SHOW_STACKS, lambda *_request: self.write(None))
         except (OSError, StoreError, ValueError, RuntimeError) as error:
-            log.info("stacks: a watchdog cannot see where requests of this worker are stuck: %s", error)
+            log.info("stacks: a watchdog cannot read the stacks of this worker: %s", error)
         return self.dump_signal
 
     def close(self) -> None:
@@ -122,16 +124,17 @@ class StackFile:
                 path.unlink()
 
     def write(self, interrupted: FrameType | None) -> None:
-        """Write where every thread and every greenlet is.
+        """Write the stack of every thread and every greenlet.
 
         Args:
-            interrupted: where this thread was; None where it does nothing but write.
+            interrupted: the frame that the signal interrupted in this thread; None for a thread that
+                only writes stacks, which is left out.
         """
         if self._file is None:
             return
         lines: list[str] = []
         own_frame = sys._getframe()  # noqa: SLF001 - tells this thread from the others
-        for ident, top in sys._current_frames().items():  # noqa: SLF001 - as faulthandler, but safe
+        for ident, top in sys._current_frames().items():  # noqa: SLF001 - what faulthandler reads, but under the GIL
             if top is not own_frame:
                 lines += _block(f"Thread 0x{ident:x}", top)
             elif interrupted is not None:
@@ -141,7 +144,7 @@ class StackFile:
             kind: Any = greenlet.greenlet
             lines.append(_NO_GREENLETS)
             for found in gc.get_objects():
-                # Not isinstance, which asks the object: a lazy object would be evaluated.
+                # Not isinstance, which reads __class__: a lazy object would be evaluated.
                 if issubclass(type(found), kind) and found.gr_frame is not None:
                     lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
         lines += [_END, ""]
@@ -149,7 +152,7 @@ class StackFile:
             self._file.write("\n".join(lines).encode("utf-8", "replace"))
 
     def _takes_signals(self) -> bool:
-        """Set Python's handler. Only the main thread may, and some servers do not let it."""
+        """Set a handler in Python. Only the main thread may, and some servers forbid it."""
         handler = signal.getsignal(ASK_SIGNAL)
         is_ours = isinstance(getattr(handler, "__self__", None), StackFile)
         if handler != signal.SIG_DFL and not is_ours:
@@ -161,20 +164,28 @@ class StackFile:
         return False
 
     def _write_at_a_signal(self, _signal: int, frame: FrameType | None) -> None:
-        # An exception that is raised in here is meant for the request, so it is not caught.
+        # Catch nothing: an exception here comes from another signal, and is meant for the request.
         self.write(frame)
 
 
 class Dump(NamedTuple):
-    """What a worker wrote: one block of lines for each thread and greenlet."""
+    """The stacks that a worker wrote.
+
+    Attributes:
+        blocks: the lines of each thread and greenlet.
+        complete: whether the worker has written all of them.
+    """
 
     blocks: tuple[tuple[str, ...], ...]
     complete: bool = True
 
     def of(self, thread: int) -> tuple[str, ...] | None:
-        """The block of one thread or greenlet, by its identifier; None when it is not there.
+        """Return the block of one thread or greenlet; None where there is none.
 
-        A greenlet that is running has none of its own: it is where its thread is.
+        A greenlet that runs has no block of its own, so the block of its thread is returned.
+
+        Args:
+            thread: the identifier of the thread or greenlet.
         """
         for block in self.blocks:
             words = block[0].replace("Current thread", "Thread").split()
@@ -188,7 +199,7 @@ class Dump(NamedTuple):
 
 
 def open_stack_file(owner: Owner) -> int | None:
-    """A descriptor of a process's file; None where it has none."""
+    """Return a descriptor of the file of a process; None where the process has no such file."""
     from guardrails.store import directory  # noqa: PLC0415 - as above
 
     for folder in directory.folders():
@@ -209,10 +220,16 @@ def open_stack_file(owner: Owner) -> int | None:
 def ask(
     descriptor: int, send: Callable[[], bool], thread: int, *, seconds: float = ANSWER_SECONDS
 ) -> Dump | None:
-    """Let a process write its stacks, and read them. None when it does not within `seconds`.
+    """Let a process write its stacks, and read them.
 
-    descriptor: of its file. What was written before is dropped.   send: asks for them; False where
-    that cannot be.   thread: the one that matters.
+    Args:
+        descriptor: of the file of the process. What was written before is dropped.
+        send: asks the process to write; returns False where that is not possible.
+        thread: the thread whose stack is wanted.
+        seconds: how long to wait.
+
+    Returns:
+        What the process has written; None where it has written nothing in time.
     """
     os.ftruncate(descriptor, 0)
     if not send():
@@ -227,14 +244,14 @@ def ask(
         if size != before or quiet >= _QUIET_SECONDS:
             text = os.pread(descriptor, LONGEST_DUMP, 0).decode("utf-8", "replace")
             dump = parse(text)
-            # faulthandler does not say when it has done.
+            # faulthandler does not mark the end.
             if _END in text or (quiet >= _QUIET_SECONDS and dump.of(thread) is not None):
                 break
     return dump
 
 
 def ask_py_spy(pid: int) -> Dump | None:
-    """The same from outside the process, by py-spy where it is installed and allowed to."""
+    """Read the stacks of a process with py-spy; None where py-spy is missing or not permitted."""
     import shutil  # noqa: PLC0415 - a worker never needs them
     import subprocess  # noqa: PLC0415 - as above
 
@@ -249,16 +266,16 @@ def ask_py_spy(pid: int) -> Dump | None:
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        log.info("stacks: py-spy does not show process %d: %s", pid, error)
+        log.info("stacks: py-spy cannot read process %d: %s", pid, error)
         return None
     text = ran.stdout[:LONGEST_DUMP].decode("utf-8", "replace")
-    # Its threads have other numbers than Python's, so all are shown: first those that run.
+    # py-spy numbers threads in another way than Python, so all are shown: first those that run.
     threads = re.split(r"^(?=Thread \d)", text, flags=re.MULTILINE)
     return parse("".join(sorted(threads, key=lambda thread: "(idle)" in thread.partition("\n")[0])))
 
 
 def parse(text: str) -> Dump:
-    """Cut a dump into its blocks."""
+    """Parse a dump into blocks, one per thread and greenlet."""
     blocks: list[list[str]] = []
     for line in text.splitlines():
         if not line.strip() or line == _END:
@@ -270,7 +287,12 @@ def parse(text: str) -> Dump:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal: else it may end of it."""
+    """Return whether a process has a handler for a signal. Without one the signal may end it.
+
+    Args:
+        pid: the process.
+        number: the signal.
+    """
     return bool(int(process_status(f"/proc/{pid}").get("SigCgt", "0"), 16) >> (number - 1) & 1)
 
 

@@ -1,4 +1,4 @@
-"""What a worker has used of what its limits let it have. Successor of BSD::Resource's getrusage."""
+"""What a worker has used of its limits. Successor of BSD::Resource's getrusage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from guardrails.store.processes import limits_of, process_status
 
 _PROC = Path("/proc/self")
 
+Gauge = Callable[[dict[str, str]], float | None]
+"""Returns what is used of a limit, from the fields of /proc/self/status."""
+
 
 class Usage(NamedTuple):
-    """used: in the limit's unit, bytes, seconds or a number; None where the system does not say.
+    """What a process has used of one limit.
 
-    soft, hard: the limits in force, -1 for unlimited.
+    Attributes:
+        used: in the unit of the limit: bytes, seconds or a number. None where the system does not say.
+        soft: the soft limit in force; -1 is unlimited.
+        hard: the hard limit in force; -1 is unlimited.
     """
 
     used: float | None
@@ -27,28 +33,30 @@ class Usage(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """The part of the soft limit that is used, 1.0 for all of it; None without one."""
+        """The part of the soft limit that is used: 1.0 is all of it. None without a soft limit."""
         if self.used is None or self.soft < 0:
             return None
         return self.used / self.soft if self.soft else float(self.used > 0)
 
 
 def usage() -> dict[str, Usage]:
-    """What this process has used, beside each limit that the system has, by its name.
+    """Return what this process has used of each limit that the system has.
 
-    CPU is in seconds, of all threads. Empty where the system has no limits (Windows).
+    Returns:
+        A `Usage` by the name of the limit, such as "CPU" (seconds, of all threads), "DATA" (bytes) or
+        "NOFILE" (open files). Empty where the system has no limits (Windows).
     """
     status = process_status(_PROC)
-    found = {}
+    usages = {}
     for name, (soft, hard) in limits_of(os.getpid()).items():
         used = None
         with suppress(OSError, KeyError, ValueError):
-            used = _USED.get(name, _unknown)(status)
-        found[name] = Usage(used, soft, hard)
-    return found
+            used = _GAUGES.get(name, _unknown)(status)
+        usages[name] = Usage(used, soft, hard)
+    return usages
 
 
-def _bytes(field: str) -> Callable[[dict[str, str]], float | None]:
+def _bytes(field: str) -> Gauge:
     return lambda status: 1024 * int(status[field].split()[0])
 
 
@@ -56,22 +64,22 @@ def _unknown(_status: dict[str, str]) -> float | None:
     return None
 
 
-def _files() -> float:
-    """How many files are open, without the one that looks; where none can be opened, all of them."""
+def _open_files() -> float:
+    """Return how many files are open, without the descriptor that lists them."""
     try:
         return sum(1 for _ in (_PROC / "fd").iterdir()) - 1
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        return limits_of(os.getpid())["NOFILE"][0]
+        return limits_of(os.getpid())["NOFILE"][0]  # none is left, not even for the list
 
 
-_USED: dict[str, Callable[[dict[str, str]], float | None]] = {
+_GAUGES: dict[str, Gauge] = {
     "AS": _bytes("VmSize"),
     "CPU": lambda _: time.process_time(),
     "DATA": _bytes("VmData"),
     "MEMLOCK": _bytes("VmLck"),
-    "NOFILE": lambda _: _files(),
+    "NOFILE": lambda _: _open_files(),
     "RSS": _bytes("VmRSS"),
     "SIGPENDING": lambda status: int(status["SigQ"].split("/")[0]),
     "STACK": _bytes("VmStk"),
