@@ -1,8 +1,8 @@
 """Where a request's time goes, part by part.
 
-A clock is read where the parts meet: when the request comes, around the store's verbs, around the
-app, when the response is closed. That splits a request without knowing the code between. Three of
-the parts are split once more, by timing alone what they consist of.
+A clock is read between the parts: when the request comes, around the calls of the store, around the
+app, and when the response is closed. That needs no knowledge of the code between. Three of the parts
+are split again: what they consist of is timed alone.
 """
 
 # ruff: noqa: SLF001 - parts of parts have no public names
@@ -61,17 +61,17 @@ def profile(seconds=3.0):
     client, route = pieces["client"], pieces["route"]
     row, locks, cpu = pieces["row"], pieces["lock"], pieces["CPU clock"]
     return [
-        ("client", client, "who is asking"),
+        ("client", client, "which client sends the request"),
         ("route", route, "method, host and path, and which guards cover them"),
         ("requirements", before - client - route, "what each guard requires, and the open request"),
-        ("enter", enter - row - locks, "looking and charging"),
+        ("enter", enter - row - locks, "checking and charging"),
         ("scoreboard row", row, "taking a row and filling it in"),
-        ("lock", 2 * locks, "taken and given back, for enter and for leave"),
-        ("decision", decide, "the answer, and getting ready to call the app"),
+        ("lock", 2 * locks, "taken and released, for enter and for leave"),
+        ("decision", decide, "the decision, and preparing the call of the app"),
         ("CPU clock", cpu, "read twice"),
-        ("stream", wrap + close + end - cpu, "the response in its wrapper, and its end"),
+        ("stream", wrap + close + end - cpu, "the response in its wrapper, until it is closed"),
         ("leave", leave - locks, "charging the CPU, freeing slots and row"),
-        ("dropping it all", drop, "the response, the environ and what hangs on them"),
+        ("clean-up", drop, "freeing the response, the environ and all that they refer to"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The tables of what was measured, on the screen and in docs/benchmarks.md."""
+"""The tables of measurements, on the screen and in docs/benchmarks.md."""
 
 import os
 import platform
@@ -16,26 +16,26 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 COLUMNS = ("what", "measured", "against", "ratio", "to reach", "reached?")
 PACKAGES = ("Flask", "Flask-Limiter", "limits", "gunicorn", "Werkzeug", "pyperf")
 NOTES = "## What stands in the way"
-"""What follows this heading is written by hand, and kept."""
+"""The heading of the notes, which are written by hand and kept."""
 
 HEAD = """# Benchmarks
 
-Written by `make bench`, down to the notes at the end.
+`make bench` writes this page, except for the notes at the end.
 
 - taken on {machine}
 - guardrails {own}, {versions}
 - {date}
 
-All figures that are compared were taken side by side in one run: the contestants take turns of a few
-milliseconds. What others do on the machine makes a turn longer, never shorter, so what stands here is
-the tenth percentile of all turns; for requests per second under gunicorn, in turns of 0.3 s, the
-median of each round's comparison. The ratios mean more than the times. "Without any lock" is the
-same code on a file of its own whose lock is replaced by a call that does nothing.
+All figures that are compared were taken side by side in one run. The programs take turns of a few
+milliseconds. Other work on the machine can make a turn longer, but not shorter. So a figure is the
+tenth percentile of all turns. Requests per second under gunicorn are taken in turns of 0.3 s; their
+figure is the median of each round's comparison. The ratios mean more than the times. "Without any
+lock" is the same code on a file of its own, whose lock is replaced by a call that does nothing.
 """
 
 
 class Row(NamedTuple):
-    """One figure of the design, and what it came to. reached: None where nothing was promised."""
+    """One figure to reach, and what was measured. reached: None if there is no figure to reach."""
 
     what: str
     measured: str
@@ -76,7 +76,7 @@ def show(title, columns, rows):
 
 
 def write(tables):
-    """Write the page anew, and keep the notes."""
+    """Write the page, and keep the notes."""
     old = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     notes = old[old.index(NOTES) :] if NOTES in old else f"{NOTES}\n"
     head = HEAD.format(
@@ -91,7 +91,7 @@ def write(tables):
 
 
 def machine():
-    """What it was taken on, without names."""
+    """Return the machine of the run, without names."""
     cores = len(os.sched_getaffinity(0))
     system = f"{platform.system()} {platform.release().split('-')[0]}"
     python = f"{platform.python_implementation()} {platform.python_version()}"

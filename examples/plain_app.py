@@ -6,7 +6,7 @@ See   "4 more" down to "0 more", then "429 Too Many Requests", whichever worker 
 Ask   for i in 1 2 3; do curl -s 127.0.0.1:8000/report & done; wait
 See   "All is well" from one, and from the others "503 Service Unavailable"
 Ask   curl -s '127.0.0.1:8000/healthz?[1-150]' | sort | uniq -c
-See   "150 ok", though the limit is 120 a minute: what is exempt is never refused
+See   "150 ok", though the limit is 120 a minute: exempt paths are never refused
 
 tests/test_examples.py shows how such a program is tested, with guards and without.
 """
@@ -75,7 +75,7 @@ def shop(environ, start_response):
 
 
 def create_app(**options):
-    """The shop behind its guards. Tests give a store of their own, or enabled=False."""
+    """Return the shop behind its guards. Tests pass a store of their own, or enabled=False."""
     return guardrails.throttle(
         shop,
         BlockAgents("zgrab", "EmailSiphon"),
@@ -84,7 +84,7 @@ def create_app(**options):
         MaxConcurrentReqs(1, path="/report"),
         CPUThrottle("50%", window="10s"),
         exempt_paths=["/static/", "/healthz"],
-        trusted_proxies=["loopback"],  # nginx on this host may say who asks; others may not
+        trusted_proxies=["loopback"],  # only a proxy on this host may name the client
         **options,
     )
 

@@ -2,9 +2,10 @@
 
 Run    gunicorn --chdir examples/three_services --bind 127.0.0.1:8000 app:application
 and    for i in 1 2 3; do curl -sD- -o image$i.png http://127.0.0.1:8000/morphing/ & done; wait
-to see two images and one `503 Service Unavailable` with its Retry-After, whichever worker was asked,
-while http://127.0.0.1:8000/news/ stays quick. `app:services` is the same without guardrails, and
-`make demo` shows both under load.
+
+You see two images, and one `503 Service Unavailable` with its Retry-After, whichever workers answer.
+http://127.0.0.1:8000/news/ stays quick. `app:services` is the same app without guardrails. `make demo`
+shows both under load.
 """
 
 import struct
@@ -57,7 +58,7 @@ def three_services(environ, start_response):
 
 
 def morph(cpu_seconds):
-    """A circle that becomes a square, all its stages on one plate: the more CPU, the smoother."""
+    """Draw a circle that becomes a square, all stages in one image: more CPU makes it smoother."""
     plate = [0] * (SIDE * SIDE)
     steps = [abs(2 * step / (SIDE - 1) - 1) for step in range(SIDE)]
     stages = 0

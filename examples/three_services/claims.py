@@ -1,4 +1,4 @@
-"""What the demo claims, and whether the evidence bears it out."""
+"""What the demo claims, and whether it was observed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ LATEST_SECONDS = 1.5
 LONGEST_SECONDS = 60
 GREEDY_PATH = "/morphing/"
 SIMULTANEOUS = 0.25
-"""Seconds: a request sent so shortly after the kill may still have reached the dying worker."""
+"""Seconds after the kill within which a request may still have reached the dying worker."""
 
 BLOCK, SPEED, CPU, AT_ONCE = (
     "block-agents",
@@ -29,8 +29,12 @@ BLOCK, SPEED, CPU, AT_ONCE = (
 
 @dataclass
 class Side:
-    """One of the two runs: all clients' answers, from when to when /morphing/ was flooded, and at how
-    many desks its images were drawn.
+    """One of the two runs.
+
+    Attributes:
+        crowd: all clients and their answers.
+        flood: when the flood of /morphing/ began and ended.
+        desks: how many images were drawn at once, at most.
     """
 
     crowd: Crowd = field(default_factory=Crowd)
@@ -66,7 +70,7 @@ class Evidence:
 
 
 class Claim(NamedTuple):
-    """A sentence, and whether it was observed. of_machine: it tells of this machine's speed alone."""
+    """A sentence, and whether it was observed. of_machine: it only depends on this machine's speed."""
 
     holds: bool
     text: str
@@ -203,10 +207,10 @@ def _killed(evidence: Evidence) -> Iterator[Claim]:
 
 
 def _counters(evidence: Evidence) -> Iterator[Claim]:
-    """Each guard counts what it refuses; an answer names the first of several that refuse.
+    """Each guard counts what it refuses. An answer names the first of several guards that refuse.
 
-    So a guard's counter is at least what was named after it, and at most that and all that was
-    named after the guards before it. The killed worker's requests may have been counted.
+    So a guard's counter is at least the number of answers that name it. It is at most that number
+    and all answers that name a guard before it. The killed worker's requests may be counted too.
     """
     answers = evidence.guarded.crowd.answers
     lost = sum(answer.lost for answer in answers)
@@ -223,7 +227,7 @@ def _counters(evidence: Evidence) -> Iterator[Claim]:
 
 
 def covers(guard: str, answer: Answer) -> bool:
-    """Whether a guard is about a request, as app.py has set it up."""
+    """Whether a guard of app.py covers a request."""
     path = answer.order.target.partition("?")[0]
     if guard == AT_ONCE:
         return path == GREEDY_PATH

@@ -1,4 +1,4 @@
-"""The clients: those who keep to a timetable and those who ask again and again.
+"""The clients: some send requests at set times, others send the next one after each answer.
 
 Every request is a connection of its own to 127.0.0.1, and every answer is kept.
 """
@@ -17,7 +17,7 @@ MOST_OPEN = 24
 
 
 class Answer(NamedTuple):
-    """What came of a request. `status` is None when the connection broke, `worker` when the server
+    """The answer to a request. `status` is None when the connection broke, `worker` when the server
     answered without calling the app.
     """
 
@@ -91,7 +91,7 @@ class Activity:
         return any(thread.is_alive() for thread in self._threads)
 
     def finish(self) -> None:
-        """Let nobody ask again, and wait for the answers that are still to come."""
+        """Send no more requests, and wait for the answers that are still to come."""
         self.finished.set()
         for thread in self._threads:
             thread.join()
@@ -134,7 +134,7 @@ class Crowd:
         return self._start(work, 1)
 
     def insist(self, order: Order, *, every: float, connections: int) -> Activity:
-        """Ask on several connections, again as soon as there is an answer, whatever it says."""
+        """Send requests on several connections, each after the answer to the one before."""
 
         def work(activity: Activity) -> None:
             while not activity.finished.is_set():

@@ -1,10 +1,11 @@
-"""The main job, for real: two gunicorn workers, one shared state, and a log full of visitors.
+"""The demo: two gunicorn workers with one shared state, and the visitors of an access log.
 
 Run    make demo
-and see, in under a minute: an access log replayed over HTTP while a greedy client floods /morphing/,
-a blocked agent insists, and a worker is killed in mid-request, first without guardrails (the flood
-alone) and then with them. It ends with who was admitted, who was refused, by which guard and for how
-long, and it exits with 0 only if everything that it claims was observed.
+
+In under a minute, the demo floods /morphing/ without guardrails. Then it does so with guardrails, while
+it replays the log over HTTP, sends requests of a blocked agent, and kills a worker within a request. In
+the end it prints which clients were admitted or refused, by which guard and for how long. The exit
+status is 0 only if everything that the demo claims was observed.
 """
 
 # ruff: noqa: E402 - the demo leaves no file behind, so the switch must come before its own modules
@@ -54,7 +55,7 @@ class InterruptedDemoError(Exception):
 
 
 class Demo:
-    """The conductor: it starts everything, waits, and writes down what it saw."""
+    """Starts everything, waits, and notes what happened."""
 
     def __init__(self, folder: Path, progress: Progress, interrupted: threading.Event) -> None:
         self.began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What an operator sees of the store while the server runs, and the hand that kills a worker."""
+"""What an operator sees of the store while the server runs, and how the demo kills a worker."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ class Observer:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        # Only who has looked has it open, and can be the last to close it.
+        # A process that reads the store has it open, so it can be the last to close it.
         self.requests()
         self.store.close()
 
@@ -51,7 +51,7 @@ class Observer:
             return []
 
     def kill_a_worker_in_mid_request(self, path: str) -> Kill | None:
-        """Kill -9 whoever has just begun to draw: it has burnt less CPU than an image takes."""
+        """Kill (-9) a worker that has just begun to draw: it has used less CPU than an image takes."""
         deadline = time.monotonic() + KILL_DEADLINE_SECONDS
         while time.monotonic() < deadline:
             looked = time.monotonic()
@@ -64,7 +64,7 @@ class Observer:
         return None
 
     def slots_held_at_the_end(self) -> int:
-        """How many slots are held once everybody has had the time to give them back."""
+        """Return how many slots are held when all requests have had time to release theirs."""
         deadline = time.monotonic() + RELEASE_DEADLINE_SECONDS
         while (held := sum(self.store.slots_held().values())) and time.monotonic() < deadline:
             self.pause(0.1)

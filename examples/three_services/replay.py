@@ -1,8 +1,8 @@
-"""An access log as requests to send again: its busiest minutes at true speed, the rest in a hurry.
+"""An access log as requests to send again: its busiest minutes at true speed, the rest faster.
 
 A minute that is busy for longer than TRUE_SPEED_SECONDS does not fit and goes with the rest. The
-chosen ones are played side by side, since no address is in two of them, and each keeps the pace of
-its log. The log has whole seconds: the lines of one second are spread over it evenly.
+chosen minutes are sent at the same time, since no address is in two of them. Each keeps its pace.
+The log has whole seconds: the lines of one second are spread over it evenly.
 """
 
 import gzip
@@ -105,7 +105,7 @@ def parse_line(text: str) -> Line | None:
 
 
 def busiest_minutes(minutes: dict[datetime, list[Line]]) -> set[datetime]:
-    """The busiest that fit, no address in two of them."""
+    """Return the busiest minutes that fit, of which no two share an address."""
     chosen: set[datetime] = set()
     taken: set[str] = set()
     for minute in sorted(minutes, key=lambda minute: -len(minutes[minute])):
@@ -121,7 +121,7 @@ def busiest_minutes(minutes: dict[datetime, list[Line]]) -> set[datetime]:
 
 
 def spread(seconds: Iterable[float]) -> list[float]:
-    """Offsets from the first, those of one whole second spread over it."""
+    """Return offsets from the first line; lines of the same second are spread over that second."""
     seconds = list(seconds)
     first, together, before = seconds[0], Counter(seconds), Counter()
     offsets = []

@@ -1,4 +1,4 @@
-"""Two witnesses that tell the demo what happened, independently of guardrails' counters."""
+"""Two middlewares that show the demo what happened, independently of guardrails' counters."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def name_decisions(app):
-    """Outermost: say in headers which worker answered, and which guard refused."""
+    """The outermost one: say in headers which worker answered, and which guard refused."""
 
     def named(environ, start_response):
         def start(status, headers, *exc_info):
@@ -25,12 +25,12 @@ def name_decisions(app):
 
 
 def count_at_once(app, path):
-    """Innermost: each request to `path` sits at the first free desk of the folder DEMO_DESKS.
+    """The innermost one: each request to `path` takes the first free desk of the folder DEMO_DESKS.
 
-    A desk is a locked file, so all workers share them, and the kernel frees a killed worker's. As
-    many desks as there are in the end, so many requests were served at once. A new one is brought in
-    when none is free, but for those of a killed worker: on a busy machine its threads take a while
-    to be gone, though they do nothing any more.
+    A desk is a locked file. All workers share the desks, and the kernel frees those of a killed worker.
+    A new desk is added when none is free, so in the end their number is how many requests were served
+    at once. Desks of a killed worker are waited for: on a busy machine its threads do nothing any more,
+    but take a while to end.
     """
     folder = os.environ.get("DEMO_DESKS")
 
@@ -68,7 +68,7 @@ def lock(path):
 
 
 def is_of_a_killed_worker(path):
-    """Whether who sat down there last is a zombie, or gone, or has yet to write who he is."""
+    """Whether the process that took the desk last is dead, or has not written its pid yet."""
     with suppress(OSError, IndexError):
         pid = path.read_text().split()[-1]
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"

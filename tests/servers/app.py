@@ -49,7 +49,7 @@ def note(event, **facts):
 
 
 class Journal:
-    """A store that notes what CPU is charged to whom; everything else is the inner one's."""
+    """A store that notes which client is charged how much CPU. The inner store does the rest."""
 
     def __init__(self, store):
         self._store = store
@@ -71,7 +71,7 @@ class Journal:
 
 
 class WatchedFile(FileIO):
-    """A file that notes whether anybody read it, rather than send it by its descriptor."""
+    """A file that notes whether it was read, or sent by its descriptor."""
 
     reads = 0
 

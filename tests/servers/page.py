@@ -1,8 +1,8 @@
 """Writes docs/servers.md from what was seen under each set-up: `page.py write` or `page.py check`.
 
-The matrix leaves its observations in .servers; `write` keeps them in observed.json and makes the page
-of that. `check` compares a fresh run with what is kept: it fails where a promise of guardrails differs,
-and prints where a server did something else by itself.
+The tests leave their observations in .servers. `write` keeps them in observed.json and makes the page
+from that file. `check` compares a fresh run with observed.json. It fails where a promise of guardrails
+differs, and prints where a server behaved differently.
 """
 
 import json
@@ -24,7 +24,7 @@ PROMISES = {
     "rate": "test_exact: as many as it says, over all workers",
     "cpu of burn": "test_cpu: each client is charged its own CPU",
     "cpu of burn-stream": "test_cpu: also what a stream burns",
-    "learnt": "test_models: what guardrails finds out of the server",
+    "learnt": "test_models: what guardrails finds out about the server",
     "refused with 1 kB": "test_refusals: guardrails reads small bodies, so that a client sees its 429",
     "refused with 100 kB": "test_refusals: as above",
     "kept after GET with 0 kB": "test_refusals: a refusal ends no connection that the server would keep",
@@ -40,10 +40,10 @@ OBSERVATIONS = {
     "killed": "the server decides; the slot comes back (test_slots)",
     "timed out": "the server decides; the slot comes back (test_slots)",
     "refused with 5 MB": "depends on how fast both sides are; guardrails reads no more than 256 kB",
-    "spellings": "the server and the frameworks decide; none leads round a guard (test_spelling)",
+    "spellings": "the server and the frameworks decide; no spelling avoids a guard (test_spelling)",
     "file": "the server decides; the same as without guardrails (test_responses)",
     "stream": "the server decides; the same as without guardrails (test_responses)",
-    "underscores": "the server decides; the advice lets no client choose who it is (test_identity)",
+    "underscores": "the server decides; with the advice no client can choose its address (test_identity)",
     "imported": "the set-up says so (test_models)",
     "hook": "the set-up says so; every worker has its limits (test_models)",
     "reload": "the set-up says so; the state is kept (test_restarts)",
@@ -52,35 +52,39 @@ OBSERVATIONS = {
     "by": "depends on how fast the worker ends; it does end (test_watchdog)",
     "seconds": "depends on the machine",
 }
-"""What a server does by itself, or how it was set up, and what is promised beside it. Differences are printed."""
+"""What a server does by itself, or how it is set up, and what guardrails promises there. Differences are printed."""
 
 INTRODUCTION = """\
 # Under real servers
 
-What these tables say of a server was seen under it by `make servers`. That prints where a server does something else, and
-fails where guardrails does not keep a promise. How it was set up, and the advice, stand beside that.
-The app and its guards are in [tests/servers/app.py](../tests/servers/app.py), the commands in
+`make servers` runs guardrails under each server. What the tables say that a server does was seen in such a run. Each
+run is compared with the tables: it prints where a server behaves differently, and fails if guardrails breaks a promise.
+The tables also have the set-ups and our advice. The app and its guards are in [tests/servers/app.py](../tests/servers/app.py), the commands in
 [tests/servers/setups.py](../tests/servers/setups.py).
 
-What holds under all of them, with a test each: caps and rates are exact over all workers, wherever the app is imported;
-slots come back after every way in which a request can end; a slow reader holds nothing with `hold="call"`, and no longer
-than `max_hold` otherwise; responses pass untouched; a reload and a new start keep the state; no client can choose who it
-is behind the recommended proxy.
+Under all of these servers the following is true, and a test checks each:
+
+- Caps and rates are exact over all workers, wherever the app is imported.
+- Slots are freed after every way in which a request can end.
+- A slow reader holds no slot with `hold="call"`, and otherwise for no longer than `max_hold`.
+- Responses pass unchanged, and a reload or a new start keeps the state.
+- Behind the recommended proxy, no client can choose its address.
 """
 
 WATCHDOG = """\
-Two workers, one of which gets stuck, and a [watchdog](watchdog.md) with
-`--timeout 1500ms --poll 100ms --signal-interval 1s`. Seconds count from the time-out: until the request was noticed and its
-stack in the log, until its worker had ended, and until another worker answered; they vary from run to run, and with them
-which signal was the last. The printer prints its pid and then a NUL byte each second.
+One of two workers gets stuck. A [watchdog](watchdog.md) runs with `--timeout 1500ms --poll 100ms --signal-interval 1s`.
+Seconds count from the time-out: until the stack of the request was in the log (noticed), until its worker had ended, and
+until another worker answered. They vary from run to run. So does the signal that ended the worker. The printer prints its
+pid and then a NUL byte each second.
 """
 
 TABLES = [
     (
         "Recommended set-ups",
         (
-            "The proxy in front should write the header in the second column. Where `X_Forwarded_For`, with underscores, "
-            "becomes the real header, a client could choose its address; a header without a hyphen has no such twin."
+            "Let the proxy in front write the header in the second column. Under some servers `X_Forwarded_For`, with "
+            "underscores, becomes the real header, so a client could choose its address. A header without a hyphen has "
+            "no other spelling."
         ),
         {
             "proxy writes": lambda setup, seen: f"`{setup.proxy_writes}`",
@@ -91,8 +95,8 @@ TABLES = [
     (
         "Workers",
         (
-            "Nothing relies on a hook: a worker is set up at its first request. `rlimits()` was called from where the third "
-            "column says. What guardrails learns is used for advice alone."
+            "guardrails needs no hook, since it sets up a worker at its first request. The third column says where "
+            "`rlimits()` was called. guardrails uses what it finds out about the server (learnt) for advice alone."
         ),
         {
             "app imported": lambda setup, seen: f"{seen['imported']} the fork".replace(
@@ -108,8 +112,8 @@ TABLES = [
     (
         "Caps, rates and CPU",
         (
-            "Eight clients at once, counted at the app: 24 requests for a page with a cap of 2, and 40 with a rate of 20. Of "
-            "two clients at once, one burns 20 ms of CPU and one 200, in the app's call and in a stream."
+            "Eight clients sent 24 requests for a page with a cap of 2, and 40 for a page with a rate of 20. The app counted "
+            "them. For CPU, some clients used 20 ms and others 200 ms at the same time, in the app's call and in a stream."
         ),
         {
             "cap of 2": lambda setup, seen: seen["cap"],
@@ -121,8 +125,9 @@ TABLES = [
     (
         "Slots",
         (
-            "After each of these the slot of a cap of one was free again. The status is what the client saw, a dash that "
-            f"nothing came. Servers that end a request that hangs were told to after {OWN_TIMEOUT} s."
+            "After each of these events the slot of a cap of one was free again. The cells have the status that the client "
+            'saw; a dash, or "nothing", means that no answer came. Servers that can end a request that hangs had a '
+            f"time-out of {OWN_TIMEOUT} s."
         ),
         {
             **{
@@ -136,9 +141,9 @@ TABLES = [
     (
         "Paths",
         (
-            "Spellings of guarded and exempt paths, sent as they stand: how many the server let through, and how many of "
-            "those reached a guarded view of at least one of eleven routers (Flask's, Django's, Falcon's, Bottle's, Pyramid's "
-            "and werkzeug's among them). All of these were counted, and none was exempt."
+            "The tests sent many spellings of guarded and exempt paths (asked). The server let some of them through. Some of "
+            "those reached a guarded view of at least one of eleven routers, such as Flask's, Django's, Falcon's, Bottle's, "
+            "Pyramid's and werkzeug's. The guard counted all of these, and none was exempt."
         ),
         {
             "asked": lambda setup, seen: seen["spellings"]["asked"],
@@ -149,8 +154,9 @@ TABLES = [
     (
         "Refusals and responses",
         (
-            "What a client that sends its whole body first sees of a 429, and whether the connection can be used again. "
-            "At 5 MB it depends on the speed of both sides."
+            "A client sends its whole body, and then reads the answer. The first columns have what it sees of a 429. "
+            "With 5 MB that depends on the speed of both sides. `connection kept` says whether it can use the connection "
+            "again."
         ),
         {
             "1 kB": lambda setup, seen: seen["refused with 1 kB"],
@@ -168,7 +174,7 @@ TABLES = [
 
 
 def page(observed):
-    """The page, of what was seen by set-up."""
+    """Return the text of the page, given the observations by set-up."""
     setups = [(setup, observed[setup.slug]) for setup in SETUPS if setup.slug in observed]
     parts = [INTRODUCTION]
     for title, text, columns in TABLES:
@@ -190,7 +196,7 @@ def fresh():
 
 
 def watchdog_table(observed):
-    """What the watchdog did, of what was seen by server and page."""
+    """Return the table of what the watchdog did, by server and page."""
     rows = [
         ["server", "request", "noticed", "stack", "the client saw", "ended by", "ended", "replaced"],
         ["---"] * 8,
@@ -216,7 +222,7 @@ def watchdog_table(observed):
 
 
 def differences(kept, seen):
-    """What was seen otherwise than it is kept: its field, and a sentence."""
+    """Yield the field and a sentence for each observation that differs from the kept one."""
     for slug, facts in seen.items():
         known = kept.get(slug, {})
         known = known.get("seen", known)  # by a watchdog
@@ -235,14 +241,14 @@ def _differs(what, now, before):
 
 
 def expected():
-    """What must be seen on this machine: all whose server is installed."""
+    """Return what must be observed on this machine: everything whose server is installed."""
     slugs = [setup.slug for setup in SETUPS if not setup.missing()]
     kinds = [kind for kind in [*KINDS, MOD_WSGI] if not kind.setup.missing()]
     return slugs + [f"watchdog {kind.name} {page}" for kind in kinds for page in TROUBLES]
 
 
 def check(kept, seen):
-    """Print how a fresh run differs; returns what is wrong, as sentences."""
+    """Print how a fresh run differs; return what is wrong, as sentences."""
     found = list(differences(kept, seen))
     observed = [sentence for field, sentence in found if field in OBSERVATIONS]
     wrong = [f"{slug} is installed, and was not seen" for slug in expected() if slug not in seen]

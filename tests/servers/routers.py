@@ -140,7 +140,7 @@ def by_django():
 
     class Handler(WSGIHandler):
         def resolve_request(self, request):
-            # Settings are one per process: whoever else is there may have configured them.
+            # A process has one set of settings, which other code may have configured before.
             request.urlconf = urls
             return super().resolve_request(request)
 
@@ -222,7 +222,7 @@ def by_pyramid():
 
 
 def by_pyramids_traversal():
-    """Without routes: Pyramid goes down a tree of resources, and what is left over names a view."""
+    """Without routes: Pyramid walks a tree of resources, and the rest of the path names a view."""
     from pyramid.config import Configurator
     from pyramid.response import Response
 

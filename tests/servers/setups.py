@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 OWN_TIMEOUT = 4
-"""Seconds after which a server ends a request by itself, where it can."""
+"""Seconds after which a server ends a request by itself, if it has such a setting."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Setup:
     serves at once.   imported: whether the app is imported before or after the fork.   hook: where
     the worker's set-up is called from.   respawns: whether a killed worker is replaced.
     ends_requests: whether its own time-out ends a request that hangs.   reload: the signal that
-    reloads it; None where it has to be started anew.   learnt: what guardrails finds out of it.
+    reloads it; None where it must be started again.   learnt: what guardrails finds out about it.
     proxy_writes: the header that a proxy in front should write.   advice: the recommended set-up,
     for the docs.
     """
@@ -56,7 +56,7 @@ class Setup:
         return self.processes * self.threads
 
     def shown_command(self):
-        """The command, as one would write it in a shell."""
+        """Return the command as a user writes it in a shell."""
         line = shlex.join(self.command(8000, Path("/run/site")))
         places = {sys.executable: "python", f"{BIN}/": "", f"{HERE}/": "", sys.prefix: "/path/to/venv"}
         for place, written in places.items():
@@ -64,7 +64,7 @@ class Setup:
         return line
 
     def missing(self):
-        """Why it cannot be run on this machine, or None."""
+        """Return why it cannot run on this machine, or None."""
         found = importlib.util.find_spec(self.needs) or shutil.which(str(BIN / self.needs))
         if not found:
             return f"{self.needs} is not installed"
@@ -83,7 +83,7 @@ def _readable_by_others():
 
 
 def which_server(name):
-    """Where a server's program is; not everybody has the folder of such in the PATH."""
+    """Return where a server's program is. Its folder is not in everybody's PATH."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin")
 
 
@@ -115,25 +115,25 @@ def gunicorn(kind, *options, threads=1, preload=False, user=None):
         learnt=f"gunicorn ({kind}) with 2 processes of {threads} thread" + "s" * (threads > 1),
         user=user,
         respawns=True,
-        # Threads and greenlets go on beating while a request hangs.
+        # Threads and greenlets still answer gunicorn's heartbeat while a request hangs.
         ends_requests=kind == "sync",
         reload="HUP",
         advice=""
         if preload or user
         else {
-            "sync": "one request per worker: a cap of `--workers` or more refuses nobody, and a "
-            "refusal waits its turn like any request",
-            "gthread": "`--threads 4` or more, `trusted_proxies=` with the proxy's address; the "
-            "recommended way for most sites",
-            "gevent": "CPU is charged by greenlet, which switches itself on; set "
-            "`--worker-connections` to what the app can bear",
+            "sync": "a worker serves one request at a time: a cap of `--workers` or more never "
+            "refuses, and a refusal waits for a free worker like any request",
+            "gthread": "recommended for most sites: `--threads 4` or more, and `trusted_proxies=` "
+            "with the proxy's address",
+            "gevent": "guardrails charges CPU by greenlet, without a setting; set "
+            "`--worker-connections` to the number of requests that the app can serve at once",
         }[kind],
     )
 
 
 UWSGI_ADVICE = (
-    "`--master`; nginx with `uwsgi_pass` gives it the client's address as REMOTE_ADDR: "
-    "`trusted_proxies=()`. Behind an HTTP proxy that passes headers with underscores, "
+    "use `--master`; behind nginx with `uwsgi_pass`, which sends the client's address as REMOTE_ADDR, "
+    "write `trusted_proxies=()`; behind an HTTP proxy that passes headers with underscores, write "
     '`forwarded="forwarded"`'
 )
 
@@ -156,7 +156,7 @@ def uwsgi(*, threads=1, lazy=False):
         processes=2,
         threads=threads,
         imported="after" if lazy else "before",
-        # With --lazy-apps the decorator comes too late to be called.
+        # With --lazy-apps the app is imported after the fork, so the decorator is never called.
         hook="import" if lazy else "postfork",
         needs="uwsgi",
         learnt=f"uWSGI with 2 processes of {threads} thread" + "s" * (threads > 1),
@@ -182,7 +182,7 @@ def own_program(server, threads, **facts):
 
 
 MANY = 1000
-"""Stands for a server that serves as many at once as come."""
+"""Stands for a server without a limit of requests at once."""
 
 SETUPS = [
     gunicorn("sync"),
@@ -217,7 +217,7 @@ SETUPS = [
         respawns=True,
         ends_requests=True,
         reload="USR1",
-        advice="daemon mode; where Apache faces the clients itself, `trusted_proxies=()`",
+        advice="use daemon mode; without a proxy in front of Apache, write `trusted_proxies=()`",
     ),
     Setup(
         "waitress",
@@ -233,7 +233,7 @@ SETUPS = [
         hook="import",
         needs="waitress",
         learnt="waitress with 1 process of 4 threads",
-        advice="it drops forwarding headers unless its own `trusted_proxy` is set: set that and "
+        advice="waitress drops forwarding headers unless its own `trusted_proxy` is set: set that and "
         '`trusted_proxy_headers="x-forwarded-for"`, and write `trusted_proxies=()`',
     ),
     Setup(
@@ -250,7 +250,7 @@ SETUPS = [
         needs="cheroot",
         learnt="cheroot with 1 process of 8 threads",
         proxy_writes="Forwarded",
-        advice='behind a proxy that passes headers with underscores, `forwarded="forwarded"`',
+        advice='behind a proxy that passes headers with underscores, write `forwarded="forwarded"`',
     ),
     Setup(
         "granian",
@@ -269,23 +269,23 @@ SETUPS = [
         respawns=True,
         reload="HUP",
         proxy_writes="Forwarded",
-        advice="`--respawn-failed-workers`, or one dead worker ends the server; behind a proxy that "
-        'passes headers with underscores, `forwarded="forwarded"`',
+        advice="use `--respawn-failed-workers`: otherwise one dead worker ends the server; behind a "
+        'proxy that passes headers with underscores, write `forwarded="forwarded"`',
     ),
     own_program(
         "bjoern",
         1,
         needs="bjoern",
         learnt="bjoern with 1 process of 1 thread",
-        advice="one request at a time, so a cap has no effect; let the proxy send one "
-        "X-Forwarded-For, since two are glued together",
+        advice="bjoern serves one request at a time, so a cap has no effect; let the proxy send one "
+        "X-Forwarded-For, since bjoern joins two of them without a comma",
     ),
     own_program(
         "pywsgi",
         MANY,
         needs="gevent",
         learnt="gevent with an unknown number of processes of an unknown number of threads",
-        advice="CPU is charged by greenlet, which switches itself on",
+        advice="guardrails charges CPU by greenlet, without a setting",
     ),
     own_program(
         "werkzeug",

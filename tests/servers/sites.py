@@ -93,7 +93,7 @@ class Site:
         return ask(self.port, target, method, pairs, **options)
 
     def new_client(self):
-        """An address that nobody else has."""
+        """Return an address that no other client has."""
         self.clients += 1
         return f"198.18.{self.clients // 250}.{self.clients % 250 + 1}"
 
@@ -111,7 +111,7 @@ class Site:
 
     @contextmanager
     def store(self):
-        """The store, as the user whom the server runs as."""
+        """Open the store as the user of the server."""
         user = self.setup.user
         if user is not None:
             os.seteuid(pwd.getpwnam(user).pw_uid)

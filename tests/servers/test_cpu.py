@@ -1,4 +1,4 @@
-"""CPU is charged to who used it, whatever else the worker was doing."""
+"""Each client is charged the CPU that it used, whatever else the worker was doing."""
 
 from concurrent.futures import ThreadPoolExecutor
 

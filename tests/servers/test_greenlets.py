@@ -88,7 +88,7 @@ def test_each_greenlet_is_charged_its_own(story):
 
 
 def test_a_tracer_that_comes_within_a_request_gives_nobody_a_credit():
-    """What it hid is charged to somebody; nobody is charged less than nothing."""
+    """The hidden time is charged to some client. No client is charged less than zero."""
     pytest.importorskip("gevent", reason="gevent is not installed")
     story = """
 def changing(environ, start_response):

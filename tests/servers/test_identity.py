@@ -1,4 +1,4 @@
-"""Behind a proxy that writes the recommended header, no client can choose who it is."""
+"""Behind a proxy that writes the recommended header, no client can choose its address."""
 
 import pytest
 from wire import Wire
@@ -51,7 +51,7 @@ UNREADABLE = [
 @pytest.mark.parametrize("forged", UNREADABLE)
 @pytest.mark.parametrize("way", ["a header before", "in front"])
 def test_a_header_of_the_proxys_own_name_makes_nobody_of_a_client(site, forged, way):
-    """The proxy writes its entry after what the client sent: who sends junk is itself, or the proxy."""
+    """The proxy adds its entry at the end. A client that sends junk counts as itself or the proxy."""
     rfc = site.setup.proxy_writes == "Forwarded"
     true = f"for={CLIENT}" if rfc else CLIENT
     sent = forged.decode("latin-1")
@@ -85,5 +85,5 @@ def test_what_becomes_of_underscores_is_known(site, observe):
 
     becomes = "the real header" if alone == FORGED else "nothing"
     observe("underscores", becomes + (", and beats the proxy's" if beside == FORGED else ""))
-    # What the server does is its own affair; our advice must not let a client choose who it is.
+    # The server may do either. With our advice, no client may be able to choose its address.
     assert becomes == "nothing" or site.setup.proxy_writes != "X-Forwarded-For"

@@ -1,4 +1,4 @@
-"""Limits in real workers: what the client sees, that the server goes on, what is logged."""
+"""Limits in real workers: what the client sees, whether the server goes on, what is logged."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def settings(tmp_path):
 
 
 def answer_or_hang_up(site, target):
-    """What came of a request: status 0 is that somebody hung up, and never that nothing came."""
+    """Return the answer to a request. Status 0 means that the connection was closed, not a time-out."""
     began = time.monotonic()
     answer = site.ask(target, seconds=PATIENCE)
     assert time.monotonic() - began < PATIENCE, f"nothing came:\n{site.log()}"

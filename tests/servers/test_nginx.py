@@ -1,4 +1,4 @@
-"""Behind a real nginx, set up as the README says, each client is who it is."""
+"""Behind a real nginx, set up as the README says, each client counts by its own address."""
 
 import json
 import os

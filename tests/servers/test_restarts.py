@@ -30,7 +30,7 @@ def test_what_was_counted_is_known_after_a_reload(site, observe):
 
 
 def use_up(site, client):
-    """Ask until the client is refused; what is not answered meanwhile is asked for again."""
+    """Send requests until one is refused; repeat those that get no answer."""
     site.until(lambda: site.ask("/rate/plain", client=client).status == 429, "it is refused")
 
 

@@ -1,4 +1,4 @@
-"""The size guard in real workers: who leaks is replaced, and no request is lost."""
+"""The size guard in real workers: a worker that leaks is replaced, and no request is lost."""
 
 import json
 import re

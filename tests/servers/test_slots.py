@@ -88,7 +88,7 @@ def test_a_slot_comes_back_when_its_worker_is_killed(site, observe):
         site.stop()
         site.start()
 
-    # Nobody tells that a worker died: whoever would be refused for it looks first.
+    # No process reports the death. The next request that would be refused finds it first.
     site.until(lambda: answered(site, "/slot/plain"), "the slot is free")
     site.until(site.is_free, "nothing is left of it")
     assert answers[0].status != 200, "the request came to its own end"

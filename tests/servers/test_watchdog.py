@@ -1,4 +1,4 @@
-"""The watchdog and real servers: whoever never ends is noticed, shown, ended and replaced."""
+"""The watchdog and real servers: a request that never ends is noticed, shown and ended."""
 
 import json
 import os
@@ -69,7 +69,7 @@ class Asked:
         self._thread.start()
 
     def _ask(self, site, target):
-        # Longer than anybody waits for it: a server that hangs is none that hung up.
+        # Longer than any test waits: a server that hangs must not look like one that hung up.
         self.answer = site.ask(target, seconds=600)
 
     def wait(self):

@@ -1,6 +1,6 @@
 """The site that gets into trouble: each page hangs, burns, hogs or leaks in its own way.
 
-TROUBLE_STORE names the store, TROUBLE_LIMITS and TROUBLE_SIZE have what is put in force.
+TROUBLE_STORE names the store. TROUBLE_LIMITS and TROUBLE_SIZE have the limits to apply.
 """
 
 import json

@@ -146,7 +146,7 @@ def _pairs(headers):
 
 
 def _ports_of_this_process():
-    """In turn, below those that the system gives away: who starts again finds its own still free."""
+    """Ports below those that the system gives out, so that a restarted server finds its own free."""
     block, size = 12_000, 1_000
     first = block + size * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     begin = os.getpid() % size  # of two runs at once, on one machine
@@ -157,7 +157,7 @@ _PORTS = _ports_of_this_process()
 
 
 def free_port():
-    """A port that nobody else takes before a server does."""
+    """Return a port that no other process takes before the server does."""
     for port in _PORTS:
         with closing(socket.socket()) as trying, suppress(OSError):
             trying.bind(("127.0.0.1", port))
