@@ -2,7 +2,7 @@
 
 What lies there is noted when a run begins. What is new when it ends was left by a test, or by
 guardrails, unless a living process has it: another run may be under way on the same machine. What
-tests have killed leaves files behind; the next look at the workers removes these, so one is taken.
+tests have killed leaves files behind. The next worker that starts removes these, so one starts here.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from guardrails.store.process_files import remove_files_of_dead
+from guardrails.store.shared import SharedStore
 
 FOLDERS = [
     Path(parent, f"guardrails-{os.geteuid()}")
@@ -29,12 +29,21 @@ def files():
 def left_since(before, seconds=LONGEST_SECONDS):
     """What is new and nobody's; processes that are about to end have some seconds to remove it."""
     deadline = time.monotonic() + seconds
-    remove_files_of_dead()
+    start_a_worker()
     while (left := {path for path in files() - before if not _is_used(path)}) and (
         time.monotonic() < deadline
     ):
         time.sleep(0.1)
     return sorted(left)
+
+
+def start_a_worker():
+    """Make a store and look at its workers, as a worker does: both remove what killed ones left."""
+    store = SharedStore(f"test-leftovers-{os.getpid()}", private=True, clients=16, rows=16)
+    try:
+        store.workers()
+    finally:
+        store.close()
 
 
 def _is_used(path):

@@ -51,7 +51,8 @@ class Readings(NamedTuple):
         """Whether each reading falls under one of the prefixes, or equals `besides`."""
         script = self.sent_script
         if script and (
-            falls_under(script, (*prefixes, besides)) or self.paths[0][len(script) :][:1] != "/"
+            falls_under(script, (*prefixes, besides) if besides else prefixes)
+            or self.paths[0][len(script) :][:1] != "/"
         ):
             return False
         return all(path == besides or falls_under(path, prefixes) for path in self.paths)

@@ -1,4 +1,5 @@
 import os
+import re
 import time
 
 import pytest
@@ -172,3 +173,25 @@ def test_the_agents_of_a_file_may_be_refused_on_some_paths_only(serve, agents_fi
 
     assert site.get("/api/x").status_code == 403
     assert site.get("/").status_code == 200
+
+
+def test_a_blocked_agent_is_refused_also_while_its_list_is_read_again(
+    serve, agents_file, wall, monkeypatch
+):
+    """One thread compiles the new list, and others serve meanwhile."""
+    agents_file.write("curl\n")
+    site = serve(BlockAgents.from_file(agents_file.path), agent="curl")
+    assert site.get("/").status_code == 403
+    agents_file.write("curl\nwget\n")
+    wall[0] += 1
+    compiled, meanwhile = re.compile, []
+
+    def compile_while_others_ask(pattern, flags=0):
+        meanwhile.append(site.at("192.0.2.9", agent=f"curl/{len(meanwhile)}").get("/").status_code)
+        return compiled(pattern, flags)
+
+    monkeypatch.setattr(re, "compile", compile_while_others_ask)
+    site.get("/")
+
+    assert meanwhile
+    assert set(meanwhile) == {403}

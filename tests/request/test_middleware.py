@@ -697,3 +697,15 @@ def test_only_robots_txt_itself_is_never_refused(serve):
 
     assert site.get("/robots.txt").status_code == 200
     assert site.get("/robots.txt/login").status_code == 403
+
+
+def test_a_guards_exempt_paths_hold_behind_a_script_name_that_a_header_set(store):
+    """The exemption reaches beyond what the header says, so the header's sender gains nothing."""
+    app = throttle(testing.hello, SpeedLimit("1/hour", exempt_paths=["/shop/static"]), store=store)
+    mounted = {"SCRIPT_NAME": "/shop", "HTTP_SCRIPT_NAME": "/shop"}
+
+    def statuses(path):
+        return [Exchange(app, PATH_INFO=path, **mounted).call().status[:3] for _ in range(2)]
+
+    assert statuses("/static/logo.png") == ["200", "200"]
+    assert statuses("/search") == ["200", "429"]

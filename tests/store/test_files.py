@@ -409,3 +409,16 @@ def test_a_route_that_is_not_used_again_keeps_no_old_file_mapped(clock):
     maps = Path("/proc/self/maps").read_text()
     assert maps.count("test-mapped") <= 2
     store.close()
+
+
+def test_a_store_that_is_switched_off_is_left_for_the_one_that_takes_its_name(folder, clock):
+    """An operator may remove the file while everything is off."""
+    store = small(clock=clock)
+    spent(store)
+    store.switch("off")
+    the_file(folder).unlink()
+    for _ in range(2):
+        clock.advance(2)
+        store.enter(open_request(requirement(meter("spent"), guard="spent")))
+
+    assert store.switch() == "on"

@@ -74,15 +74,17 @@ class _AgentList:
                     f"expression ({error}): correct it, or escape the characters that are meant "
                     "literally"
                 ) from None
-        self._search: Callable[[str], object] | None = None
+        search: Callable[[str], object] | None = None
         if patterns:
             joined = "|".join(f"(?:{pattern})" for pattern in patterns)
             try:
-                self._search = re.compile(joined, re.IGNORECASE).search
+                search = re.compile(joined, re.IGNORECASE).search
             except re.error:
                 # Patterns with groups or flags of their own cannot always be joined.
                 each = [re.compile(pattern, re.IGNORECASE).search for pattern in patterns]
-                self._search = lambda agent: next(filter(None, (s(agent) for s in each)), None)
+                search = lambda agent: next(filter(None, (s(agent) for s in each)), None)  # noqa: E731 - one of two forms
+        # Other threads use the old list until here.
+        self._search = search
         # A new memo: another thread may still store a verdict of the old list in the old one.
         self._memo = OrderedDict()
 

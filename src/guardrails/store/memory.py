@@ -53,8 +53,6 @@ class MemoryStore:
         return "memory:"
 
     def enter(self, open_request: StoreRequest, *, final: bool = True) -> EnterResult | None:
-        if open_request.pid != self._pid:
-            self._forget_parent(open_request.pid)
         with self._exclusive():
             if self._model.switch[""] == OFF:
                 return None
@@ -206,6 +204,8 @@ class MemoryStore:
 
     def _exclusive(self) -> threading.Lock:
         """Return the lock to hold. Raise InsideError if this thread holds it already."""
+        if self._pid != os.getpid():
+            self._forget_parent()
         if self._lock_owner == threading.get_ident() and self._lock.locked():
             raise InsideError(
                 "memory store: called again by the thread that is using it (from a signal handler or "
@@ -220,8 +220,11 @@ class MemoryStore:
             self._model.recount()
         self._changing = True
 
-    def _forget_parent(self, pid: int) -> None:
-        """After a fork: drop the parent's requests, and its lock, which it may have held."""
-        self._pid = pid
+    def _forget_parent(self) -> None:
+        """After a fork: drop the parent's requests, its lock and what it said of itself as a worker."""
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._model.drop_rows()
+        self._facts = None
+        self._registered_at = self._seen_at = self._retiring_since = 0
+        self._finished = 0

@@ -197,10 +197,11 @@ def enter_slow(
 ) -> EnterResult | str | None:
     """Decide about any request: also refusals, dry runs, bans, delays, switches, a second `enter`."""
     words = file.words
+    # Also where the store is off: `SharedStore` checks the file's name by this clock.
+    now = file.now = file.clock()
     switch = words[H_SWITCH]
     if switch == SWITCHED_OFF:
         return None
-    now = file.now = file.clock()
     by_guard = words[H_SWITCHED]
     dry_refusals: list[Refusal] = []
     charges = Charges()
