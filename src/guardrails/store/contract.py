@@ -200,7 +200,7 @@ class StoreRequest:
         resource: the path that stands for all of its spellings.
         may_wait: whether the request can be delayed.
         thread: the thread that serves it, for the scoreboard.
-        row: set by `enter`: the index of its row; -1 if it has none.
+        row: set by `enter`: the offset of its row from the first row, in words; -1 if it has none.
         generation: set by `enter`: its number. With `row` and `pid` it identifies the admission. A
             request may also be left if `enter` failed after it had set this.
         entered: set by `enter`: whether the request was admitted.

@@ -2,7 +2,7 @@
 
 No server tells its app, and `wsgi.multithread` and `wsgi.multiprocess` are wrong under some servers.
 So guardrails detects each server in a way of its own, once per process, during a call of the server.
-What cannot be detected is None.
+What cannot be detected is None, and the features that need it stay off.
 """
 
 from __future__ import annotations

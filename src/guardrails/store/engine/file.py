@@ -10,6 +10,9 @@ The rules
     3. If a thread that holds the lock calls again, from a destructor or a signal handler, that call
        raises InsideError.
     4. A file that was retired is never used again.
+
+The hash by which a cell is found is the hash of the meter's name XOR the hash of the key. Slots are
+counted, and bans are found, in the same way.
 """
 
 import ctypes
