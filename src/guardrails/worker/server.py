@@ -117,6 +117,16 @@ def gunicorn_server(worker: Any) -> Server | None:
     return Server(f"gunicorn ({kind})", settings.workers, threads, True, signal.SIGTERM, coroutines)
 
 
+def server_of_hook(*arguments: Any) -> Server:
+    """Return the server that calls a hook with these arguments.
+
+    Args:
+        arguments: of the hook. One of them is the worker in a hook of gunicorn.
+    """
+    servers = map(gunicorn_server, arguments)
+    return next((each for each in servers if each is not None), None) or running_server({})
+
+
 def _uwsgi() -> Server | None:
     uwsgi = sys.modules["uwsgi"]  # only the server itself can make this module
     options = uwsgi.opt
