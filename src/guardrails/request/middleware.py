@@ -84,7 +84,7 @@ def throttle(
             must not be reachable except through them.
         forwarded: the header that the proxies write: "x-forwarded-for" (the default), "forwarded" (RFC
             7239), or another with an address or a list of addresses, such as "x-real-ip".
-        client: environ -> address, or None for nobody. It replaces the three options before it.
+        client: environ -> address, or None if it is unknown. It replaces the three options before it.
         ipv6_prefix: how many bits of an IPv6 address make one client, from 16 to 128 (64).
         exempt: which clients are never throttled: networks, addresses, "loopback", "private", or
             callables of the environ.

@@ -148,7 +148,7 @@ class KeyedRequirement(NamedTuple):
 
     Attributes:
         requirement: what the guard asks.
-        key: for whom; None means the key of the `StoreRequest`.
+        key: the key that is counted; None means the key of the `StoreRequest`.
         dry_run: True if the requirement is checked and charged, but refuses nothing.
     """
 

@@ -165,7 +165,7 @@ class ResourceLimits:
         for report in reports:
             line = f"rlimits: {report}"
             if report.origin == "default" and say == log.info and not log.isEnabledFor(logging.INFO):
-                # Nobody wrote this limit down, so it must be visible without a configured log.
+                # No configuration names this limit, so show it also where INFO is not logged.
                 print(line, file=sys.stderr)  # noqa: T201 - see above
             else:
                 say(line)

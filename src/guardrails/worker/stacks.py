@@ -1,11 +1,11 @@
 """A worker writes its Python stacks to a file when a watchdog asks for them.
 
 Python code writes the stacks where it can run. Where the main thread serves the requests, or greenlets
-do, the main thread writes at a signal. Elsewhere the thread of the control pipe writes. Either has the
-GIL, which keeps each frame valid while it is read.
+do, the main thread writes at a signal. Elsewhere the thread of the control pipe writes. Both hold
+the GIL, which keeps each frame valid while it is read.
 
-C code that keeps the GIL keeps Python from running. Then faulthandler writes the stacks, at another
-signal. That is the last resort: beside running threads faulthandler may crash the process.
+While C code holds the GIL, no Python code can run. Then faulthandler writes the stacks, at another
+signal. That is the last resort: if other threads run meanwhile, faulthandler may crash the process.
 
 The file is in the user's folder of stores, and is named after the process. watchdog/stack_dump.py asks
 for the stacks and reads the file.
