@@ -23,6 +23,9 @@ Outcome = Literal["PASSED", "DELAYED", "REJECTED", "DELAYED_DRY_RUN", "REJECTED_
 class Decision(NamedTuple):
     """The decision of all guards about one request, in `environ["guardrails.decision"]`.
 
+    The environ has no such key where the guards are switched off by GUARDRAILS=off or `enabled=False`,
+    and where guardrails itself failed on the request.
+
     Read its fields by name, such as `decision.admitted`: later versions add fields at the end. It is
     a tuple so that programs can encode, pickle and copy an environ that holds it.
 
@@ -30,8 +33,8 @@ class Decision(NamedTuple):
         admitted: whether the app is called.
         outcome: PASSED, DELAYED, REJECTED, DELAYED_DRY_RUN or REJECTED_DRY_RUN.
         guard: the name of the guard that refused, or would have refused; None if none did.
-        key: what that guard counts the request by, in a form that may be shown; None if there is
-            none.
+        key: what that guard counts the request by, in a form that may be shown; the client for a ban
+            or a penalty. "" if the client is unknown; None if `guard` is None.
         retry_after: seconds, rounded up, until a request like this would be admitted; None if
             waiting does not help, or is not needed.
         remaining: how many more such requests the guard with the least room would admit now; None

@@ -1,4 +1,4 @@
-"""A bounded memo: values that are made once for each key, off the hot path."""
+"""A bounded cache, off the hot path. A value may be made again."""
 
 from __future__ import annotations
 

@@ -34,10 +34,10 @@ class Once:
         self._said: TTLCache[Hashable, None] = TTLCache(most, seconds, timer=self._present)
 
     def __call__(self, key: Hashable = None, *, now: float | None = None) -> bool:
-        """Return whether this is the first time for the key; the key counts as said from now on.
+        """Return whether this is the first time for the key; from now on the key is remembered.
 
         Args:
-            key: what is said, or whom it is about.
+            key: identifies what is said, or what it is about.
             now: the present, in the seconds of the timer.
         """
         self._now = now

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def check_keywords(caller: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a keyword that nobody knows.
+    """Refuse an unknown keyword.
 
     Args:
         caller: what was called, as the message names it.

@@ -10,8 +10,8 @@ import pytest
 from guardrails.store import directory
 from guardrails.store.process_files import STACKS, file_name
 from guardrails.store.processes import Owner, process_facts, this_process
+from guardrails.watchdog import stack_dump
 from guardrails.watchdog.actions import Processes
-from guardrails.worker import stacks
 
 pytestmark = pytest.mark.one_python
 
@@ -60,7 +60,7 @@ def test_a_file_of_stacks_that_others_may_open_is_not_used(mode, is_believed, tm
     file.touch()
     file.chmod(mode)
 
-    descriptor = stacks.open_stack_file(this_process())
+    descriptor = stack_dump.open_stack_file(this_process())
 
     assert (descriptor is not None) == is_believed
     if descriptor is not None:

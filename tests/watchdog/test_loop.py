@@ -10,10 +10,10 @@ import pytest
 import guardrails
 from guardrails.errors import StoreError
 from guardrails.store.records import InFlight, Penalty, Records, Worker
+from guardrails.watchdog import stack_dump
 from guardrails.watchdog.loop import WatchdogLoop
 from guardrails.watchdog.overdue import WatchedStore
 from guardrails.watchdog.policy import Policy
-from guardrails.worker import stacks
 
 TERM, ABRT, KILL, HUP = signal.SIGTERM, signal.SIGABRT, signal.SIGKILL, signal.SIGHUP
 
@@ -671,7 +671,7 @@ def test_a_worker_of_another_container_is_not_said_to_have_ended():
 
 def test_the_stack_of_its_thread_is_logged_and_no_other(caplog):
     host = Host(dry_run=True).worker(7).request(1, 7, age=60)
-    host.dumps[7] = stacks.parse(
+    host.dumps[7] = stack_dump.parse(
         'Thread 0x0000000000007f02 (most recent call first):\n  File "other.py", line 1 in other\n\n'
         "Current thread 0x0000000000007f01 (most recent call first):\n"
         '  File "a\x1b.py", line 2 in stuck\n'
@@ -684,7 +684,7 @@ def test_the_stack_of_its_thread_is_logged_and_no_other(caplog):
 def test_of_a_deep_stack_sixty_lines_are_logged(caplog):
     host = Host(dry_run=True).worker(7).request(1, 7, age=60)
     deep = "".join(f"  line {number}\n" for number in range(500))
-    host.dumps[7] = stacks.parse(f"Thread 0x{0x7F01:016x} (most recent call first):\n{deep}")
+    host.dumps[7] = stack_dump.parse(f"Thread 0x{0x7F01:016x} (most recent call first):\n{deep}")
     host.look()
     assert caplog.text.count("overdue: worker 7: ") == 60
     assert "  line 58\n" in caplog.text
@@ -1118,7 +1118,7 @@ def test_all_that_hang_in_one_worker_are_shown_by_one_dump(caplog):
     host = Host(dry_run=True).worker(7)
     for number in range(1, 9):
         host.request(number, 7, age=60)
-    host.dumps[7] = stacks.parse(
+    host.dumps[7] = stack_dump.parse(
         "".join(
             f"Thread 0x{0x7F00 + n:016x} (most recent call first):\n  line {n}\n" for n in range(1, 9)
         )

@@ -203,7 +203,7 @@ def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
     monkeypatch.setattr(memory, "resident_bytes", lambda _statm: 1 // 0)
     worker.grow(1)
     worker.grow(1)
-    assert caplog.text.count("a guard of the worker failed, and does nothing this time") == 1
+    assert caplog.text.count("a hook of the worker raised an exception, and was skipped") == 1
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ class Client:
         ipv6_prefix: how many bits of an IPv6 address are kept in the key.
 
     Attributes:
-        key: what stores count by.
+        key: what stores count by. It is 4 bytes for IPv4 and at least 8 for IPv6, so the key needs no
+            mark of the kind of address.
         text: what logs show.
         exempt: the numbers of the guards that do not apply to it; 0 stands for the whole throttle.
     """
@@ -125,7 +126,7 @@ class Client:
         else:
             mask = (1 << 128) - (1 << (128 - ipv6_prefix))
             network = (int.from_bytes(address, "big") & mask).to_bytes(16, "big")
-            # At least 8 bytes: a key of 4 bytes is an IPv4 address.
+            # At least 8 bytes, so that it differs from a key of IPv4.
             self.key = network[: max(8, -(-ipv6_prefix // 8))]
             self.text = f"{socket.inet_ntop(socket.AF_INET6, network)}/{ipv6_prefix}"
         if unreadable:

@@ -262,6 +262,7 @@ class ClientReader:
             ipv6_prefix=self._identity.ipv6_prefix,
         )
         if self._exemptions and not undeclared and not unreadable:
+            # Number 0 is the whole throttle; number n is the guard whose number is n.
             client.exempt = frozenset(
                 number
                 for number, networks in enumerate(self._exemptions)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from guardrails.request.options import ThrottleOptions
 
 OnError = Literal["allow", "refuse"]
-"""What a guard does when a callable of the user's raises."""
+"""What a guard does when a callable of the user's raises, other than one of `exempt`."""
 
 _RENAMED_ON_ERROR = {"deny": "refuse"}
 
@@ -75,8 +75,9 @@ class Guard:
         dry_run: log what it would refuse, and refuse nothing.
         ban: for how long the client of a refused request is refused everything, in seconds or as a
             text such as "20m". By default it bans nobody.
-        on_error: what it does with a request when a callable of yours raises: "allow" (the guard
-            does not apply) or "refuse".
+        on_error: what it does with a request when a callable for `rate`, `limit`, `percent`, `cost`
+            or `by` raises: "allow" (the guard does not apply) or "refuse". A callable of `exempt`
+            that raises exempts no request.
 
     Raises:
         ConfigurationError: an option is wrong.

@@ -1,7 +1,7 @@
 """Which requests may be held back: at most a quarter of a worker's threads, and never its only one.
 
-No server says how many threads it has, and some set the flags of the WSGI environ wrongly. So the
-number is learnt from the threads that serve requests.
+Not every server tells its number of threads, and some set the flags of the WSGI environ wrongly. So the
+threads that serve requests are counted here.
 """
 
 import threading

@@ -12,7 +12,7 @@ _PERIOD_SECONDS = 60.0
 
 
 class FailureLog:
-    """Reports errors that cost no client a response.
+    """Reports errors that do not fail the request.
 
     Attributes:
         errors: how many there were, by the name of their class.

@@ -79,12 +79,12 @@ def throttle(
             environment variable GUARDRAILS_STORE is used when no store is given.
         trusted_proxies: the networks of the proxies whose forwarding header is believed, "loopback",
             "private", or "unix" for a proxy on a unix socket. () says that peers are clients. With None
-            (the default) per-client guards only watch behind a proxy that nobody declared.
+            (the default) per-client guards run dry behind a proxy that was not declared.
         proxy_hops: how many proxies each request passes, where their networks are not known. The server
             must not be reachable except through them.
         forwarded: the header that the proxies write: "x-forwarded-for" (the default), "forwarded" (RFC
             7239), or another with an address or a list of addresses, such as "x-real-ip".
-        client: environ -> address, or None for nobody. It replaces the three options before it.
+        client: environ -> address, or None if it is unknown. It replaces the three options before it.
         ipv6_prefix: how many bits of an IPv6 address make one client, from 16 to 128 (64).
         exempt: which clients are never throttled: networks, addresses, "loopback", "private", or
             callables of the environ.
@@ -240,6 +240,7 @@ class Throttle:
             self._names,
         )
         open_request.is_outermost = True
+        # An exempt request enters the store too, so that the scoreboard shows it.
         open_request.exempt = requirements is NO_REQUIREMENTS
         open_request.interruptible = self._allows_interrupts
         environ["guardrails.client"] = open_request.client or None
@@ -278,6 +279,8 @@ class Throttle:
         self._allows_interrupts = (
             self._interruptible and _is_shared(store) and worker.interrupts.install(server)
         )
+        # The outer throttle has registered this worker already. An inner one does so only in a store of
+        # its own, or to show that it allows interrupts.
         if OPEN_REQUEST_KEY not in environ or store is self.store or self._allows_interrupts:
             self._check(self._register, worker, server, store)
             worker.hooks.start(server, store)
@@ -285,12 +288,14 @@ class Throttle:
     def _register(self, worker: WorkerProcess, server: Server, store: Store) -> None:
         """Show this worker on the scoreboard."""
         shared = _is_shared(store)
+        # First, since it decides whether `at_a_signal` is true.
+        dump_signal = worker.stacks.install(server) if shared else 0
         facts = WorkerFacts(
             server=server.name,
             threads=server.threads or 0,
             respawns=server.respawns,
             retire_signal=server.retire_signal,
-            dump_signal=worker.stacks.install(server) if shared else 0,
+            dump_signal=dump_signal,
             interruptible=shared and worker.interrupts.is_installed(),
             asked_by_signal=shared and worker.stacks.at_a_signal,
         )
@@ -298,7 +303,7 @@ class Throttle:
             store.register(facts)
 
     def _check(self, check: Callable[..., object], *facts: object) -> None:
-        """Run a check of the set-up; one that fails costs no client a response."""
+        """Run a check of the set-up. If the check raises, that does not fail the request."""
         try:
             check(*facts)
         except Exception as error:

@@ -41,6 +41,8 @@ class Nesting:
         self._throttle = throttle
         self._own_store = own_store
         self._own_exemptions = own_exemptions
+        # With another ipv6_prefix alone, the outer throttle's client gets another key here, but is not
+        # read from the request again.
         self._own_client = identity != Identity()
         self._reads_client = identity != Identity(ipv6_prefix=identity.ipv6_prefix)
         self._route_tables: dict[tuple[str, ...], RouteTable] = {}

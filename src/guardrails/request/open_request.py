@@ -73,7 +73,7 @@ class OpenRequest(StoreRequest):
         retry_queue: where the request goes when its release fails.
         requirements: what the guards require of the store for it.
         worker: the process that serves it.
-        who: its client; None when nobody knows.
+        who: its client; None if unknown.
         route: what is known of all requests with its method, host and path.
         guards: the guards of the throttles that it has met.
         names: the names of these guards.
@@ -144,6 +144,7 @@ class OpenRequest(StoreRequest):
                 self._until_return = requirements.until_return
             else:
                 self.note_charges()
+        # A watchdog names a request by its generation. It is 0 for a request that is in no store.
         if self.interruptible and self.generation:
             app = self.interruptible_work(app)
         if environ.get("wsgi.file_wrapper"):

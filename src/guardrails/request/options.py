@@ -16,7 +16,7 @@ OnDecision = Callable[[Decision, dict[str, Any]], object]
 """Called with a decision and the environ."""
 
 ClientCallable = Callable[[dict[str, Any]], str | None]
-"""Returns the client's address for an environ, or None for nobody."""
+"""Returns the client's address for an environ, or None if it is unknown."""
 
 
 class ThrottleOptions(TypedDict, total=False):

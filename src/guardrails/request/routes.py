@@ -229,7 +229,10 @@ class RouteTable:
         return self._dry_run or bound.guard.dry_run or (undeclared and bound.by_client)
 
     def _key(self, bound: BoundGuard, request: Request) -> tuple[bytes | None, Requirement | None]:
-        """Return whom a requirement is for; and a requirement where a callable of the user's failed."""
+        """Return (key, None).
+
+        If the user's callable raised, return the key and the requirement that apply then.
+        """
         if bound.fixed_key is not None:
             return bound.fixed_key, None
         try:
@@ -240,7 +243,10 @@ class RouteTable:
     def _requirement(
         self, bound: BoundGuard, environ: dict[str, Any]
     ) -> tuple[bytes | None, Requirement | None]:
-        """Return what a guard requires; with a key where a callable of the user's failed."""
+        """Return (None, requirement).
+
+        If the user's callable raised, return the key and the requirement that apply then.
+        """
         if not bound.varies:
             return None, bound.usual_requirement
         try:

@@ -148,7 +148,7 @@ class KeyedRequirement(NamedTuple):
 
     Attributes:
         requirement: what the guard asks.
-        key: for whom; None means the key of the `StoreRequest`.
+        key: the key that is counted; None means the key of the `StoreRequest`.
         dry_run: True if the requirement is checked and charged, but refuses nothing.
     """
 
@@ -200,7 +200,7 @@ class StoreRequest:
         resource: the path that stands for all of its spellings.
         may_wait: whether the request can be delayed.
         thread: the thread that serves it, for the scoreboard.
-        row: set by `enter`: the index of its row; -1 if it has none.
+        row: set by `enter`: the offset of its row from the first row, in words; -1 if it has none.
         generation: set by `enter`: its number. With `row` and `pid` it identifies the admission. A
             request may also be left if `enter` failed after it had set this.
         entered: set by `enter`: whether the request was admitted.

@@ -98,8 +98,9 @@ S_KEY, S_SINCE, S_DEADLINE, S_RECORD = range(SLOT_WORDS)
 ROW_WORDS = 80
 ROW_OWNER = struct.Struct("=3Q")
 ROW_CONTENT = struct.Struct("=24s6Q48s208s")
-REQUEST_TEXT = struct.Struct("=16s64s128s")
-ROW_TEXT = struct.Struct("=48s16s64s128s")
+ROW_PATH_BYTES = 128
+REQUEST_TEXT = struct.Struct(f"=16s64s{ROW_PATH_BYTES}s")
+ROW_TEXT = struct.Struct(f"=48s16s64s{ROW_PATH_BYTES}s")
 
 # Guard and slot record words.
 (

@@ -280,7 +280,8 @@ def _move(old: StoreFile, new: StoreFile) -> None:
         except StoreBusyError:
             if attempt == _RESIZE_ATTEMPTS - 1:
                 raise
-            os.sched_yield() if hasattr(os, "sched_yield") else None
+            if hasattr(os, "sched_yield"):
+                os.sched_yield()
         else:
             return
 

@@ -21,7 +21,7 @@ class InFlight(NamedTuple):
         thread: the thread that serves it, as numbered by `threading.get_ident()`.
         process_start: when its process was started, in clock ticks since boot. It tells the process
             from a later one with the same pid.
-        row: its index in the table of rows; -1 in a store without such a table.
+        row: the offset of its row from the first row, in words; -1 in a store without rows.
         namespace: the pid namespace in which `pid` is meant.
         usual_path: whether the whole path, the part that was cut off included, is in its
             canonical spelling.

@@ -111,6 +111,7 @@ class SharedStore:
             if file is None or file.pid != open_request.pid:
                 file = self._open()
             if open_request.key not in file.hashes:
+                # Compute the hash here, so that the lock is not held meanwhile.
                 file.key_hash(open_request.key)
             try:
                 outcome = file.attempt(decisions.enter, open_request, final)
@@ -219,10 +220,22 @@ class SharedStore:
     def close(self) -> None:
         file, self._file, self._successor = self._file, None, None
         if file is not None and file.owner.pid == os.getpid():
-            lifecycle.release(file) if self.create else file.close()
+            if self.create:
+                lifecycle.release(file)
+            else:
+                file.close()
 
     def _call(self, pid: int, work: Callable[..., Any], first: Any, second: Any) -> Any:
-        """Run `work` under the lock of the current file. Wait for the lock for a bounded time."""
+        """Call `work(file, first, second, number)` under the lock of the current file.
+
+        The wait for the lock is bounded.
+
+        Args:
+            pid: this process.
+            work: what is called; `number` is that of the acquisition of the lock.
+            first: the second argument of `work`.
+            second: the third argument of `work`.
+        """
         deadline = 0.0
         tries = 0
         while True:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
 from guardrails.store.records import InFlight, Worker
+from guardrails.watchdog import stack_dump
 from guardrails.watchdog.pidfd import open_process
 from guardrails.worker import control_pipe, stacks
 
@@ -31,7 +32,7 @@ class System(Protocol):
     def cpu_seconds(self, pid: int) -> float:
         """Return the CPU time that a process has used."""
 
-    def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
+    def dump(self, worker: Worker, thread: int) -> stack_dump.Dump | None:
         """Return the Python stacks of a worker, with that of a thread if possible."""
 
     def interrupt(self, worker: Worker, request: InFlight) -> bool:
@@ -67,22 +68,22 @@ class Processes:
         facts = process_facts(pid)
         return facts.cpu_seconds if facts else 0.0
 
-    def dump(self, worker: Worker, thread: int) -> stacks.Dump | None:
+    def dump(self, worker: Worker, thread: int) -> stack_dump.Dump | None:
         """From the worker itself, else from py-spy where that is installed."""
         owner, dump = worker.owner, None
-        file = stacks.open_stack_file(owner)
+        file = stack_dump.open_stack_file(owner)
         if file is not None:
             try:
                 # faulthandler may crash a running worker, so it is asked only if Python is silent.
                 for send in (self._ask_python, self._ask_faulthandler):
-                    dump = stacks.ask(file, partial(send, worker, thread), thread) or dump
+                    dump = stack_dump.ask(file, partial(send, worker, thread), thread) or dump
                     if dump is not None and dump.of(thread) is not None:
                         return dump
             finally:
                 os.close(file)
         if not self.is_there(owner):
             return dump
-        return stacks.ask_py_spy(worker.pid) or dump
+        return stack_dump.ask_py_spy(worker.pid) or dump
 
     def _ask_python(self, worker: Worker, thread: int) -> bool:
         if not worker.asked_by_signal:

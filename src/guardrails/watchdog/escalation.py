@@ -32,7 +32,7 @@ _RETIRE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 """The signals that a worker may name as its server's way to retire it."""
 
 INTERRUPT, RETIRE, WAIT, GIVE_UP = "interrupt", "retire", "wait", "give up"
-"""The steps that are no signals by number."""
+"""The steps that are named. Any other step is the number of a signal."""
 
 _EXCEPTION = "an exception in its thread"
 

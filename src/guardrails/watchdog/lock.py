@@ -88,7 +88,7 @@ class Lock:
             self._descriptor = -1
 
     def owner(self) -> Owner | None:
-        """Return the process that holds the lock; UNKNOWN where that is not known, None for nobody."""
+        """Return the process that holds the lock; UNKNOWN if that is unknown, None if it is free."""
         deadline = time.monotonic() + _NOTE_SECONDS
         while True:
             try:

@@ -1,6 +1,6 @@
 """Rotation of a server's log file: it is renamed and created anew, and the old one is compressed.
 
-These hold at every instant, also when this process is killed there:
+Guarantees, even if this process is killed:
 
 - No line is lost. No rename replaces a file. A plain file is removed only when three things are
   true: its complete .gz is on the disk, its size is still the size that was compressed, and no
@@ -120,7 +120,7 @@ class LogFile:
         self._refused = False
         self._ask_again = -math.inf
         self._retry = -math.inf
-        # A user who may write to the folder can cause these as often as he likes.
+        # A user with write access to the folder can cause any number of these.
         self._first_time_missing = Once(TEN_MINUTES)
         self._first_time_refused = Once(TEN_MINUTES)
         self._first_time_large = Once(HOUR)

@@ -1,4 +1,4 @@
-"""The monitor: it looks from outside whether a site answers, how its logs grow, what its host has left.
+"""The monitor checks a site's answers, the growth of its logs, and the host's free resources.
 
 Each part has `look(now)`, with `now` in monotonic seconds, and reports what it finds by `notify`. No
 part stops on a full disk or without a server.
@@ -147,7 +147,7 @@ def monitor_from(
                 signal_pid=probe_signal_pid,
                 signal_name=probe_signal,
                 cooldown=cooldown,
-                # Of its own: the remedy does not queue behind the commands of events.
+                # A separate Commands, so that the probe's command does not wait for the events'.
                 commands=Commands(),
             )
         )

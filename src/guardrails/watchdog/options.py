@@ -121,6 +121,7 @@ class Watchdog:
 
         given = dict(self.options)
         signals = given["probe"] is not None and given["probe_command"] is None
+        # The parameters of watchdog() from `probe` on belong to the monitor.
         names = [option.name for option in command_options()]
         return monitor_from(
             notify,
@@ -132,6 +133,7 @@ class Watchdog:
 
 @renamed_keywords(RENAMED)
 @keyword_options
+# Keep the order of the parameters: those from `probe` on belong to the monitor.
 def watchdog(
     timeout: Duration = "3m",
     *,

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from guardrails.paths import path_readings
+from guardrails.store.layout import ROW_PATH_BYTES
 from guardrails.store.records import InFlight
-
-_SHOWN = 128
-"""Bytes of a path that a row of the scoreboard has."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Policy:
         usual spelling.
         """
         found, longest = self.timeout, -1
-        if not self.path_timeouts or (len(request.path) >= _SHOWN and not request.usual_path):
+        if not self.path_timeouts or (len(request.path) >= ROW_PATH_BYTES and not request.usual_path):
             return found
         readings = path_readings(request.path)
         for prefix, seconds in self.path_timeouts.items():

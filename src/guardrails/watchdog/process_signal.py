@@ -33,7 +33,7 @@ class ProcessSignal:
     """A signal for a process that is looked up at the moment of sending.
 
     A pid means the process that has it now, and no later one. A pid file must belong to root, to
-    this user or to a user of the process, so that nobody else can direct the signal. It must also be
+    this user or to a user of the process, so that no other user can direct the signal. It must also be
     no older than the process.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from guardrails.store.records import Penalty
 from guardrails.watchdog.events import Notify, printable
 from guardrails.watchdog.overdue import OverdueRequest
-from guardrails.worker import stacks
+from guardrails.watchdog.stack_dump import Dump
 
 log = logging.getLogger("guardrails.watch")
 
@@ -46,7 +46,7 @@ class WatchdogReporter:
         message += f"; {requests_text(beside)} more in that worker" if beside else ""
         self._notify("overdue", message, **overdue.facts(), beside=beside)
 
-    def stack(self, overdue: OverdueRequest, dump: stacks.Dump | None) -> None:
+    def stack(self, overdue: OverdueRequest, dump: Dump | None) -> None:
         """Log the stack of a request's thread.
 
         Args:

@@ -12,13 +12,12 @@ import time
 from contextlib import suppress
 from importlib import import_module
 from types import FrameType
-from typing import Any
 
 from guardrails.errors import CPULimitError
 from guardrails.once import Once
 from guardrails.store.contract import Store, StoreRequest
 from guardrails.worker import interrupt, retire
-from guardrails.worker.limit import UNLIMITED
+from guardrails.worker.limit import UNLIMITED, resource_module
 from guardrails.worker.process import WorkerProcess, current_process
 from guardrails.worker.server import Server, threads_are_greenlets
 
@@ -62,7 +61,8 @@ class CPULimitWatcher:
         self._has_moved_limit = True
         self._request_soft = math.ceil(time.process_time() + self._budget)
         soft_limit = min(self._request_soft, self._lifetime, math.inf if hard == UNLIMITED else hard)
-        _resource().setrlimit(_resource().RLIMIT_CPU, (int(soft_limit), hard))
+        resource = resource_module()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(soft_limit), hard))
 
     def end_request(self, _open_request: StoreRequest | None = None) -> None:
         """Count no CPU against a request that is over. A hook after each request."""
@@ -146,11 +146,8 @@ def _is_in_app(frame: FrameType | None) -> bool:
     return False
 
 
-def _resource() -> Any:
-    return import_module("resource")  # POSIX only, and so is this class
-
-
 def _cpu_limits() -> tuple[int, int]:
     """Return the soft and the hard limit of CPU that are in force."""
-    limits: tuple[int, int] = _resource().getrlimit(_resource().RLIMIT_CPU)
+    resource = resource_module()
+    limits: tuple[int, int] = resource.getrlimit(resource.RLIMIT_CPU)
     return limits

@@ -1,7 +1,7 @@
 """Per-process hooks around each request.
 
 There are none until a resource limit or a size guard is put in force. A hook that raises is logged
-once, and costs no client a response.
+once, and does not fail the request.
 """
 
 from __future__ import annotations
@@ -79,4 +79,6 @@ class RequestHooks:
             hook(*arguments)
         except Exception:
             if self._first_failure(hook):
-                log.exception("a guard of the worker failed, and does nothing this time")
+                log.exception(
+                    "a hook of the worker raised an exception, and was skipped for this request"
+                )

@@ -64,8 +64,8 @@ class RequestInterrupts:
         self._at_work: dict[int, _Work] = {}
         # Interrupts that arrived between two parts of a response; applied at the next part.
         self._pending: deque[int] = deque(maxlen=_MOST_PENDING)
-        # Held from finding the request until its exception is raised, or withdrawn. Reentrant: Python
-        # may run a destructor meanwhile, which ends another request in the same thread.
+        # A thread holds it while it looks up a request and raises, or withdraws, its exception. It is
+        # reentrant: meanwhile a destructor in the same thread may end another request.
         self._lock = threading.RLock()
 
     def install(self, server: Server) -> bool:

@@ -1,4 +1,4 @@
-"""What a process that serves requests has: one object, renewed after every fork.
+"""The state of one worker process: one object, renewed after every fork.
 
 Everything that belongs to a process, and not to the program, is in `WorkerProcess`: the server and the
 store, the hooks, the control pipe, the file of stacks, the limits that were applied. A fork makes a new
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class WorkerProcess:
-    """What this process has.
+    """The state of this process.
 
     Args:
         parent: the object of the process that this one was forked from. Hooks and size guards belong to

@@ -41,9 +41,9 @@ from guardrails.worker.process import WorkerProcess, current_process
 from guardrails.worker.retire import remember_server
 from guardrails.worker.server import (
     Server,
-    gunicorn_server,
     is_master,
     running_server,
+    server_of_hook,
     worker_of_this_fork,
 )
 
@@ -101,10 +101,8 @@ class ResourceLimits:
             ConfigurationError: as `apply()`.
         """
         # gunicorn counts a hook's named arguments before it accepts the hook, so two have names.
-        servers = [gunicorn_server(argument) for argument in (_server, _worker, *more)]
-        server = next((each for each in servers if each is not None), None)
         say = getattr(getattr(_server, "log", None), "info", log.info)
-        return self._apply(server or running_server({}), say)
+        return self._apply(server_of_hook(_server, _worker, *more), say)
 
     def __enter__(self) -> Self:
         permanent = self.cpu_per_request is not None or self.nice is not None or self.defaults
@@ -167,7 +165,7 @@ class ResourceLimits:
         for report in reports:
             line = f"rlimits: {report}"
             if report.origin == "default" and say == log.info and not log.isEnabledFor(logging.INFO):
-                # Nobody wrote this limit down, so it must be visible without a configured log.
+                # No configuration names this limit, so show it also where INFO is not logged.
                 print(line, file=sys.stderr)  # noqa: T201 - see above
             else:
                 say(line)

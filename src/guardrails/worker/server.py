@@ -1,8 +1,8 @@
 """Detects the server that runs this process: its name, and how many requests it serves at once.
 
-No server tells its app, and `wsgi.multithread` and `wsgi.multiprocess` are wrong under some servers.
-So guardrails detects each server in a way of its own, once per process, during a call of the server.
-What cannot be detected is None.
+The environ does not tell: `wsgi.multithread` and `wsgi.multiprocess` are wrong under some servers.
+So guardrails has a detector for each server. It runs once per process, during a call of the server.
+What cannot be detected is None, and the features that need it stay off.
 """
 
 from __future__ import annotations
@@ -117,6 +117,16 @@ def gunicorn_server(worker: Any) -> Server | None:
     return Server(f"gunicorn ({kind})", settings.workers, threads, True, signal.SIGTERM, coroutines)
 
 
+def server_of_hook(*arguments: Any) -> Server:
+    """Return the server that calls a hook with these arguments.
+
+    Args:
+        arguments: of the hook. One of them is the worker in a hook of gunicorn.
+    """
+    servers = map(gunicorn_server, arguments)
+    return next((each for each in servers if each is not None), None) or running_server({})
+
+
 def _uwsgi() -> Server | None:
     uwsgi = sys.modules["uwsgi"]  # only the server itself can make this module
     options = uwsgi.opt
@@ -142,7 +152,7 @@ def is_master() -> bool:
 
 
 def worker_of_this_fork() -> tuple[Any, Any] | None:
-    """Return gunicorn's master and the worker that this process becomes; None if it becomes none.
+    """Return gunicorn's master and the worker that this process becomes; None if it becomes no worker.
 
     Call this in a hook of `os.register_at_fork`. Not every fork of the master makes a worker: an
     upgrade of gunicorn forks too, and so may a hook in its settings.
@@ -157,7 +167,7 @@ def worker_of_this_fork() -> tuple[Any, Any] | None:
 
 
 def _mod_wsgi() -> Server | None:
-    mod_wsgi = sys.modules["mod_wsgi"]  # as above
+    mod_wsgi = sys.modules["mod_wsgi"]  # only the server itself can make this module
     # In embedded mode the process is Apache's own, and serves more than this app.
     daemon = bool(mod_wsgi.process_group)
     return Server(
@@ -185,7 +195,7 @@ def _waitress() -> Server | None:
 
 def _cheroot() -> Server | None:
     for thread in _callers("cheroot.workers.threadpool"):
-        # The pool could grow, but cheroot never lets it.
+        # The pool has a method to grow, but cheroot never calls it.
         return Server("cheroot", 1, thread.server.requests.min)
     return None
 

@@ -13,7 +13,7 @@ from guardrails.options import keyword_options
 from guardrails.units import parse_count, parse_percent, parse_seconds, parse_size
 from guardrails.worker import retire
 from guardrails.worker.process import current_process
-from guardrails.worker.server import Server, gunicorn_server, running_server
+from guardrails.worker.server import Server, running_server, server_of_hook
 from guardrails.worker.size_guard import SizeGuard
 
 DEFAULT_SHARE = "80%"
@@ -49,8 +49,7 @@ class SizeLimit:
     def __call__(self, _server: Any = None, _worker: Any = None, *more: Any, **_named: Any) -> None:
         """Do what `apply()` does, with the arguments that a server passes to its hook."""
         # gunicorn counts a hook's named arguments before it accepts the hook, so two have names.
-        servers = [gunicorn_server(argument) for argument in (_server, _worker, *more)]
-        self._apply(next((each for each in servers if each is not None), None) or running_server({}))
+        self._apply(server_of_hook(_server, _worker, *more))
 
     def _apply(self, server: Server) -> None:
         retire.remember_server(server)

@@ -1,13 +1,14 @@
-"""The Python stacks of a worker. The worker writes them to a file when a watchdog asks for them.
+"""A worker writes its Python stacks to a file when a watchdog asks for them.
 
 Python code writes the stacks where it can run. Where the main thread serves the requests, or greenlets
-do, the main thread writes at a signal. Elsewhere the thread of the control pipe writes. Either has the
-GIL, which keeps each frame valid while it is read.
+do, the main thread writes at a signal. Elsewhere the thread of the control pipe writes. Both hold
+the GIL, which keeps each frame valid while it is read.
 
-C code that keeps the GIL keeps Python from running. Then faulthandler writes the stacks, at another
-signal. That is the last resort: beside running threads faulthandler may crash the process.
+While C code holds the GIL, no Python code can run. Then faulthandler writes the stacks, at another
+signal. That is the last resort: if other threads run meanwhile, faulthandler may crash the process.
 
-The file is in the user's folder of stores, and is named after the process.
+The file is in the user's folder of stores, and is named after the process. watchdog/stack_dump.py asks
+for the stacks and reads the file.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ import faulthandler
 import gc
 import logging
 import os
-import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from guardrails.errors import StoreError
 from guardrails.store.process_files import STACKS, file_name, remove_files_of_dead
-from guardrails.store.processes import Owner, process_status, this_process
+from guardrails.store.processes import process_status, this_process
 from guardrails.worker.control_pipe import SHOW_STACKS, ControlPipe
 from guardrails.worker.server import Server
 
@@ -43,19 +42,12 @@ other signals."""
 ASK_SIGNAL: int = _FIRST_SIGNAL and _FIRST_SIGNAL + 12
 """The signal at which Python code writes in the main thread."""
 
-ANSWER_SECONDS = 1.5
-"""How long a process may take to write its stacks."""
-
-LONGEST_DUMP = 16 << 20
-"""Bytes of a dump that are read."""
+GREENLET = "Greenlet 0x"
+NO_GREENLETS = "Greenlets:"
+END = "End of the stacks"
+"""How the block of a greenlet begins, the line before all greenlets, and the last line."""
 
 _DEEPEST = 100
-_GREENLET = "Greenlet 0x"
-_NO_GREENLETS = "Greenlets:"
-_END = "End of the stacks"
-_QUIET_SECONDS = 0.5
-_HEADS = ("Thread 0x", "Current thread 0x", _GREENLET, _NO_GREENLETS)
-_PY_SPY_SECONDS = 10
 
 
 class StackFile:
@@ -142,12 +134,12 @@ class StackFile:
         greenlet = sys.modules.get("greenlet") if self._shows_greenlets else None
         if greenlet is not None:
             kind: Any = greenlet.greenlet
-            lines.append(_NO_GREENLETS)
+            lines.append(NO_GREENLETS)
             for found in gc.get_objects():
                 # Not isinstance, which reads __class__: a lazy object would be evaluated.
                 if issubclass(type(found), kind) and found.gr_frame is not None:
-                    lines += _block(f"{_GREENLET}{id(found):x}", found.gr_frame)
-        lines += [_END, ""]
+                    lines += _block(f"{GREENLET}{id(found):x}", found.gr_frame)
+        lines += [END, ""]
         with suppress(OSError):
             self._file.write("\n".join(lines).encode("utf-8", "replace"))
 
@@ -168,124 +160,6 @@ class StackFile:
         self.write(frame)
 
 
-class Dump(NamedTuple):
-    """The stacks that a worker wrote.
-
-    Attributes:
-        blocks: the lines of each thread and greenlet.
-        complete: whether the worker has written all of them.
-    """
-
-    blocks: tuple[tuple[str, ...], ...]
-    complete: bool = True
-
-    def of(self, thread: int) -> tuple[str, ...] | None:
-        """Return the block of one thread or greenlet; None where there is none.
-
-        A greenlet that runs has no block of its own, so the block of its thread is returned.
-
-        Args:
-            thread: the identifier of the thread or greenlet.
-        """
-        for block in self.blocks:
-            words = block[0].replace("Current thread", "Thread").split()
-            if len(words) > 1 and words[1].startswith("0x") and _thread_number(words[1]) == thread:
-                return block
-        if any(block[0].startswith((_GREENLET, _NO_GREENLETS)) for block in self.blocks):
-            if not self.complete:
-                return None
-            return next((block for block in self.blocks if block[0].startswith("Current")), None)
-        return self.blocks[0] if len(self.blocks) == 1 else None
-
-
-def open_stack_file(owner: Owner) -> int | None:
-    """Return a descriptor of the file of a process; None where the process has no such file."""
-    from guardrails.store import directory  # noqa: PLC0415 - as above
-
-    for folder in directory.folders():
-        with suppress(OSError, StoreError):
-            directory.verify_folder(folder)
-            path = folder / file_name(STACKS, owner)
-            descriptor = directory.open_existing(path)
-            if descriptor is not None:
-                try:
-                    directory.verify_file(descriptor, path)
-                except StoreError:
-                    os.close(descriptor)
-                    raise
-                return descriptor
-    return None
-
-
-def ask(
-    descriptor: int, send: Callable[[], bool], thread: int, *, seconds: float = ANSWER_SECONDS
-) -> Dump | None:
-    """Let a process write its stacks, and read them.
-
-    Args:
-        descriptor: of the file of the process. What was written before is dropped.
-        send: asks the process to write; returns False where that is not possible.
-        thread: the thread whose stack is wanted.
-        seconds: how long to wait.
-
-    Returns:
-        What the process has written; None where it has written nothing in time.
-    """
-    os.ftruncate(descriptor, 0)
-    if not send():
-        return None
-    dump = None
-    size = quiet = 0.0
-    while seconds > 0:
-        time.sleep(0.02)
-        seconds -= 0.02
-        before, size = size, os.fstat(descriptor).st_size
-        quiet = quiet + 0.02 if size and size == before else 0.0
-        if size != before or quiet >= _QUIET_SECONDS:
-            text = os.pread(descriptor, LONGEST_DUMP, 0).decode("utf-8", "replace")
-            dump = parse(text)
-            # faulthandler does not mark the end.
-            if _END in text or (quiet >= _QUIET_SECONDS and dump.of(thread) is not None):
-                break
-    return dump
-
-
-def ask_py_spy(pid: int) -> Dump | None:
-    """Read the stacks of a process with py-spy; None where py-spy is missing or not permitted."""
-    import shutil  # noqa: PLC0415 - a worker never needs them
-    import subprocess  # noqa: PLC0415 - as above
-
-    program = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
-    if program is None:
-        return None
-    try:
-        ran = subprocess.run(  # noqa: S603 - found by its name, and the argument is a number
-            [program, "dump", "--nonblocking", "--pid", str(pid)],
-            capture_output=True,
-            timeout=_PY_SPY_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        log.info("stacks: py-spy cannot read process %d: %s", pid, error)
-        return None
-    text = ran.stdout[:LONGEST_DUMP].decode("utf-8", "replace")
-    # py-spy numbers threads in another way than Python, so all are shown: first those that run.
-    threads = re.split(r"^(?=Thread \d)", text, flags=re.MULTILINE)
-    return parse("".join(sorted(threads, key=lambda thread: "(idle)" in thread.partition("\n")[0])))
-
-
-def parse(text: str) -> Dump:
-    """Parse a dump into blocks, one per thread and greenlet."""
-    blocks: list[list[str]] = []
-    for line in text.splitlines():
-        if not line.strip() or line == _END:
-            continue
-        if line.startswith(_HEADS) or not blocks:
-            blocks.append([])
-        blocks[-1].append(line)
-    return Dump(tuple(map(tuple, blocks)), complete=_END in text)
-
-
 def catches(pid: int, number: int) -> bool:
     """Return whether a process has a handler for a signal. Without one the signal may end it.
 
@@ -294,13 +168,6 @@ def catches(pid: int, number: int) -> bool:
         number: the signal.
     """
     return bool(int(process_status(f"/proc/{pid}").get("SigCgt", "0"), 16) >> (number - 1) & 1)
-
-
-def _thread_number(text: str) -> int:
-    try:
-        return int(text, 16)
-    except ValueError:
-        return -1
 
 
 def _block(title: str, frame: FrameType | None) -> Iterator[str]:

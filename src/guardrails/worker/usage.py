@@ -1,4 +1,4 @@
-"""What a worker has used of its limits. Successor of BSD::Resource's getrusage."""
+"""How much of each resource limit this process has used. Successor of BSD::Resource's getrusage."""
 
 from __future__ import annotations
 

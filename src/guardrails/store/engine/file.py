@@ -10,6 +10,9 @@ The rules
     3. If a thread that holds the lock calls again, from a destructor or a signal handler, that call
        raises InsideError.
     4. A file that was retired is never used again.
+
+The hash by which a cell is found is the hash of the meter's name XOR the hash of the key. Slots are
+counted, and bans are found, in the same way.
 """
 
 import ctypes
@@ -24,7 +27,7 @@ from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
 from guardrails.store import layout
-from guardrails.store.contract import Meter, Requirement, RouteRequirements, StoreRequest
+from guardrails.store.contract import MOST_SLOTS, Meter, Requirement, RouteRequirements, StoreRequest
 from guardrails.store.engine.cells import Cells, SlotCounts
 from guardrails.store.engine.mutex import BUSY, OWNER_DEAD, FileLock, RobustMutex
 from guardrails.store.gcra import MARK_BITS
@@ -452,7 +455,7 @@ class StoreFile:
         """Return the first words of a row's slots that are still held."""
         words = self.words
         first = row + R_FIRST_SLOT
-        last = first + min(words[row + R_SLOTS], 8) * SLOT_WORDS
+        last = first + min(words[row + R_SLOTS], MOST_SLOTS) * SLOT_WORDS
         return [slot for slot in range(first, last, SLOT_WORDS) if words[slot + S_KEY]]
 
     def free_row(self, row: int) -> None:
