@@ -29,12 +29,12 @@ def files():
 def left_since(before, seconds=LONGEST_SECONDS):
     """What is new and nobody's; processes that are about to end have some seconds to remove it."""
     deadline = time.monotonic() + seconds
-    start_a_worker()
-    while (left := {path for path in files() - before if not _is_used(path)}) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
-    return sorted(left)
+    while True:
+        start_a_worker()
+        left = sorted(path for path in files() - before if not _is_used(path))
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.5)
 
 
 def start_a_worker():
