@@ -1,5 +1,8 @@
 """Saying something once: ever, once in a period, or once for each key. Time is an argument."""
 
+import sys
+import threading
+
 import pytest
 
 from guardrails.once import Once
@@ -36,3 +39,32 @@ def test_keys_whose_period_is_over_are_not_remembered(seconds):
     once = Once(seconds, most=1000)
     assert all(once(number, now=number) for number in range(1000))
     assert len(once._said) <= seconds + 1
+
+
+def test_threads_that_ask_at_the_same_time_are_all_answered():
+    once, answers = Once(60), []
+    start = threading.Barrier(4)
+
+    def ask():
+        start.wait(60)
+        for number in range(2000):
+            answers.append(once(number % 50, now=number))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert len(answers) == 8000
+
+
+def test_a_clock_that_goes_back_says_nothing_twice():
+    once = Once(60)
+
+    assert [once("a", now=now) for now in (100, 50, 159, 160)] == [True, False, False, True]

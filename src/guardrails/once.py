@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Hashable
 
-from cachetools import TTLCache
-
 DEFAULT_MOST_KEYS = 256
 
 
 class Once:
     """Answers True the first time that it is asked about a key, and then False for a period.
+
+    Any thread may ask, and no lock is held: a fork could leave one held for good. Two threads that ask
+    at the same moment may both be answered True.
 
     Args:
         seconds: the period, in seconds; without end by default.
@@ -28,10 +29,10 @@ class Once:
         most: int = DEFAULT_MOST_KEYS,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._now: float | None = None
-        self._timer = timer
+        self._seconds = seconds
         self._most = most
-        self._said: TTLCache[Hashable, None] = TTLCache(most, seconds, timer=self._present)
+        self._timer = timer
+        self._said: dict[Hashable, float] = {}
 
     def __call__(self, key: Hashable = None, *, now: float | None = None) -> bool:
         """Return whether this is the first time for the key; from now on the key is remembered.
@@ -40,19 +41,18 @@ class Once:
             key: identifies what is said, or what it is about.
             now: the present, in the seconds of the timer.
         """
-        self._now = now
-        try:
-            if key in self._said or len(self._said) >= self._most:
-                return False
-            self._said[key] = None
-        except (KeyError, RuntimeError):
-            # Two threads at once: at worst the same thing is said twice.
-            return True
+        now = self._timer() if now is None else now
+        said_at = self._said.get(key)
+        if said_at is not None and now - said_at < self._seconds:
+            return False
+        # list() copies in one step. A loop over the dict would fail when another thread adds a key.
+        remembered = {other: at for other, at in list(self._said.items()) if now - at < self._seconds}
+        if len(remembered) >= self._most:
+            return False
+        remembered[key] = now
+        self._said = remembered
         return True
 
     def forget(self, key: Hashable = None) -> None:
         """Let a key be said again the next time, also within its period."""
         self._said.pop(key, None)
-
-    def _present(self) -> float:
-        return self._timer() if self._now is None else self._now

@@ -1,6 +1,7 @@
 """What is said about a wrong configuration, word for word: argument, value, rule and remedy."""
 
 import dataclasses
+import pickle
 import re
 
 import pytest
@@ -611,3 +612,19 @@ def test_every_error_of_guardrails_has_one_parent():
     assert issubclass(ConfigurationError, guardrails.GuardrailsError)
     assert issubclass(ConfigurationError, ValueError)
     assert issubclass(guardrails.StoreError, guardrails.GuardrailsError)
+
+
+class Tier(SpeedLimit):
+    """A guard of a user's own, with arguments of its own."""
+
+    def __init__(self, tier):
+        super().__init__({"free": "1/second", "paid": "10/second"}[tier])
+        object.__setattr__(self, "tier", tier)
+
+
+def test_a_guard_with_arguments_of_its_own_can_be_copied_by_pickle():
+    again = pickle.loads(pickle.dumps(Tier("paid")))  # noqa: S301 - our own
+
+    assert again == Tier("paid")
+    assert again.tier == "paid"
+    assert again.rate == "10/second"

@@ -4,7 +4,15 @@ import tempfile
 
 import pytest
 
-from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing, throttle
+from guardrails import (
+    BlockAgents,
+    CPUThrottle,
+    MaxConcurrentReqs,
+    RequestInterruptedError,
+    SpeedLimit,
+    testing,
+    throttle,
+)
 from guardrails.store import directory
 from support import Browser, CountingStore, Exchange, nothing_is_left_in
 
@@ -278,3 +286,26 @@ def test_an_inner_throttle_tells_addresses_of_one_64_apart(store):
 
     assert site.at("2001:db8::1").statuses(2) == [200, 200]
     assert site.at("2001:db8::bad").statuses(2) == [200, 429]
+
+
+class InterruptedOnce(BlockAgents):
+    """A guard in whose work a watchdog ends the request, once."""
+
+    interrupted = False
+
+    def requirement(self, bound, environ):
+        if not type(self).interrupted:
+            type(self).interrupted = True
+            raise RequestInterruptedError
+        return super().requirement(bound, environ)
+
+
+def test_a_request_that_is_interrupted_while_an_inner_guard_is_asked_ends(store, clock):
+    """It is not taken for a guard that failed."""
+    inner = throttle(testing.hello, InterruptedOnce("bad"), store=testing.memory_store(clock))
+    app = throttle(inner, SpeedLimit("9/second"), store=store)
+
+    with pytest.raises(RequestInterruptedError):
+        Exchange(app).call()
+    assert store.requests() == []
+    assert app.errors == inner.errors == {}

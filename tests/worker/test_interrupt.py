@@ -1,7 +1,9 @@
 """A request that is ended by an exception in its thread."""
 
 import gc
+import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -418,3 +420,37 @@ def test_hundreds_of_interrupts_end_only_what_they_were_meant_for(interrupted):
     assert app.errors == {}
     assert store.requests() == []
     assert current_process().interrupts._at_work == {}
+
+
+def test_a_child_that_is_forked_while_a_command_is_carried_out_gets_out():
+    """Another thread of its parent held the lock at the fork, and releases it in the parent alone."""
+    store = private_store(clients=100)
+    held, done = threading.Event(), threading.Event()
+    child = []
+
+    def forking(environ, start_response):
+        lock = current_process().interrupts._lock
+
+        def carry_out():
+            with lock:
+                held.set()
+                done.wait(60)
+
+        threading.Thread(target=carry_out, daemon=True).start()
+        assert held.wait(60)
+        child.append(os.fork())
+        done.set()
+        return testing.hello(environ, start_response)
+
+    app = guardrails.throttle(forking, SpeedLimit("9/s"), store=store, interruptible=True)
+    if child == [] and Browser(app).get("/").status_code and child[0] == 0:
+        os._exit(7)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child[0], os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if ended == (0, 0):
+        os.kill(child[0], signal.SIGKILL)
+        os.waitpid(child[0], 0)
+    store.close()
+
+    assert os.waitstatus_to_exitcode(ended[1]) == 7

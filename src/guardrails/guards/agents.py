@@ -8,13 +8,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack
 
 from guardrails.client.keys import LONGEST_AGENT
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Guard, GuardOptions, build, checked_keywords, guard_keywords
+from guardrails.guards.base import Guard, GuardOptions, checked_keywords, guard_keywords
 from guardrails.guards.bound import BoundGuard
 from guardrails.options import check_word
 from guardrails.store.contract import Requirement
@@ -187,11 +187,10 @@ class BlockAgents(Guard):
         self._set("_list", _AgentList(patterns, file))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = self._options()
-        patterns, file = options.pop("patterns"), options.pop("file")
-        if file is not None:
-            return build, (type(self).from_file, (file,), options)
-        return build, (type(self), patterns, options)
+        # The compiled list is made again, of the patterns or of the file as it is then.
+        options = {item.name: getattr(self, item.name) for item in fields(Guard)}
+        options["missing"] = self.missing
+        return build, (type(self), self.patterns, self.file, options)
 
     def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
         return bound.admit
@@ -231,3 +230,15 @@ def _read_patterns(file: Path) -> tuple[str, ...]:
         ) from None
     stripped = (line.strip() for line in lines)
     return tuple(line for line in stripped if line and not line.startswith("#"))
+
+
+def build(
+    guard_class: type[BlockAgents],
+    patterns: tuple[str, ...],
+    file: str | None,
+    options: dict[str, Any],
+) -> BlockAgents:
+    """Make a pickled guard again."""
+    if file is not None:
+        return guard_class.from_file(file, **options)
+    return guard_class(*patterns, **options)

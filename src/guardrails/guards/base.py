@@ -177,11 +177,10 @@ class Guard:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Built again from its options: what is computed from them cannot always be pickled.
-        return build, (type(self), (), self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        # What is computed from the options cannot always be pickled, so it is computed again.
+        computed = {item.name for item in fields(self) if not item.init}
+        state = {name: value for name, value in vars(self).items() if name not in computed}
+        return restore, (type(self), state)
 
     def __repr__(self) -> str:
         shown = [
@@ -249,6 +248,9 @@ def checked_keywords(guard: type[AnyGuard]) -> type[AnyGuard]:
     return guard
 
 
-def build(guard: Callable[..., Guard], arguments: tuple[object, ...], options: dict[str, Any]) -> Guard:
-    """Build a pickled guard again."""
-    return guard(*arguments, **options)
+def restore(guard_class: type[AnyGuard], state: dict[str, Any]) -> AnyGuard:
+    """Make a guard of its pickled attributes."""
+    guard = object.__new__(guard_class)
+    vars(guard).update(state)
+    guard.__post_init__()
+    return guard

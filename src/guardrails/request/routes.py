@@ -14,6 +14,7 @@ from typing import Any
 from guardrails.client.exemptions import Exemptions
 from guardrails.client.identity import Client
 from guardrails.client.keys import Request
+from guardrails.errors import is_failure
 from guardrails.guards.base import Guard
 from guardrails.guards.bound import BoundGuard
 from guardrails.paths import canonical_path, path_readings, wsgi_text
@@ -138,8 +139,10 @@ class RouteTable:
                     try:
                         if bound.guard.requirement(bound, environ) is not bound.usual_requirement:
                             break
-                    except Exception:  # it is asked again, and reported, one by one
-                        break
+                    except Exception as error:
+                        if not is_failure(error):
+                            raise
+                        break  # the guard is asked again, and its failure reported, one by one
                 else:
                     return ready
         return self.requirements_one_by_one(route, client, environ)

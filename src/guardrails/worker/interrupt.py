@@ -68,6 +68,15 @@ class RequestInterrupts:
         # reentrant: meanwhile a destructor in the same thread may end another request.
         self._lock = threading.RLock()
 
+    def forget_parent(self) -> None:
+        """After a fork: drop what the parent's threads did, and the lock, which one may have held.
+
+        A request that was open at the fork still uses this object in the child.
+        """
+        self._lock = threading.RLock()
+        self._at_work.clear()
+        self._pending.clear()
+
     def install(self, server: Server) -> bool:
         """Let watchdogs interrupt the requests of this process from now on. Never raises.
 

@@ -77,6 +77,7 @@ def current_process() -> WorkerProcess:
 
 def _renew() -> None:
     global _process
+    _process.interrupts.forget_parent()
     _process = WorkerProcess(_process)
 
 
