@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from guardrails.store import directory
 from guardrails.store.shared import SharedStore
 
 FOLDERS = [
@@ -22,8 +23,13 @@ LONGEST_SECONDS = 10
 
 
 def files():
-    """All that lies in the folders of this user; a folder's lock stays there."""
-    return {path for folder in FOLDERS for path in folder.glob("*") if path.name != ".lock"}
+    """What this version of guardrails has put into the folders of this user.
+
+    A folder's lock stays there. Another version may be at work on this machine: its stores have
+    another suffix.
+    """
+    patterns = (f"*.{directory.file_suffix()}*", ".new-*", "stack-*", "control-*", "watch-*")
+    return {path for folder in FOLDERS for pattern in patterns for path in folder.glob(pattern)}
 
 
 def left_since(before, seconds=LONGEST_SECONDS):
