@@ -5,14 +5,13 @@ guardrails, unless a living process has it: another run may be under way on the 
 tests have killed leaves files behind. The next worker that starts removes these, so one starts here.
 """
 
-import fcntl
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
 
 from guardrails.store import directory
+from guardrails.store.process_files import is_used
 from guardrails.store.shared import SharedStore
 
 FOLDERS = [
@@ -37,7 +36,7 @@ def left_since(before, seconds=LONGEST_SECONDS):
     deadline = time.monotonic() + seconds
     while True:
         start_a_worker()
-        left = sorted(path for path in files() - before if not _is_used(path))
+        left = sorted(path for path in files() - before if not is_used(path))
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.5)
@@ -50,22 +49,3 @@ def start_a_worker():
         store.workers()
     finally:
         store.close()
-
-
-def _is_used(path):
-    """Whether a living process is named in the file's name, or has it locked."""
-    for number in re.findall(r"-(\d+)", path.name):
-        if int(number) > 1 and Path("/proc", number).exists():
-            return True
-    try:
-        # A pipe without a writer would hold up a plain open().
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return not path.exists()
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False

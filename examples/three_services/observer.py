@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from app import CPU_SECONDS_PER_IMAGE
 
 import guardrails
+from guardrails.store.process_files import is_used
 from guardrails.store.records import InFlight
 
 LOOK_EVERY = 0.04
@@ -73,9 +74,13 @@ class Observer:
     def left_files(self) -> list[Path]:
         """The files of guardrails that the demo has made and that still exist."""
         deadline = time.monotonic() + RELEASE_DEADLINE_SECONDS
-        while (left := files_of_guardrails() - self.files_before) and time.monotonic() < deadline:
+        while (left := self.new_files()) and time.monotonic() < deadline:
             self.pause(0.1)
         return sorted(left)
+
+    def new_files(self) -> set[Path]:
+        """What has come since the beginning, but for the files of other programs that still run."""
+        return {path for path in files_of_guardrails() - self.files_before if not is_used(path)}
 
 
 def files_of_guardrails() -> set[Path]:

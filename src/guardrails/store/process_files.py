@@ -6,6 +6,8 @@ a killed process left is removed by the next look at the workers, and by the nex
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from guardrails.store.processes import Owner, is_dead, pid_namespace
 
 STACKS, CONTROL = "stack", "control"
 _KINDS = (STACKS, CONTROL)
+_NUMBER = re.compile(r"-(\d+)")
 
 
 def file_name(kind: str, owner: Owner) -> str:
@@ -36,6 +39,26 @@ def remove_files_of_dead(folder: Path | None = None) -> None:
                 if owner is not None and owner.namespace == namespace and is_dead(owner, namespace):
                     with suppress(OSError):
                         path.unlink()
+
+
+def is_used(path: Path) -> bool:
+    """Return whether a living process is named in a file's name, or has the file locked."""
+    import fcntl  # noqa: PLC0415 - needs POSIX
+
+    if any(int(number) > 1 and Path("/proc", number).exists() for number in _NUMBER.findall(path.name)):
+        return True
+    try:
+        # A pipe without a writer would hold up a plain open().
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return not path.exists()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _owner(name: str) -> Owner | None:
