@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from guardrails.ops import cli
 from guardrails.store import directory
+from guardrails.watchdog.lock import UNKNOWN, Lock
 from support import is_there
 
 pytestmark = pytest.mark.one_python
@@ -475,3 +477,23 @@ def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, 
         assert serving.poll() is None
     finally:
         serving.communicate()
+
+
+def test_one_that_has_not_written_its_pid_yet_is_waited_for(store, monkeypatch, capsys):
+    """Between the lock and the pid a busy machine may take a while."""
+    owner, hidden = Lock.owner, []
+
+    def owner_that_is_late(lock):
+        found = owner(lock)
+        if found is not None and len(hidden) < 3:
+            hidden.append(found)
+            return UNKNOWN
+        return found
+
+    monkeypatch.setattr(Lock, "owner", owner_that_is_late)
+    try:
+        assert cli.main(["watch", store, "start"]) == 0
+        assert len(hidden) == 3
+        assert capsys.readouterr().out.startswith("guardrails watch: started, pid ")
+    finally:
+        watch(store, "stop")

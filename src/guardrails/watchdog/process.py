@@ -97,15 +97,16 @@ def start(watch: Watchdog, parent: int | None) -> int:
             start_new_session=True,
         )
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        ended = process.poll() is not None
+    while True:
+        over = process.poll() is not None or time.monotonic() >= deadline
         running = lock.owner()
-        if running is not None:
+        # A busy machine may take a while between the lock and the pid that its holder writes there.
+        if running is not None and (running.pid or over):
             what = "started" if running.pid == process.pid else "running already"
             _say(f"{what}{owner_text(running)}; it writes to {log_file}{_beside()}")
             process.returncode = 0  # the process outlives this one
             return DONE
-        if ended:
+        if over:
             break
         time.sleep(_POLL_SECONDS)
     _say(f"it did not start: see {log_file}")
