@@ -30,7 +30,7 @@ class Memo(Generic[Value]):
         """
         try:
             return self._values[key]
-        except KeyError:
+        except KeyError:  # not remembered, so it is made below
             pass
         value = make()
         # cachetools is not safe for threads that write. A thread that would have to wait does not

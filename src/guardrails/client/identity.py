@@ -1,4 +1,4 @@
-"""Who a client is: the options that tell how it is found, and the key that identifies it."""
+"""The client of a request: the options for finding it, and the key that stores count it by."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class Guard:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is computed from the options cannot always be pickled, so it is computed again.
+        # Python cannot pickle every attribute that __post_init__ computes, so `restore` computes them.
         computed = {item.name for item in fields(self) if not item.init}
         state = {name: value for name, value in vars(self).items() if name not in computed}
         return restore, (type(self), state)
