@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from short_forms import MINUTE, SECOND, meter, open_request, private_store, requirement, slot
 
 from guardrails import MaxConcurrentReqs, testing, throttle
 from guardrails.errors import StoreBusyError
-from guardrails.store import directory, lifecycle
+from guardrails.store import directory, lifecycle, shared
+from guardrails.store.engine.file import StoreFile
 from guardrails.store.shared import SharedStore
 from support import Exchange
 
@@ -246,6 +248,53 @@ def test_a_private_file_that_an_observer_has_replaced_is_there_for_the_workers(s
     assert not store.enter(open_request(spent)).admitted
     assert store.slots_held() == {"cap": 1}
     process.kill()
+    store.close()
+
+
+class BusyMachine:
+    """A clock on a machine so busy that each pause lasts 30 ms, and a lock that is held meanwhile."""
+
+    def __init__(self, monkeypatch, pauses_until_free):
+        self.now = 100.0
+        self.pauses = 0
+        real_attempt = StoreFile.attempt
+
+        def attempt(file, *arguments):
+            if self.pauses < pauses_until_free:
+                raise StoreBusyError("its lock is held")
+            return real_attempt(file, *arguments)
+
+        monkeypatch.setattr(StoreFile, "attempt", attempt)
+        monkeypatch.setattr(
+            shared, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
+        )
+
+    def sleep(self, _seconds):
+        self.pauses += 1
+        self.now += 0.03
+
+
+def test_a_call_waits_for_the_lock_while_the_machine_runs_neither_process(monkeypatch):
+    """Otherwise the stand-in would admit what the cap refuses, just because the machine is busy."""
+    store = private_store(clients=256, rows=64)
+    cap = requirement(slot("cap", limit=1), guard="cap")
+    assert store.enter(open_request(cap)).admitted
+    machine = BusyMachine(monkeypatch, pauses_until_free=20)
+
+    assert not store.enter(open_request(cap)).admitted
+    assert machine.pauses == 20
+
+
+def test_it_waits_for_two_seconds_at_most(monkeypatch):
+    store = private_store(clients=256, rows=64)
+    cap = requirement(slot("cap", limit=1), guard="cap")
+    assert store.enter(open_request(cap)).admitted
+    machine = BusyMachine(monkeypatch, pauses_until_free=10**6)
+
+    with pytest.raises(StoreBusyError, match="could not be taken"):
+        store.enter(open_request(cap))
+    assert 1.9 < machine.now - 100 < 2.1
+    monkeypatch.undo()
     store.close()
 
 

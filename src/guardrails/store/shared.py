@@ -47,14 +47,16 @@ from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, 
 log = logging.getLogger("guardrails")
 
 LOCK_TIMEOUT = 0.1
-"""Seconds that a call waits for the lock. On a busy machine, the process that holds it may not run for
-several time slices."""
+"""Seconds that a call waits for the lock. What its pauses overshoot is not counted: on a busy machine
+the process that holds the lock does not run meanwhile either."""
 
 STUCK_SECONDS = 2.0
 """If one acquisition of the lock lasts longer than this, its file is condemned."""
 
 _SPINS = 30
 _MAX_PAUSE = 0.0002
+_OVERSHOT = 0.0005
+"""Seconds after which a pause counts as overshot."""
 _NAME_CHECK_INTERVAL = 1_000_000
 _OPEN_RETRY_SECONDS = 1.0
 _PAUSES = random.SystemRandom()
@@ -236,7 +238,7 @@ class SharedStore:
             first: the second argument of `work`.
             second: the third argument of `work`.
         """
-        deadline = 0.0
+        deadline = latest = 0.0
         tries = 0
         while True:
             file = self._usable(pid)
@@ -253,11 +255,14 @@ class SharedStore:
                         raise
                     continue
                 now = time.monotonic()
-                deadline = deadline or now + LOCK_TIMEOUT
-                if now >= deadline:
+                if not deadline:
+                    deadline, latest = now + LOCK_TIMEOUT, now + STUCK_SECONDS
+                if now >= min(deadline, latest):
                     self._lock_timed_out(file, now)
                     deadline = 0.0
                 time.sleep(_PAUSES.uniform(0, _MAX_PAUSE))
+                if deadline:
+                    deadline += max(0.0, time.monotonic() - now - _OVERSHOT)
             else:
                 self._stuck = None
                 return result
