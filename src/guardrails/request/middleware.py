@@ -18,6 +18,7 @@ from wsgiref.types import StartResponse, WSGIApplication
 
 from guardrails.client.exemptions import Exempt, Exemptions
 from guardrails.client.identity import DEFAULT_FORWARDED, DEFAULT_IPV6_PREFIX, Identity
+from guardrails.client.one_client import OneClientCheck
 from guardrails.client.reader import ClientReader
 from guardrails.decision import Decision
 from guardrails.errors import StoreError
@@ -179,6 +180,7 @@ class Throttle:
             self._checks.warn,
             self._client_failed,
         )
+        self._one_client = OneClientCheck(self._clients.read, self._checks.warn)
         waits = any(bound.wait for bound in self._bound_guards)
         self._admission = Admission(on_store_error, self._failures, waits=waits)
         self._retry_queue = self._admission.retry_queue
@@ -226,7 +228,7 @@ class Throttle:
             self.prepare_process(worker, environ, self.store)
         if worker.hooks.before_request:
             worker.hooks.request_comes()
-        client = self._clients.read(environ)
+        client = self._one_client.read(environ)
         route = self._routes.find(environ)
         requirements = self._routes.requirements(route, client, environ)
         open_request = OpenRequest(
@@ -267,11 +269,13 @@ class Throttle:
         self._retry_queue.retry()
         if self._until_checks <= 0:
             self._until_checks = _REQUESTS_BETWEEN_CHECKS
+            self._one_client.begin()
             self._check(self._checks.check_traffic, self._bound_by_name, store)
 
     def _start_process(self, worker: WorkerProcess, environ: dict[str, Any], store: Store) -> None:
         """At the first request of a process, and so after every fork."""
         self._worker = worker
+        self._one_client.begin()
         self._admission.start_process()
         cpu_clock.follow_greenlets()
         server = running_server(environ)
