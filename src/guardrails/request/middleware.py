@@ -80,7 +80,8 @@ def throttle(
             environment variable GUARDRAILS_STORE is used when no store is given.
         trusted_proxies: the networks of the proxies whose forwarding header is believed, "loopback",
             "private", or "unix" for a proxy on a unix socket. () says that peers are clients. With None
-            (the default) per-client guards run dry behind a proxy that was not declared.
+            (the default) per-client guards run dry behind a proxy that was not declared. They also do
+            where a trusted proxy does not say which client a request is from.
         proxy_hops: how many proxies each request passes, where their networks are not known. The server
             must not be reachable except through them.
         forwarded: the header that the proxies write: "x-forwarded-for" (the default), "forwarded" (RFC
