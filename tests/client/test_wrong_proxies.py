@@ -150,6 +150,14 @@ def test_a_visitor_who_sends_the_header_does_not_make_programs_of_all_others(ser
     assert len(said(caplog, "client-is-proxy")) == 1
 
 
+def test_a_request_with_another_forwarding_header_is_no_programs_own(serve, caplog):
+    site = serve(SpeedLimit("1/minute"), address="127.0.0.1", trusted_proxies="loopback")
+    site.get("/", headers=VISITOR)
+
+    assert site.statuses(3, headers={"X-Real-IP": "198.51.100.8"}) == [200, 200, 200]
+    assert len(said(caplog, "client-is-proxy")) == 1
+
+
 def test_a_trusted_proxy_elsewhere_without_a_header_is_watched_though_visitors_have_one(serve):
     """As HAProxy's own health checks are."""
     site = serve(SpeedLimit("1/minute"), address=PROXY, trusted_proxies=PROXY)
