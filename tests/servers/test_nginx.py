@@ -252,6 +252,23 @@ def test_a_wrong_set_up_is_found_by_the_line_that_it_makes(wrong):
     assert all(seen.replace("127.0.0.8", FIRST) in line or seen in line for line in said)
 
 
+def test_junk_that_makes_the_server_empty_the_header_evades_no_limit():
+    """Granian empties a header with bytes outside of ASCII, and the proxy's entry with it."""
+    way = WAYS["granian, with Forwarded and underscores let through"]
+    way = way._replace(
+        command=["1" if part == "2" else part for part in way.command],
+        location="proxy_pass http://127.0.0.1:{inner}; " + X_FORWARDED_FOR,
+        declared={"trusted_proxies": ["127.0.0.1"]},
+    )
+    with running(way) as (port, log):
+        junk = [("X-Forwarded-For", "\xff")]
+        statuses = [ask(port, "127.0.0.8", junk)[0] for _ in range(5)]
+
+        assert statuses == [200, 200, 200, 429, 429]
+        assert ask(port, "127.0.0.8", []) == (200, "127.0.0.8")
+        assert "[client-is-proxy]" not in log.read_text()
+
+
 def test_a_cdn_before_nginx_is_found_by_its_many_visitors():
     """All that nginx sees is the CDN, whose visitors have many agents."""
     way = behind(X_FORWARDED_FOR, trusted_proxies=["127.0.0.1"])
