@@ -1,7 +1,7 @@
 """A shop in Flask, behind guards.
 
 Run   gunicorn --workers 2 --threads 4 --chdir examples flask_app:application
-Ask   for i in 1 2 3 4 5 6; do curl -s 127.0.0.1:8000/search; done
+Ask   for i in 1 2 3 4 5 6; do curl -s -H X-Forwarded-For:198.51.100.7 127.0.0.1:8000/search; done
 See   "4 more" down to "0 more", then "429 Too Many Requests", whichever worker was asked
 Ask   for i in 1 2 3; do curl -s 127.0.0.1:8000/report & done; wait
 See   "All is well" from one, and from the others "503 Service Unavailable"

@@ -50,6 +50,8 @@ def behind_proxies(serve):
         ("[2001:db8:1:2::1]:443", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
         ("[::ffff:198.51.100.7]:80, 10.1.1.1:5000", "198.51.100.7"),
+        ("203.0.113.5, , 198.51.100.7,, \t, 10.1.1.1,", "198.51.100.7"),
+        ("::198.51.100.7, ::10.1.1.1", "198.51.100.7"),
     ],
 )
 def test_the_client_is_the_right_most_address_that_is_no_trusted_proxys(
@@ -62,7 +64,10 @@ def test_the_client_is_the_right_most_address_that_is_no_trusted_proxys(
     "junk",
     [
         "unknown",
-        "",
+        "0.0.0.0",
+        "::",
+        "[::]:80",
+        "::ffff:0.0.0.0",
         "198.51.100.7:",
         "198.51.100.7:port",
         "198.51.100.7:123456",
@@ -371,7 +376,12 @@ def test_only_the_header_that_was_chosen_is_read(serve, chosen, header):
         ("proto=https", PROXY),
         ("for=198.51.100.7;for=203.0.113.5", PROXY),
         ("198.51.100.7", PROXY),
-        ("for=198.51.100.7,", PROXY),
+        # Empty pairs and empty elements are in the grammar.
+        ("for=198.51.100.7,", "198.51.100.7"),
+        ("for=198.51.100.7;", "198.51.100.7"),
+        (";for=198.51.100.7;;proto=https;", "198.51.100.7"),
+        ("for=203.0.113.5, for=198.51.100.7; , ; , , for=10.0.0.1;", "198.51.100.7"),
+        (", ,", PROXY),
         ("for=203.0.113.5, for=unknown, for=10.9.9.9", "10.9.9.9"),
         ("", PROXY),
         ('"', PROXY),
@@ -533,10 +543,10 @@ def test_where_proxy_fix_never_reads_the_header_guards_by_client_only_watch(serv
 
 @pytest.mark.parametrize(
     "spoilt",
-    ["198.51.100.7, junk", "198.51.100.7" + ", 10.0.0.2" * 40, "10.0.0.2, " * 120 + "10.0.0.2"],
+    ["198.51.100.7, junk", "", "198.51.100.7" + ", 10.0.0.2" * 40, "10.0.0.2, " * 120 + "10.0.0.2"],
 )
-def test_whoever_spoils_a_header_harms_nobody_else(serve, spoilt):
-    """Neither the proxy's own count nor a ban of others, and no exemption inside either."""
+def test_whoever_spoils_a_header_evades_no_limit_and_harms_nobody_else(serve, spoilt):
+    """Some servers let a client do it: the proxy itself works, as the other clients show."""
     inner = throttle(testing.hello, exempt="private")
     site = serve(
         BlockAgents("EvilBot", ban="1h"),
@@ -544,13 +554,15 @@ def test_whoever_spoils_a_header_harms_nobody_else(serve, spoilt):
         app=inner,
         address=PROXY,
         trusted_proxies="10.0.0.0/8",
+        exempt="private",
     )
+    site.get("/", headers={"X-Forwarded-For": "203.0.113.1"})
     headers = {"X-Forwarded-For": spoilt}
 
     assert site.at(PROXY, agent="EvilBot").get("/", headers=headers).status_code == 403
     assert site.statuses(3, headers=headers) == [200, 200, 429]
-    assert site.get("/").status_code == 200
-    assert site.at("10.0.0.2").get("/").status_code == 200
+    assert site.statuses(1, headers={"X-Forwarded-For": "203.0.113.1"}) == [200]
+    assert site.statuses(3) == [200, 200, 200]
 
 
 def test_an_unreadable_client_is_exempt_nowhere_inside(serve):
@@ -564,26 +576,18 @@ def test_an_unreadable_client_is_exempt_nowhere_inside(serve):
         assert evil.get("/", environ_overrides=facts).status_code == 403
 
 
-def test_an_unreadable_header_takes_over_no_exemption(serve):
-    """Whoever sends one counts as the proxy that handed it on; the proxy's exemptions are its own."""
-    site = serve(
-        BlockAgents("EvilBot"), SpeedLimit("1/minute"), trusted_proxies=PROXY, exempt="private"
-    )
-    junk = {"X-Forwarded-For": "198.51.100.7, junk"}
-
-    assert site.at(PROXY).statuses(3) == [200, 200, 200]
-    assert site.at(PROXY, agent="EvilBot").get("/", headers=junk).status_code == 403
-    assert site.at(PROXY).statuses(2, headers=junk) == [200, 429]
-
-
-@pytest.mark.parametrize("options", [{"trusted_proxies": "unix"}, {"proxy_hops": 1}, {"proxy_hops": 2}])
-@pytest.mark.parametrize("junk", ["", "junk", "\xff", '"'])
-def test_unreadable_headers_on_a_unix_socket_count_as_one_client(serve, options, junk):
-    """Not as nobody, or a client could choose to be nobody."""
+@pytest.mark.parametrize("options", [{"trusted_proxies": "unix"}, {"proxy_hops": 1}])
+@pytest.mark.parametrize("junk", ["", "junk", "\xff", '"', "0.0.0.0"])
+def test_junk_on_a_unix_socket_evades_no_limit_where_others_are_known(serve, options, junk):
     site = serve(SpeedLimit("2/minute"), **options)
-    facts = {"environ_overrides": {"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": junk}}
+    known, spoilt = (
+        {"environ_overrides": {"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": forwarded}}
+        for forwarded in ("198.51.100.7", junk)
+    )
+    site.get("/", **known)
 
-    assert site.statuses(3, **facts) == [200, 200, 429]
+    assert site.statuses(3, **spoilt) == [200, 200, 429]
+    assert site.get("/", **known).status_code == 200
 
 
 def test_an_undeclared_proxy_has_no_exemption(serve):

@@ -17,6 +17,7 @@ from guardrails import (
     testing,
     throttle,
 )
+from guardrails.request.setup_checks import CODES
 from guardrails.store.processes import limit_numbers
 
 hello = testing.hello
@@ -373,9 +374,7 @@ WRONG_THROTTLES = [
     wrong(
         "silence of an unknown check",
         lambda: throttle(hello, silence="undeclared_proxy"),
-        "silence: 'undeclared_proxy' is not the code of a check: use undeclared-proxy, "
-        "ignored-forwarding-header, no-client-address, everything-trusted, guard-met-twice, "
-        "guard-never-matched, cap-above-threads, wait-without-threads",
+        "silence: 'undeclared_proxy' is not the code of a check: use " + ", ".join(CODES),
     ),
     wrong(
         "proxy that does not parse",

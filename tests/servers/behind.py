@@ -1,4 +1,4 @@
-"""A site behind nginx: each client may come three times. TRUSTED_PROXIES is a list in JSON."""
+"""A site behind nginx: each client may come three times. DECLARED has options of throttle() in JSON."""
 
 import json
 import os
@@ -17,6 +17,5 @@ application = guardrails.throttle(
     page,
     SpeedLimit("3/day"),
     store=os.environ["SITE_STORE"],
-    trusted_proxies=json.loads(os.environ["TRUSTED_PROXIES"]),
-    forwarded=os.environ.get("FORWARDED", "x-forwarded-for"),
+    **json.loads(os.environ["DECLARED"]),
 )

@@ -1,4 +1,7 @@
-"""Behind a real nginx, set up as the README says, each client counts by its own address."""
+"""Behind a real nginx: set up as the README says, each client counts by its own address.
+
+Set up wrongly, no client is refused for what others do, and the log says what is wrong.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,8 @@ from wire import Wire, free_port
 
 NGINX = which_server("nginx")
 FORGED = "203.0.113.66"
+FIRST = "127.0.0.99"
+"""The client that asks until the server answers."""
 
 CONFIGURATION = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
@@ -39,11 +44,11 @@ X_FORWARDED_FOR = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
 
 
 class Behind(NamedTuple):
-    """A server behind nginx: its command, what nginx is told, and how the site is set up."""
+    """A server behind nginx: its command, what nginx is told, and which proxies the site declares."""
 
     command: list[str]
     location: str
-    environ: dict[str, str]
+    declared: dict[str, object]
     needs: str = "gunicorn"
     outer: str = ""
 
@@ -59,12 +64,12 @@ WAYS = {
     "gunicorn on a unix socket": Behind(
         gunicorn("unix:{folder}/site.sock"),
         "proxy_pass http://unix:{folder}/site.sock; " + X_FORWARDED_FOR,
-        {"TRUSTED_PROXIES": '["unix"]'},
+        {"trusted_proxies": ["unix"]},
     ),
     "gunicorn on a TCP port": Behind(
         gunicorn("127.0.0.1:{inner}"),
         "proxy_pass http://127.0.0.1:{inner}; " + X_FORWARDED_FOR,
-        {"TRUSTED_PROXIES": '["127.0.0.1"]'},
+        {"trusted_proxies": ["127.0.0.1"]},
     ),
     "uWSGI by uwsgi_pass": Behind(
         [
@@ -83,7 +88,7 @@ WAYS = {
         " uwsgi_param PATH_INFO $document_uri; uwsgi_param REMOTE_ADDR $remote_addr;"
         " uwsgi_param SERVER_NAME $server_name; uwsgi_param SERVER_PORT $server_port;"
         " uwsgi_param SERVER_PROTOCOL $server_protocol;",
-        {"TRUSTED_PROXIES": "[]"},
+        {"trusted_proxies": []},
         needs="uwsgi",
     ),
     "granian, with Forwarded and underscores let through": Behind(
@@ -92,7 +97,7 @@ WAYS = {
             *("--port", "{inner}", "--workers", "2", "--no-ws", "behind:application"),
         ],
         'proxy_pass http://127.0.0.1:{inner}; proxy_set_header Forwarded "for=$remote_addr";',
-        {"TRUSTED_PROXIES": '["127.0.0.1"]', "FORWARDED": "forwarded"},
+        {"trusted_proxies": ["127.0.0.1"], "forwarded": "forwarded"},
         needs="granian",
         outer="underscores_in_headers on;",
     ),
@@ -125,10 +130,9 @@ def started(stack, command, folder, environ=None):
     stack.callback(end)
 
 
-@pytest.fixture(params=WAYS)
-def nginx(request):
-    """The port of nginx in front of a server."""
-    way = WAYS[request.param]
+@contextmanager
+def running(way):
+    """The port of nginx in front of a server, and the file with the server's log."""
     if NGINX is None:
         pytest.skip("nginx is not installed")
     if shutil.which(str(BIN / way.needs)) is None:
@@ -142,13 +146,20 @@ def nginx(request):
         )
         (folder / "nginx.conf").write_text(settings)
         environ = {key: value for key, value in os.environ.items() if not key.startswith("GUARDRAILS")}
-        environ |= way.environ
-        environ |= {"SITE_STORE": f"shm:nginx-{secrets.token_hex(6)}?private", "PYTHONPATH": str(HERE)}
+        environ |= {"DECLARED": json.dumps(way.declared), "PYTHONPATH": str(HERE)}
+        environ |= {"SITE_STORE": f"shm:nginx-{secrets.token_hex(6)}?private"}
         command = [part.format(**places) if "{" in part else part for part in way.command]
         started(stack, command, folder, environ)
         started(stack, [NGINX, "-c", str(folder / "nginx.conf")], folder)
         port = int(places["port"])
         await_answer(port, folder)
+        yield port, folder / "log"
+
+
+@pytest.fixture(params=WAYS)
+def nginx(request):
+    """The port of nginx in front of a server, set up as the README says."""
+    with running(WAYS[request.param]) as (port, _):
         yield port
 
 
@@ -156,7 +167,7 @@ def await_answer(port, folder):
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            if ask(port, "127.0.0.99", [])[0] == 200:
+            if ask(port, FIRST, [])[0] == 200:
                 return
         except (OSError, ValueError):
             pass
@@ -181,3 +192,90 @@ def test_each_client_is_counted_apart_and_none_can_be_another(nginx):
 
         assert answers[:3] == [(200, source)] * 3
         assert [status for status, _ in answers[3:]] == [429, 429]
+
+
+def behind(location, **declared):
+    """Gunicorn on a TCP port behind nginx."""
+    location = "proxy_pass http://127.0.0.1:{inner}; " + location
+    return Behind(gunicorn("127.0.0.1:{inner}"), location, declared)
+
+
+WRONG = {
+    "nginx does not send the header": (
+        behind("", trusted_proxies=["loopback"], exempt=["loopback"]),
+        [200] * 8,
+        "127.0.0.1 is a trusted proxy, and its request has no x-forwarded-for: ",
+        "[client-is-proxy]",
+    ),
+    "nginx sends another header": (
+        behind("proxy_set_header X-Real-IP $remote_addr;", trusted_proxies=["loopback"]),
+        [200] * 8,
+        "and its request has x-real-ip '127.0.0.8' and no x-forwarded-for: ",
+        "[client-is-proxy]",
+    ),
+    "one proxy more is declared": (
+        behind(X_FORWARDED_FOR, proxy_hops=2),
+        [200] * 8,
+        "and its x-forwarded-for '127.0.0.8' has fewer entries than proxy_hops=2: ",
+        "[client-is-proxy]",
+    ),
+    "the networks of clients are declared": (
+        behind(X_FORWARDED_FOR, trusted_proxies=["127.0.0.0/8"]),
+        [200] * 8,
+        "and its x-forwarded-for '127.0.0.8' names no address but those of trusted proxies: ",
+        "[client-is-proxy]",
+    ),
+    "no proxy is declared": (
+        behind(X_FORWARDED_FOR),
+        [200] * 8,
+        "127.0.0.1 sends a forwarding header and trusted_proxies was not given: ",
+        "[undeclared-proxy]",
+    ),
+    "other networks are declared": (
+        behind(X_FORWARDED_FOR, trusted_proxies=["10.0.0.0/8"]),
+        [200, 200, 429, 429, 429, 429, 429, 429],
+        "127.0.0.1 sends a forwarding header and is not in trusted_proxies=['10.0.0.0/8']: ",
+        "[undeclared-proxy]",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_set_up_is_found_by_the_line_that_it_makes(wrong):
+    way, statuses, seen, code = WRONG[wrong]
+    with running(way) as (port, log):
+        assert [ask(port, "127.0.0.8", [])[0] for _ in statuses] == statuses
+        said = [line for line in log.read_text().splitlines() if code in line]
+
+    # Each of the two workers says it once.
+    assert 1 <= len(said) <= 2
+    assert all(seen.replace("127.0.0.8", FIRST) in line or seen in line for line in said)
+
+
+def test_junk_that_makes_the_server_empty_the_header_evades_no_limit():
+    """Granian empties a header with bytes outside of ASCII, and the proxy's entry with it."""
+    way = WAYS["granian, with Forwarded and underscores let through"]
+    way = way._replace(
+        command=["1" if part == "2" else part for part in way.command],
+        location="proxy_pass http://127.0.0.1:{inner}; " + X_FORWARDED_FOR,
+        declared={"trusted_proxies": ["127.0.0.1"]},
+    )
+    with running(way) as (port, log):
+        junk = [("X-Forwarded-For", "\xff")]
+        statuses = [ask(port, "127.0.0.8", junk)[0] for _ in range(5)]
+
+        assert statuses == [200, 200, 200, 429, 429]
+        assert ask(port, "127.0.0.8", []) == (200, "127.0.0.8")
+        assert "[client-is-proxy]" not in log.read_text()
+
+
+def test_a_cdn_before_nginx_is_found_by_its_many_visitors():
+    """All that nginx sees is the CDN, whose visitors have many agents."""
+    way = behind(X_FORWARDED_FOR, trusted_proxies=["127.0.0.1"])
+    with running(way) as (port, log):
+        for number in range(2100):
+            ask(port, "127.0.0.8", [("User-Agent", f"Browser/{number % 40}")])
+        said = [line for line in log.read_text().splitlines() if "[one-client]" in line]
+
+    assert said
+    assert all(line.startswith("127.0.0.8 is the client of ") for line in said)

@@ -2,7 +2,8 @@
 
 Each proxy appends the address of its peer. So only the right end of a header can be trusted: the
 client itself may have sent all entries left of the first one that no trusted proxy wrote. Entries are
-read from the right and parsed strictly. Reading ends at the first entry that does not parse.
+read from the right and parsed strictly. Reading ends at the first entry that does not parse. Empty
+entries are skipped, as the grammar of lists has it (RFC 9110, section 5.6.1).
 
 Two kinds of header are known: lists of addresses (X-Forwarded-For; X-Real-IP is a list of one), and
 `Forwarded` of RFC 7239.
@@ -38,14 +39,25 @@ def header_variable(name: object) -> str:
     """Return the environ key of a header.
 
     Raises:
-        ConfigurationError: this is not the name of a header.
+        ConfigurationError: this is not the name of a header, or it is written as in an environ.
     """
+    if isinstance(name, str) and "_" in name:
+        meant = header_name(name.upper().removeprefix("HTTP_"))
+        raise ConfigurationError(
+            f"forwarded: {name!r} is written with underscores, as in a WSGI environ: write the name of "
+            f'the header, "{meant}"'
+        )
     if not isinstance(name, str) or re.fullmatch(_WORD, name) is None:
         raise ConfigurationError(
             f'forwarded: {name!r} is not the name of a header: write "x-forwarded-for", "forwarded", '
             'or the one that your proxy sets, such as "x-real-ip"'
         )
     return "HTTP_" + name.upper().replace("-", "_")
+
+
+def header_name(variable: str) -> str:
+    """Return the name of a header, as `forwarded` takes it, for its environ key."""
+    return variable.removeprefix("HTTP_").replace("_", "-").lower()
 
 
 def header_reader(variable: str) -> Callable[[str], Addresses]:
@@ -62,7 +74,8 @@ def _listed_addresses(header: str) -> Addresses:
     if len(header) > LONGEST_HEADER:
         del entries[0]
     for entry in reversed(entries[-MOST_HOPS:]):
-        yield parse_node(entry.strip(" \t"))
+        if node := entry.strip(" \t"):
+            yield parse_node(node)
     if len(header) > LONGEST_HEADER or len(entries) > MOST_HOPS:
         yield None
 
@@ -77,7 +90,7 @@ def _forwarded_addresses(header: str) -> Addresses:
 
 
 def forwarded_elements(header: str) -> Iterator[dict[str, str] | None]:
-    """Yield the elements of a `Forwarded` header (RFC 7239, section 4) from the right.
+    """Yield the elements of a `Forwarded` header (RFC 7239, section 4) from the right, but empty ones.
 
     A comma separates elements only outside of quoted strings. In a well-formed element each quote is
     escaped or begins or ends a quoted string, so quoted strings can be found from the right as well.
@@ -96,16 +109,20 @@ def forwarded_elements(header: str) -> Iterator[dict[str, str] | None]:
             escaped = quoted and (len(before) - len(before.rstrip("\\"))) % 2
             quoted = quoted if escaped else not quoted
         elif character == "," and not quoted:
-            yield _element(text[position + 1 : end], last=end == len(text))
+            element = _element(text[position + 1 : end], last=end == len(text))
+            if element != {}:
+                yield element
             end = position
     if len(header) > LONGEST_HEADER:
         yield None
-    else:
-        yield _element(text[:end], first=True, last=end == len(text))
+        return
+    element = _element(text[:end], first=True, last=end == len(text))
+    if element != {}:
+        yield element
 
 
 def _element(text: str, *, first: bool = False, last: bool = False) -> dict[str, str] | None:
-    """Parse one element.
+    """Parse one element. A pair may be empty, and an element without any pair is {}.
 
     Args:
         text: the text between two commas. White space is allowed beside a comma only.
@@ -118,11 +135,12 @@ def _element(text: str, *, first: bool = False, last: bool = False) -> dict[str,
     position = 0
     while True:
         pair = _PAIR.match(text, position)
-        if pair is None or pair[1].lower() in element:
-            return None
-        value = pair[2]
-        element[pair[1].lower()] = _ESCAPED.sub(r"\1", value[1:-1]) if value[0] == '"' else value
-        position = pair.end()
+        if pair is not None:
+            name, value = pair[1].lower(), pair[2]
+            if name in element:
+                return None
+            element[name] = _ESCAPED.sub(r"\1", value[1:-1]) if value[0] == '"' else value
+            position = pair.end()
         if position == len(text):
             return element
         separator = _SEPARATOR.match(text, position)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from guardrails.client.forwarded import MOST_HOPS, header_variable
@@ -18,7 +19,7 @@ UNIX = "unix"
 """What `trusted_proxies` calls a proxy on a unix socket, which has no address."""
 
 NO_ADDRESS = b""
-"""Stands for the address of a proxy on a unix socket, where the client behind it is unreadable."""
+"""Stands for the address of a proxy on a unix socket, where the client behind it is not known."""
 
 
 @dataclass(frozen=True)
@@ -85,37 +86,57 @@ class Identity:
         return self.trusted_proxies is not None or self.proxy_hops is not None
 
 
+class Standing(Enum):
+    """How much is known of who sent a request; the value marks the client's key.
+
+    A key with a mark is longer than an address, so it is never the key of a known client.
+    """
+
+    KNOWN = b""
+    """The address is the client's own. Only a known client is exempt or banned by its address."""
+
+    ITSELF = b"this host itself   "
+    """A program on the host of a trusted proxy sent the request: it counts as this host."""
+
+    SPOILT = b"a spoilt header    "
+    """The client itself spoilt its forwarding header, since others behind its proxy are known. All such
+    clients behind one proxy count as one client, so that spoiling a header evades no limit."""
+
+    NOBODY = b"nobody one can know"
+    """Any visitor may have sent the request: guards that count by client only watch it."""
+
+
 class Client:
     """The client of a request.
 
     Args:
-        address: 4 or 16 bytes, or NO_ADDRESS.
-        undeclared_proxy: whether the peer is on this host or network and sent a forwarding header,
-            though no proxies were declared. All clients of a site may then have this address.
-        unreadable: whether a forwarding header could not be read, so that `address` is that of the
-            proxy which sent it. Such a client has its own count, no exemption, and is never banned.
+        address: 4 or 16 bytes, or NO_ADDRESS. Where the client is not known, it is the address of the
+            last proxy that is.
+        standing: how much is known of it.
         ipv6_prefix: how many bits of an IPv6 address are kept in the key.
 
     Attributes:
-        key: what stores count by. It is 4 bytes for IPv4 and at least 8 for IPv6, so the key needs no
-            mark of the kind of address.
+        known: whether the address is its own.
+        watched: whether guards that count by client only watch it.
+        key: what stores count by. For a known client it is 4 bytes for IPv4 and at least 8 for IPv6, so
+            it needs no mark of the kind of address.
         text: what logs show.
         exempt: the numbers of the guards that do not apply to it; 0 stands for the whole throttle.
     """
 
-    __slots__ = ("address", "exempt", "key", "text", "undeclared_proxy", "unreadable")
+    __slots__ = ("address", "exempt", "key", "known", "standing", "text", "watched")
 
     def __init__(
         self,
         address: bytes,
+        standing: Standing = Standing.KNOWN,
         *,
-        undeclared_proxy: bool = False,
-        unreadable: bool = False,
         ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
     ) -> None:
         self.address = address
-        self.undeclared_proxy = undeclared_proxy
-        self.unreadable = unreadable
+        self.standing = standing
+        self.known = standing is Standing.KNOWN
+        self.watched = standing is Standing.NOBODY
         self.exempt: frozenset[int] = frozenset()
         if address == NO_ADDRESS:
             self.key = b""
@@ -129,8 +150,7 @@ class Client:
             # At least 8 bytes, so that it differs from a key of IPv4.
             self.key = network[: max(8, -(-ipv6_prefix // 8))]
             self.text = f"{socket.inet_ntop(socket.AF_INET6, network)}/{ipv6_prefix}"
-        if unreadable:
-            self.key = b"unreadable" + self.key
+        self.key = standing.value + self.key
 
     def __repr__(self) -> str:
         return f"<Client {self.text}>"

@@ -1,7 +1,8 @@
 """Addresses, and sets of networks as ranges of numbers: IPv6 first, IPv4 after it.
 
-An IPv4-mapped IPv6 address is an IPv4 address. The range of an address decides this, so the spelling
-does not matter.
+One rule holds for peers, headers, networks and exemptions. IPv4-mapped addresses (::ffff:0:0/96) are
+IPv4, and so are IPv4-compatible ones (::/96), except :: and ::1. The range of an address decides this,
+so the spelling does not matter.
 """
 
 import ipaddress
@@ -13,13 +14,12 @@ from typing import Any
 
 from guardrails.errors import ConfigurationError
 
-_MAPPED = bytes(10) + b"\xff\xff"
-_COMPATIBLE = bytes(12)
-_UNSPECIFIED_AND_LOOPBACK = (bytes(4), b"\0\0\0\1")
+_MAPPED_BEGINS = 0xFFFF << 32
+_COMPATIBLE_BEGINS = 0
+_IPV6_LOOPBACK = 1
 _PORT = re.compile(r":(?:\d{1,5}|_[A-Za-z0-9._-]+)", re.ASCII)  # RFC 7239, section 6.2
 _IPV4_BEGINS = 1 << 128
 _IPV4_EVERYWHERE = (_IPV4_BEGINS, _IPV4_BEGINS + 0xFFFFFFFF)
-_ALL_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _IPV6_GLOBAL = (0x2 << 124, (0x4 << 124) - 1)
 _NAMED = {
     "loopback": ("127.0.0.0/8", "::1/128"),
@@ -28,22 +28,23 @@ _NAMED = {
 
 
 def parse_address(text: str) -> bytes | None:
-    """Return the 4 or 16 bytes of an address; None for any other text.
+    """Return the 4 or 16 bytes of an address.
 
-    IPv4-mapped addresses (::ffff:0:0/96) are IPv4. So are IPv4-compatible ones (::/96), except ::
-    and ::1.
+    None stands for any other text, and for the unspecified address (0.0.0.0 and ::), which no client
+    has.
     """
     try:
         if ":" not in text:
-            return socket.inet_pton(socket.AF_INET, text)
-        packed = socket.inet_pton(socket.AF_INET6, text)
+            packed = socket.inet_pton(socket.AF_INET, text)
+        else:
+            number = int.from_bytes(socket.inet_pton(socket.AF_INET6, text), "big")
+            begins = _ipv4_begins(number, number)
+            packed = (
+                number.to_bytes(16, "big") if begins is None else (number - begins).to_bytes(4, "big")
+            )
     except (OSError, ValueError):
         return None
-    if packed.startswith(_MAPPED) or (
-        packed.startswith(_COMPATIBLE) and packed[12:] not in _UNSPECIFIED_AND_LOOPBACK
-    ):
-        return packed[12:]
-    return packed
+    return packed if any(packed) else None
 
 
 def parse_node(text: str) -> bytes | None:
@@ -124,23 +125,67 @@ def listed(value: Any, argument: str) -> tuple[Any, ...]:
 
 def _ranges(networks: Iterable[str], argument: str) -> Iterable[tuple[int, int]]:
     for text in networks:
-        try:
-            if not isinstance(text, str):
-                raise ValueError("it is not a text")  # noqa: TRY301, TRY004
-            for name in _NAMED.get(text, (text,)):
-                network = ipaddress.ip_network(name, strict=False)
-                mapped = isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_ALL_MAPPED)
-                first, last = network.network_address.packed, network.broadcast_address.packed
-                yield (
-                    _position(first[-4:] if mapped else first),
-                    _position(last[-4:] if mapped else last),
-                )
-        except ValueError as error:
-            raise ConfigurationError(
-                f"{argument}: {text!r} is not a network ({error}): write an address such as "
-                '"192.0.2.7", a network such as "192.0.2.0/24" or "2001:db8::/32", '
-                '"loopback" or "private"'
-            ) from None
+        for name in _NAMED.get(text, (text,)) if isinstance(text, str) else (text,):
+            yield from _range(_network(name, argument))
+
+
+def _network(text: object, argument: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return the network that a text names. Raises ConfigurationError if it names none."""
+    try:
+        if not isinstance(text, str):
+            raise ValueError("it is not a text")  # noqa: TRY301, TRY004
+        address, slash, prefix = text.partition("/")
+        if ":" in address:
+            address = address.partition("%")[0]
+        written = address + slash + prefix
+        network = ipaddress.ip_network(written, strict=False)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{argument}: {text!r} is not a network ({error}): write an address such as "
+            '"192.0.2.7", a network such as "192.0.2.0/24" or "2001:db8::/32", '
+            '"loopback" or "private"'
+        ) from None
+    written_address = ipaddress.ip_interface(written).ip
+    if written_address != network.network_address:
+        raise ConfigurationError(
+            f'{argument}: {text!r} has bits beyond its prefix: write "{network}" for the network, or '
+            f'"{written_address}" for the address alone'
+        )
+    if network.num_addresses == 1 and parse_address(str(written_address)) is None:
+        raise ConfigurationError(
+            f"{argument}: {text!r} is the unspecified address, which no client has: leave it out; for "
+            'a proxy on a unix socket write trusted_proxies=["unix"]'
+        )
+    return network
+
+
+def _range(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Iterable[tuple[int, int]]:
+    first, last = int(network.network_address), int(network.broadcast_address)
+    begins: int | None = 0
+    if isinstance(network, ipaddress.IPv6Network):
+        begins = _ipv4_begins(first, last)
+        if begins is None or first <= _IPV6_LOOPBACK:
+            yield first, last if begins is None else _IPV6_LOOPBACK
+    if begins is not None:
+        yield _IPV4_BEGINS + first - begins, _IPV4_BEGINS + last - begins
+
+
+def _ipv4_begins(first: int, last: int) -> int | None:
+    """Return the number at which the IPv6 addresses begin that stand for all of IPv4.
+
+    Args:
+        first: the number of the first IPv6 address of a range.
+        last: the number of its last one.
+
+    Returns:
+        None if the range is not one of IPv4 addresses: it is wider, or it is :: and ::1.
+    """
+    if last <= _IPV6_LOOPBACK:
+        return None
+    for begins in (_MAPPED_BEGINS, _COMPATIBLE_BEGINS):
+        if begins <= first and last <= begins + 0xFFFFFFFF:
+            return begins
+    return None
 
 
 def _position(packed: bytes) -> int:

@@ -3,16 +3,19 @@
 A client is a key: an IPv4 address, or the network of an IPv6 address; IPv4-mapped addresses are IPv4.
 Forwarding headers count only if a trusted proxy sent them. They are read from the right, and the
 first address that is not a trusted proxy's is the client. Reading ends at an entry that does not
-parse, and such an entry never becomes a key. All requests with such a header that come through one
-proxy count as one client. That client is not the proxy itself, and has none of its exemptions.
+parse, and such an entry never becomes a key.
+
+Where no such address is found, the client is nobody one can know: guards that count by client only
+watch the request, since all visitors may look so while a proxy is declared wrongly. Two kinds of
+request are told from that by those which the same throttle has read. An entry that does not parse is
+the client's own work if clients behind that proxy are known otherwise. A request from this host
+without a forwarding header is that of a program here, such as a health check, if visitors have one.
 """
 
 from __future__ import annotations
 
-import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 from guardrails.client.forwarded import (
@@ -20,19 +23,26 @@ from guardrails.client.forwarded import (
     header_reader,
     header_variable,
 )
-from guardrails.client.identity import DEFAULT_IPV6_PREFIX, NO_ADDRESS, UNIX, Client, Identity
+from guardrails.client.identity import (
+    DEFAULT_IPV6_PREFIX,
+    NO_ADDRESS,
+    UNIX,
+    Client,
+    Identity,
+    Standing,
+)
 from guardrails.client.networks import Networks, parse_node
+from guardrails.client.one_client import MANY_AGENTS
+from guardrails.client.proxy_checks import ProxyChecks
 from guardrails.memo import Memo
 
 MOST_CLIENTS = 32768
 """How many clients a throttle remembers."""
 
 _LONGEST_REMEMBERED = 128
-_UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - what some servers write for a unix socket
+_MOST_PROXIES = 256
 _PROXY_FIX = "werkzeug.proxy_fix.orig"
-_LONGEST_SHOWN = 64
-_LIKELY_PROXIES = ("loopback", "private", "100.64.0.0/10", "fe80::/10")
-"""Where a site's own proxies usually are: this host, private networks, a provider's network."""
+_LOOPBACK = Networks(["loopback"], "trusted_proxies")
 
 _ABSENT, _REPLACED, _KEPT, _KEPT_THIS_ONCE = range(4)
 """What werkzeug's ProxyFix did with REMOTE_ADDR: it did not run, replaced the address, kept it, or
@@ -64,33 +74,30 @@ class ClientReader:
         self._callable = identity.client
         self._callable_failed = callable_failed
         self._exemptions = exemptions if any(exemptions) else []
-        self._warn = warn
+        self._checks = ProxyChecks(identity, warn)
         texts = identity.trusted_proxies or ()
         self._trusted = Networks([text for text in texts if text != UNIX], "trusted_proxies")
-        self._hops = identity.proxy_hops
+        self._hops = identity.proxy_hops or 0
         self._trusts_unix = UNIX in texts
         variable = header_variable(identity.forwarded)
         self._addresses = header_reader(variable)
         reads = self._trusted or self._trusts_unix or self._hops
         self._variable = variable if reads else ""
-        # If no proxies were declared, only the presence of such a header counts.
+        self._declared = identity.proxies_declared
+        # Of these, only the presence counts. With trusted_proxies=() there are no proxies.
         self._proxy_hint_headers = (
-            frozenset() if identity.proxies_declared else {variable, *FORWARDING_VARIABLES}
+            {variable, *FORWARDING_VARIABLES} if reads or not self._declared else frozenset()
         )
-        self._likely_proxies = Networks(_LIKELY_PROXIES, "trusted_proxies")
         # A plain OrderedDict, the oldest entry gives way: it is looked up for every request, and a
         # lookup in a cache of cachetools is several times slower.
         self._memo: OrderedDict[tuple[str, ForwardedValue, int], Client | None] = OrderedDict()
         self._same: Memo[Client] = Memo(MOST_CLIENTS)
         self._proxy_fix_works = False
+        # The proxies behind which clients are known, and the agents of programs on this host.
+        self._working_proxies: set[bytes | None] = set()
+        self._own_agents: set[int] = set()
         if self._trusted.has_everything():
-            warn(
-                "everything-trusted",
-                "",
-                "trusted_proxies=%r trusts every address, so each client can claim any address: name "
-                "only the networks of your proxies, or say how many there are with proxy_hops=1",
-                list(texts),
-            )
+            self._checks.everything_trusted()
 
     def read(self, environ: dict[str, Any]) -> Client | None:
         """Return the client; None if the request has no usable address."""
@@ -114,9 +121,11 @@ class ClientReader:
             return self._memo[peer, forwarded_value, proxy_fix]
         except (KeyError, TypeError):  # not seen yet, or not hashable
             pass
-        client = self._read(peer, forwarded_value, proxy_fix)
+        client = self._read(environ, peer, forwarded_value, proxy_fix)
         if (
-            isinstance(peer, str)
+            # What other requests decide is decided anew for each.
+            (client is None or client.known or not self._declared)
+            and isinstance(peer, str)
             and _is_short(peer)
             and (forwarded_value is True or _is_short(forwarded_value or ""))
         ):
@@ -132,14 +141,12 @@ class ClientReader:
         """Return an outer throttle's client with the exemptions, and the prefix, of this throttle."""
 
         def make() -> Client:
-            found = self._make_client(
-                client.address, undeclared=client.undeclared_proxy, unreadable=client.unreadable
-            )
+            found = self._make_client(client.address, client.standing)
             if self._identity.ipv6_prefix == DEFAULT_IPV6_PREFIX:
                 found.key, found.text = client.key, client.text
             return found
 
-        return self._same.get((client.address, client.key, client.undeclared_proxy), make)
+        return self._same.get((client.address, client.key), make)
 
     def _read_by_callable(self, environ: dict[str, Any]) -> Client | None:
         """Return the client that the user's callable names."""
@@ -158,36 +165,43 @@ class ClientReader:
             pass
         address = _peer_address(text)
         if address is None:
-            self._warn(
-                "no-client-address",
-                "client",
-                "client: the callable returned %r, which is not an address: guards that count by "
-                "client do not apply to such requests; return an address as a text, or count by "
-                "something else with by=",
-                _shown(text),
-            )
+            self._checks.no_address_from_callable(text)
             return None
         client = self._make_client(address)
         if _is_short(text):
             self._remember(asked, client)
         return client
 
-    def _read(self, peer: str, forwarded_value: ForwardedValue, proxy_fix: int) -> Client | None:
+    def _read(
+        self,
+        environ: dict[str, Any],
+        peer: object,
+        forwarded_value: ForwardedValue,
+        proxy_fix: int,
+    ) -> Client | None:
         address = _peer_address(peer)
+        standing = Standing.KNOWN
         if proxy_fix == _REPLACED:
             self._proxy_fix_works = True
-        elif forwarded_value is True:
-            if proxy_fix == _KEPT_THIS_ONCE:
-                # ProxyFix reads the headers of others, so this client sent one that it cannot read.
-                return self._unreadable(address)
-            if address is not None and self._looks_like_a_proxy(address):
-                return self._make_client(address, undeclared=True)
-        elif forwarded_value is not None and self._trusts(address):
-            return self._read_header(address, str(forwarded_value))
+            if address is not None and address in self._trusted:
+                self._checks.proxy_fix(address)
+                standing = Standing.NOBODY
+        elif proxy_fix == _KEPT_THIS_ONCE:
+            # ProxyFix reads the headers of others, so this client sent one that it cannot read.
+            return self._make_client(address, Standing.SPOILT)
+        elif self._trusts(address):
+            if isinstance(forwarded_value, str):
+                return self._read_header(address, forwarded_value)
+            if address is not None:
+                return self._read_without_header(address, environ, has_another=bool(forwarded_value))
+        elif forwarded_value is not None and address is not None:
+            is_likely_proxy = self._checks.undeclared(address)
+            if is_likely_proxy and not self._declared:
+                standing = Standing.NOBODY
         if address is None:
-            self._warn_of_no_address(peer)
+            self._checks.no_address(environ)
             return None
-        return self._make_client(address)
+        return self._make_client(address, standing)
 
     def _trusts(self, peer: bytes | None) -> bool:
         if self._hops:
@@ -195,78 +209,58 @@ class ClientReader:
         return self._trusts_unix if peer is None else peer in self._trusted
 
     def _read_header(self, proxy: bytes | None, header: str) -> Client:
-        """Return the client behind a trusted proxy; an unreadable one if the header does not parse."""
-        addresses = self._addresses(header)
-        if self._hops:
-            chosen = next(islice(addresses, self._hops - 1, None), None)
-            return self._unreadable(proxy) if chosen is None else self._make_client(chosen)
-        hop: bytes | None = None
-        for address in addresses:
+        """Return the client behind a trusted proxy."""
+        hop, number = proxy, 0
+        for number, address in enumerate(self._addresses(header), 1):
+            if number < self._hops:
+                continue
             if address is None:
-                return self._unreadable(hop or proxy)
+                return self._read_junk(proxy, hop, header)
             hop = address
             if address not in self._trusted:
-                break
-        return self._unreadable(proxy) if hop is None else self._make_client(hop)
+                if len(self._working_proxies) < _MOST_PROXIES:
+                    self._working_proxies.add(proxy)
+                return self._make_client(address)
+        if not number:
+            return self._read_junk(proxy, hop, header)
+        self._checks.no_client(proxy, header)
+        return self._make_client(hop, Standing.NOBODY)
 
-    def _unreadable(self, hop: bytes | None) -> Client:
-        return self._make_client(NO_ADDRESS if hop is None else hop, unreadable=True)
+    def _read_junk(self, proxy: bytes | None, hop: bytes | None, header: str) -> Client:
+        """Return the client whose entry in the header is no address, or is not there."""
+        if proxy in self._working_proxies:
+            return self._make_client(hop, Standing.SPOILT)
+        self._checks.junk(proxy, header)
+        return self._make_client(hop, Standing.NOBODY)
 
-    def _looks_like_a_proxy(self, address: bytes) -> bool:
-        """Whether a peer whose forwarding header is not read is probably a proxy; warn of it."""
-        peer = _address_text(address)
-        if address in self._likely_proxies:
-            self._warn(
-                "undeclared-proxy",
-                peer,
-                "%s sends a forwarding header and trusted_proxies was not given: guards that count by "
-                "client refuse nothing until the proxy is named, as in "
-                'throttle(..., trusted_proxies=["%s"]); if that is a client, write trusted_proxies=()',
-                peer,
-                peer,
-            )
-            return True
-        self._warn(
-            "ignored-forwarding-header",
-            peer,
-            "%s sends a forwarding header, which is not read since trusted_proxies was not given: "
-            "if that is a proxy or a CDN, all its clients count as one until it is named, as in "
-            "throttle(..., trusted_proxies=[...]); if that is a client, write trusted_proxies=()",
-            peer,
-        )
-        return False
-
-    def _warn_of_no_address(self, peer: object) -> None:
-        remedy = (
-            "if that is a proxy on a unix socket that sends X-Forwarded-For, write "
-            'trusted_proxies=["unix"]; otherwise bind the server to a TCP port'
-        )
-        if self._trusts_unix or self._hops:
-            remedy = f"configure the proxy to send {self._identity.forwarded}"
-        self._warn(
-            "no-client-address",
-            "peer",
-            "REMOTE_ADDR is %r, which is not an address: guards that count by client do not apply "
-            "to such requests; %s",
-            _shown(peer),
-            remedy,
-        )
-
-    def _make_client(
-        self, address: bytes, *, undeclared: bool = False, unreadable: bool = False
+    def _read_without_header(
+        self, proxy: bytes, environ: dict[str, Any], *, has_another: bool
     ) -> Client:
+        """Return who asks from the address of a trusted proxy: a program there, or nobody one can know.
+
+        Visitors have no header either behind a proxy that does not send it, and one of them may send it
+        itself. Visitors are told from programs by their many user agents.
+        """
+        if self._working_proxies and not has_another and proxy in _LOOPBACK:
+            if len(self._own_agents) < MANY_AGENTS:
+                self._own_agents.add(hash(environ.get("HTTP_USER_AGENT")))
+            if len(self._own_agents) < MANY_AGENTS:
+                return self._make_client(proxy, Standing.ITSELF)
+        self._checks.no_header(proxy, environ)
+        return self._make_client(proxy, Standing.NOBODY)
+
+    def _make_client(self, address: bytes | None, standing: Standing = Standing.KNOWN) -> Client:
         client = Client(
-            address,
-            undeclared_proxy=undeclared,
-            unreadable=unreadable,
+            NO_ADDRESS if address is None else address,
+            standing,
             ipv6_prefix=self._identity.ipv6_prefix,
         )
-        if self._exemptions and not undeclared and not unreadable:
+        if self._exemptions and client.known:
             # Number 0 is the whole throttle; number n is the guard whose number is n.
             client.exempt = frozenset(
                 number
                 for number, networks in enumerate(self._exemptions)
-                if networks and address in networks
+                if networks and client.address in networks
             )
         return client
 
@@ -277,19 +271,9 @@ def _what_proxy_fix_did(environ: dict[str, Any], peer: object) -> int:
 
 def _peer_address(peer: object) -> bytes | None:
     """Return the address of a peer; None if the server wrote none."""
-    if not isinstance(peer, str) or peer in _UNSPECIFIED:
-        return None
-    return parse_node(peer)
-
-
-def _address_text(address: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+    return parse_node(peer) if isinstance(peer, str) else None
 
 
 def _is_short(text: str) -> bool:
     """Whether a text of the client's may be remembered: long ones would fill the memory."""
     return len(text) <= _LONGEST_REMEMBERED
-
-
-def _shown(text: object) -> str:
-    return str(text)[:_LONGEST_SHOWN]

@@ -18,6 +18,7 @@ from wsgiref.types import StartResponse, WSGIApplication
 
 from guardrails.client.exemptions import Exempt, Exemptions
 from guardrails.client.identity import DEFAULT_FORWARDED, DEFAULT_IPV6_PREFIX, Identity
+from guardrails.client.one_client import OneClientCheck
 from guardrails.client.reader import ClientReader
 from guardrails.decision import Decision
 from guardrails.errors import StoreError
@@ -79,7 +80,8 @@ def throttle(
             environment variable GUARDRAILS_STORE is used when no store is given.
         trusted_proxies: the networks of the proxies whose forwarding header is believed, "loopback",
             "private", or "unix" for a proxy on a unix socket. () says that peers are clients. With None
-            (the default) per-client guards run dry behind a proxy that was not declared.
+            (the default) per-client guards run dry behind a proxy that was not declared. They also do
+            where a trusted proxy does not say which client a request is from.
         proxy_hops: how many proxies each request passes, where their networks are not known. The server
             must not be reachable except through them.
         forwarded: the header that the proxies write: "x-forwarded-for" (the default), "forwarded" (RFC
@@ -179,6 +181,7 @@ class Throttle:
             self._checks.warn,
             self._client_failed,
         )
+        self._one_client = OneClientCheck(self._clients.read, self._checks.warn)
         waits = any(bound.wait for bound in self._bound_guards)
         self._admission = Admission(on_store_error, self._failures, waits=waits)
         self._retry_queue = self._admission.retry_queue
@@ -226,7 +229,7 @@ class Throttle:
             self.prepare_process(worker, environ, self.store)
         if worker.hooks.before_request:
             worker.hooks.request_comes()
-        client = self._clients.read(environ)
+        client = self._one_client.read(environ)
         route = self._routes.find(environ)
         requirements = self._routes.requirements(route, client, environ)
         open_request = OpenRequest(
@@ -267,11 +270,13 @@ class Throttle:
         self._retry_queue.retry()
         if self._until_checks <= 0:
             self._until_checks = _REQUESTS_BETWEEN_CHECKS
+            self._one_client.begin()
             self._check(self._checks.check_traffic, self._bound_by_name, store)
 
     def _start_process(self, worker: WorkerProcess, environ: dict[str, Any], store: Store) -> None:
         """At the first request of a process, and so after every fork."""
         self._worker = worker
+        self._one_client.begin()
         self._admission.start_process()
         cpu_clock.follow_greenlets()
         server = running_server(environ)

@@ -126,7 +126,7 @@ class OpenRequest(StoreRequest):
         if who is not None:
             self.key = who.key
             self.client = who.text
-            if not who.undeclared_proxy and not who.unreadable:
+            if who.known:
                 self.ban_key = who.key
 
     method = property(lambda self: self.route.method)

@@ -133,7 +133,7 @@ class RouteTable:
         if route.exempt or (check_exempt and self._exempts and self.is_exempt(route, client, environ)):
             return NO_REQUIREMENTS
         if client is not None and not client.exempt:
-            ready = route.dry_requirements if client.undeclared_proxy else route.requirements
+            ready = route.dry_requirements if client.watched else route.requirements
             if ready is not None:
                 for bound in route.varying:
                     try:
@@ -169,7 +169,7 @@ class RouteTable:
             met: the guards that an outer throttle has asked; none of them is asked again.
         """
         request = Request(environ, client, route.method, route.host, route.path)
-        undeclared = client is not None and client.undeclared_proxy
+        watched = client is not None and client.watched
         requirements = []
         for bound, ban_only in route.guards:
             if client is not None and bound.number in client.exempt:
@@ -179,7 +179,7 @@ class RouteTable:
                 continue
             if bound.exempt.callables and bound.exempt.chosen(environ, self._exempt_failed):
                 continue
-            dry_run = self._runs_dry(bound, undeclared=undeclared)
+            dry_run = self._runs_dry(bound, watched=watched)
             if ban_only:
                 requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
                 continue
@@ -193,8 +193,8 @@ class RouteTable:
 
     def _make(self, method: str, host: str, path: str, sent_script: str) -> Route:
         route = Route(method, host, path, self._covering(method, host, path, sent_script))
-        route.requirements = self._ready_requirements(route, undeclared=False)
-        route.dry_requirements = self._ready_requirements(route, undeclared=True)
+        route.requirements = self._ready_requirements(route, watched=False)
+        route.dry_requirements = self._ready_requirements(route, watched=True)
         # A long path is not remembered: a client could fill the memory with such paths.
         if len(method) + len(host) + len(path) <= _LONGEST_REMEMBERED:
             if len(self._routes) >= _MOST_ROUTES:
@@ -214,12 +214,12 @@ class RouteTable:
             bound.met = bound.met or covers
         return tuple((bound, not covers) for bound, covers in covered if covers or bound.ban_for)
 
-    def _ready_requirements(self, route: Route, *, undeclared: bool) -> RouteRequirements | None:
+    def _ready_requirements(self, route: Route, *, watched: bool) -> RouteRequirements | None:
         requirements = []
         for bound, ban_only in route.guards:
             if bound.exempt.callables:
                 return None
-            dry_run = self._runs_dry(bound, undeclared=undeclared)
+            dry_run = self._runs_dry(bound, watched=watched)
             if ban_only:
                 requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
             elif bound.usual_requirement is None or not (bound.own_key or bound.fixed_key is not None):
@@ -228,8 +228,8 @@ class RouteTable:
                 requirements.append(KeyedRequirement(bound.usual_requirement, bound.fixed_key, dry_run))
         return RouteRequirements(requirements)
 
-    def _runs_dry(self, bound: BoundGuard, *, undeclared: bool) -> bool:
-        return self._dry_run or bound.guard.dry_run or (undeclared and bound.by_client)
+    def _runs_dry(self, bound: BoundGuard, *, watched: bool) -> bool:
+        return self._dry_run or bound.guard.dry_run or (watched and bound.by_client)
 
     def _key(self, bound: BoundGuard, request: Request) -> tuple[bytes | None, Requirement | None]:
         """Return (key, None).

@@ -29,6 +29,8 @@ CODES = (
     "ignored-forwarding-header",
     "no-client-address",
     "everything-trusted",
+    "client-is-proxy",
+    "one-client",
     "guard-met-twice",
     "guard-never-matched",
     "cap-above-threads",
