@@ -151,6 +151,10 @@ class Guard:
         """Whether the client's address is the key, or a part of the key."""
         return True
 
+    def caps_by_client(self) -> bool:
+        """Whether it limits how many requests a client has open at once."""
+        return False
+
     def key(self, request: Request) -> bytes | None:
         """Return the key that a request is counted under; None if the guard does not apply."""
         return request.client.key if request.client is not None else None
@@ -227,6 +231,10 @@ class CountingGuard(Guard):
 
     def counts_by_client(self) -> bool:
         return isinstance(self.by, str) and self.by.startswith(("client", "header:", "cookie:"))
+
+    def counts_clients_apart(self) -> bool:
+        """Whether different clients are meant to have different keys."""
+        return self.by not in ("all", "host", "path")
 
     def key(self, request: Request) -> bytes | None:
         return self._key(request)

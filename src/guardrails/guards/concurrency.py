@@ -61,6 +61,9 @@ class MaxConcurrentReqs(CountingGuard):
                 f'max_hold: {self.max_hold!r} would free every slot at once: write a time such as "10m"'
             )
 
+    def caps_by_client(self) -> bool:
+        return self.counts_clients_apart()
+
     def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
         return None if callable(self.limit) else self._requirement(bound, self.limit)
 
