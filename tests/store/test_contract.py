@@ -276,6 +276,26 @@ def test_a_refusal_that_is_not_final_leaves_no_trace(store, clock):
     assert admitted(store, cap)
 
 
+def test_a_refusal_that_waiting_for_a_slot_cannot_change_counts_at_once(store, clock):
+    limit = requirement(meter(), **ban())
+    store.enter(open_request(limit))
+    assert not store.enter(open_request(limit, requirement(slot())), final=False).admitted
+    assert store.counters()["guard"].refused == 1
+    clock.advance(60)
+    assert not admitted(store, limit)
+
+
+def test_a_requirement_that_bans_for_no_time_still_knows_the_ban(store, clock):
+    limit = requirement(meter(), **ban())
+    harmless = requirement(meter(), **(ban() | {"ban_for": 0}))
+    store.enter(open_request(limit))
+    assert not admitted(store, harmless)
+    clock.advance(1)
+    assert [admitted(store, limit), admitted(store, limit)] == [True, False]
+    clock.advance(60)
+    assert store.enter(open_request(harmless)).refusals[0].banned
+
+
 def test_the_switch_turns_everything_off_and_what_is_held_is_still_released(store):
     cap = requirement(slot())
     holder = open_request(cap)

@@ -19,9 +19,6 @@ from guardrails.units import parse_duration
 
 _MOST_TIERS = 256
 
-_BRIEF_WAIT = 50_000
-"""Microseconds that a request may wait for a slot that its client's last request still holds."""
-
 
 class BoundGuard:
     """A guard in one throttle, with everything that can be computed before the first request.
@@ -46,8 +43,7 @@ class BoundGuard:
         varies: whether the requirement depends on the request.
         usual_requirement: the requirement of most requests, if there is one.
         wait: how long a request may be delayed, in microseconds.
-        brief_wait: how long any request may wait for a slot that its own client has just had, in
-            microseconds.
+        waits_briefly: whether a request may wait a few milliseconds for a slot of its own client's.
     """
 
     __slots__ = (
@@ -55,7 +51,6 @@ class BoundGuard:
         "ban",
         "ban_for",
         "ban_only",
-        "brief_wait",
         "by_client",
         "exempt",
         "exempt_paths",
@@ -76,6 +71,7 @@ class BoundGuard:
         "usual_requirement",
         "varies",
         "wait",
+        "waits_briefly",
     )
 
     def __init__(self, guard: Guard, name: str, number: int) -> None:
@@ -90,7 +86,7 @@ class BoundGuard:
         self.exempt_paths = tuple(map(wsgi_text, guard.exempt_paths))
         self.met = False
         self.wait = parse_duration(getattr(guard, "wait", 0), "wait")
-        self.brief_wait = _BRIEF_WAIT if guard.caps_by_client() else 0
+        self.waits_briefly = guard.caps_by_client()
         self.ban_for = parse_duration(guard.ban, "ban") if guard.ban is not None else 0
         self.ban = self.shadow_ban = None
         if self.ban_for:
@@ -117,7 +113,7 @@ class BoundGuard:
             shadow_ban=self.shadow_ban,
             ban_for=self.ban_for,
             wait=self.wait,
-            brief_wait=self.brief_wait,
+            waits_briefly=self.waits_briefly,
             **parts,
         )
 

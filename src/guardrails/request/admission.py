@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 from guardrails.errors import InsideError
 from guardrails.options import check_word
-from guardrails.request.brief_wait import PAUSES, BriefWaits
+from guardrails.request.brief_wait import LONGEST, PAUSES, BriefWaits
 from guardrails.request.delay_queue import DelayQueue
 from guardrails.request.failures import FailureLog
 from guardrails.request.open_request import OpenRequest, ReleaseRetryQueue
@@ -34,7 +34,6 @@ from guardrails.store.memory import MemoryStore
 _POLL_SECONDS = (0.005, 0.020)
 _RANDOM = random.Random()  # noqa: S311 - jitter
 _wait: Callable[[Requirement], int] = attrgetter("wait")
-_brief_wait: Callable[[Requirement], int] = attrgetter("brief_wait")
 
 
 class Admission:
@@ -233,6 +232,10 @@ def _ask_again(
         waited += pause
         answer = store.enter(open_request, final=False)
     return answer, waited
+
+
+def _brief_wait(requirement: Requirement) -> int:
+    return LONGEST if requirement.waits_briefly else 0
 
 
 def _needs_slot(answer: EnterResult | None) -> TypeGuard[EnterResult]:

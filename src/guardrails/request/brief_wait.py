@@ -17,6 +17,8 @@ from collections.abc import Hashable
 PAUSES = (1_000, 2_000, 4_000, 8_000, 15_000, 20_000)
 """Microseconds between two questions whether the slot is free."""
 
+LONGEST = sum(PAUSES)
+
 monotonic = time.monotonic
 
 _MOST_WAITING = 64

@@ -180,7 +180,7 @@ class Throttle:
             self._client_failed,
         )
         waits = any(bound.wait for bound in self._bound_guards)
-        waits_briefly = any(bound.brief_wait for bound in self._bound_guards)
+        waits_briefly = any(bound.waits_briefly for bound in self._bound_guards)
         self._admission = Admission(
             on_store_error, self._failures, waits=waits, waits_briefly=waits_briefly
         )

@@ -111,8 +111,8 @@ class Requirement:
         ban_for: how long a refusal bans the client, in microseconds. With 0 (the default) a refusal
             sets no ban; a ban that stands still refuses.
         wait: how long a request may wait for a slot, in microseconds (0).
-        brief_wait: how long any request may wait for a slot that its own client has just had, in
-            microseconds (0).
+        waits_briefly: True if a request may wait a few milliseconds for a slot, since its client's last
+            request may hold it until the response is closed.
         refused: True if the guard has refused the request without the store. The store counts the
             refusal and sets the ban.
         ban_only: True if only the guard's ban concerns the request, because the guard does not cover
@@ -127,7 +127,7 @@ class Requirement:
     shadow_ban: Meter | None = None
     ban_for: int = 0
     wait: int = 0
-    brief_wait: int = 0
+    waits_briefly: bool = False
     refused: bool = False
     ban_only: bool = False
     cpu: float = 0.0
