@@ -1,12 +1,24 @@
 """What every store does. The memory store is the specification, and the others must agree with it."""
 
 import os
+import time
 
 import pytest
-from short_forms import MINUTE, SECOND, ban, cpu_meter, meter, open_request, requirement, slot
+from short_forms import (
+    MINUTE,
+    SECOND,
+    ban,
+    cpu_meter,
+    meter,
+    open_request,
+    private_store,
+    requirement,
+    slot,
+)
 
 from guardrails.errors import StoreError
 from guardrails.store.contract import MOST_SLOTS, Debit
+from guardrails.store.memory import MemoryStore
 
 
 def admitted(store, *requirements, **options):
@@ -369,3 +381,13 @@ def test_reset_clears_meters_and_counters_and_keeps_slots(store):
     assert store.slots_held() == {"slot": 1}
     assert admitted(store, both)
     assert store.counters()["guard"].admitted == 1
+
+
+@pytest.mark.parametrize("make", [MemoryStore, private_store])
+def test_a_store_sleeps_as_gevent_says_though_it_was_made_before_gevent_was_there(make, monkeypatch):
+    slept = []
+    store = make()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    store.sleep(5_000)
+    assert slept == [0.005]
+    store.close()

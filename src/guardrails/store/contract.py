@@ -290,6 +290,11 @@ def monotonic_microseconds() -> int:
     return time.monotonic_ns() // 1000
 
 
+def sleep_seconds(seconds: float) -> None:
+    """Sleep, where the clock is no test's. gevent may replace `time.sleep` after the import of this."""
+    time.sleep(seconds)
+
+
 def check_switch_word(word: str) -> str:
     """Return the word if it is a position of the switch.
 
