@@ -74,7 +74,8 @@ class Guard:
         status: the HTTP status of its refusals, 400 to 599. The default depends on the guard.
         dry_run: log what it would refuse, and refuse nothing.
         ban: for how long the client of a refused request is refused everything, in seconds or as a
-            text such as "20m". By default it bans nobody.
+            text such as "20m". A request that a page of another site made the browser send bans nobody.
+            By default no request does.
         on_error: what it does with a request when a callable for `rate`, `limit`, `percent`, `cost`
             or `by` raises: "allow" (the guard does not apply) or "refuse". A callable of `exempt`
             that raises exempts no request.
