@@ -19,8 +19,8 @@ def marks_of(environ: dict[str, Any]) -> int:
 
     A preflight asks whether a page of another origin may send the request that it announces, by the
     CORS protocol of the Fetch standard. A cross-site request is one that a page of another site made
-    the browser send. `Sec-Fetch-Site` says so, by the Fetch Metadata standard. Browsers send it to
-    https sites and to this host alone; elsewhere the host in `Origin` decides.
+    the browser send. `Sec-Fetch-Site` says so, by the Fetch Metadata standard. Browsers send that
+    header only to https sites and to localhost. Without it the host in `Origin` decides.
     """
     origin = environ.get("HTTP_ORIGIN")
     marks = 0

@@ -58,4 +58,4 @@ class BriefWaits:
         with self._lock:
             began = self._began.pop(key, now)
             if in_vain:
-                self._rests_until = now + _REST * (now - began)
+                self._rests_until = max(self._rests_until, now + _REST * (now - began))
