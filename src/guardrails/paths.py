@@ -47,15 +47,12 @@ class Readings(NamedTuple):
         """Whether `covers` holds for one of the readings."""
         return any(map(covers, self.paths)) or any(map(covers, self.more))
 
-    def all_under(self, prefixes: tuple[str, ...], besides: str = "") -> bool:
-        """Whether each reading falls under one of the prefixes, or equals `besides`."""
+    def all_under(self, prefixes: tuple[str, ...]) -> bool:
+        """Whether each reading falls under one of the prefixes."""
         script = self.sent_script
-        if script and (
-            falls_under(script, (*prefixes, besides) if besides else prefixes)
-            or self.paths[0][len(script) :][:1] != "/"
-        ):
+        if script and (falls_under(script, prefixes) or self.paths[0][len(script) :][:1] != "/"):
             return False
-        return all(path == besides or falls_under(path, prefixes) for path in self.paths)
+        return all(falls_under(path, prefixes) for path in self.paths)
 
 
 def path_readings(path: str, sent_script: str = "") -> Readings:

@@ -216,23 +216,6 @@ def test_a_wrong_kind_of_exempt_path_never_switches_the_guards_off(serve):
     assert site.statuses(2) == [200, 429]
 
 
-@pytest.mark.parametrize("agent", ["EvilBot", "Mozilla/5.0"])
-def test_robots_txt_is_never_refused_by_anything(serve, cpu, agent):
-    """Not by a rate, a cap, a CPU share, a list of agents, nor a ban."""
-    guards = [
-        SpeedLimit("1/hour", ban="1h"),
-        MaxConcurrentReqs(1),
-        CPUThrottle("1%", window="1s"),
-        BlockAgents("EvilBot", missing="refuse", ban="1h"),
-    ]
-    site = serve(*guards, app=cpu.app(60.0), agent=agent)
-    site.statuses(3)
-
-    with site.hold("/robots.txt"):
-        assert site.statuses(3, "/robots.txt") == [200, 200, 200]
-    assert site.get("/robots.txt.bak").status_code in {403, 429, 503}
-
-
 # Several guards at once
 
 
@@ -690,13 +673,6 @@ def test_an_environ_that_comes_again_after_a_refusal_is_guarded_again(store):
         for chunk in unnamed(environ, lambda status, _headers: statuses.append(status[:3])):
             assert chunk
     assert statuses == ["200", "429", "429", "429"]
-
-
-def test_only_robots_txt_itself_is_never_refused(serve):
-    site = serve(BlockAgents("guardrails"))
-
-    assert site.get("/robots.txt").status_code == 200
-    assert site.get("/robots.txt/login").status_code == 403
 
 
 def test_a_guards_exempt_paths_hold_behind_a_script_name_that_a_header_set(store):

@@ -183,6 +183,29 @@ def page_write(environ, start_response, query):
     return [b"two\n"]
 
 
+def page_large(environ, start_response, query):
+    body = b"x" * 100_000
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+class SlowlyClosed:
+    """A response whose end takes a moment, after the last byte was sent."""
+
+    def __init__(self, parts):
+        self._parts = parts
+
+    def __iter__(self):
+        return iter(self._parts)
+
+    def close(self):
+        time.sleep(0.003)
+
+
+def page_closed_slowly(environ, start_response, query):
+    return SlowlyClosed(page_large(environ, start_response, query))
+
+
 def page_without_length(environ, start_response, query):
     """A list: a server may see its length, and does where guardrails leaves it a list."""
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -259,6 +282,8 @@ PAGES = {
     "raise-later": page_raise_later,
     "generator": page_generator,
     "write": page_write,
+    "large": page_large,
+    "closed-slowly": page_closed_slowly,
     "without-length": page_without_length,
     "304": page_not_modified,
     "endless": page_endless,
@@ -307,6 +332,9 @@ charged_pages = guardrails.throttle(
 
 SITES = {
     "bare": pages,
+    "each": guardrails.throttle(
+        pages, MaxConcurrentReqs(1, by="client", name="each"), store=STORE, **BEHIND_A_PROXY
+    ),
     "charged": charged_pages,
     "xff": guardrails.throttle(pages, store=STORE, trusted_proxies="loopback"),
     "own": guardrails.throttle(pages, store=STORE, trusted_proxies=()),

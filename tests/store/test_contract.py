@@ -1,12 +1,24 @@
 """What every store does. The memory store is the specification, and the others must agree with it."""
 
 import os
+import time
 
 import pytest
-from short_forms import MINUTE, SECOND, ban, cpu_meter, meter, open_request, requirement, slot
+from short_forms import (
+    MINUTE,
+    SECOND,
+    ban,
+    cpu_meter,
+    meter,
+    open_request,
+    private_store,
+    requirement,
+    slot,
+)
 
 from guardrails.errors import StoreError
 from guardrails.store.contract import MOST_SLOTS, Debit
+from guardrails.store.memory import MemoryStore
 
 
 def admitted(store, *requirements, **options):
@@ -276,6 +288,26 @@ def test_a_refusal_that_is_not_final_leaves_no_trace(store, clock):
     assert admitted(store, cap)
 
 
+def test_a_refusal_that_waiting_for_a_slot_cannot_change_counts_at_once(store, clock):
+    limit = requirement(meter(), **ban())
+    store.enter(open_request(limit))
+    assert not store.enter(open_request(limit, requirement(slot())), final=False).admitted
+    assert store.counters()["guard"].refused == 1
+    clock.advance(60)
+    assert not admitted(store, limit)
+
+
+def test_a_requirement_that_bans_for_no_time_still_knows_the_ban(store, clock):
+    limit = requirement(meter(), **ban())
+    harmless = requirement(meter(), **(ban() | {"ban_for": 0}))
+    store.enter(open_request(limit))
+    assert not admitted(store, harmless)
+    clock.advance(1)
+    assert [admitted(store, limit), admitted(store, limit)] == [True, False]
+    clock.advance(60)
+    assert store.enter(open_request(harmless)).refusals[0].banned
+
+
 def test_the_switch_turns_everything_off_and_what_is_held_is_still_released(store):
     cap = requirement(slot())
     holder = open_request(cap)
@@ -349,3 +381,13 @@ def test_reset_clears_meters_and_counters_and_keeps_slots(store):
     assert store.slots_held() == {"slot": 1}
     assert admitted(store, both)
     assert store.counters()["guard"].admitted == 1
+
+
+@pytest.mark.parametrize("make", [MemoryStore, private_store])
+def test_a_store_sleeps_as_gevent_says_though_it_was_made_before_gevent_was_there(make, monkeypatch):
+    slept = []
+    store = make()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    store.sleep(5_000)
+    assert slept == [0.005]
+    store.close()

@@ -26,6 +26,9 @@ REQUIREMENTS = {
     "cap": requirement(slot("cap", limit=2), guard="cap"),
     "early": requirement(EARLY, guard="early"),
     "bans": requirement(meter("strict", burst=2), guard="bans", **ban("bans", lasts=7 * SECOND)),
+    "bans nobody": requirement(
+        meter("strict", burst=2), guard="bans", **(ban("bans", lasts=7 * SECOND) | {"ban_for": 0})
+    ),
     "cpu bans": requirement(
         cpu_meter("cpu 2", window=SECOND), guard="cpu bans", **ban("cpu", lasts=2 * SECOND)
     ),

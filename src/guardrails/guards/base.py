@@ -74,7 +74,8 @@ class Guard:
         status: the HTTP status of its refusals, 400 to 599. The default depends on the guard.
         dry_run: log what it would refuse, and refuse nothing.
         ban: for how long the client of a refused request is refused everything, in seconds or as a
-            text such as "20m". By default it bans nobody.
+            text such as "20m". A request that a page of another site made the browser send bans nobody.
+            By default no request does.
         on_error: what it does with a request when a callable for `rate`, `limit`, `percent`, `cost`
             or `by` raises: "allow" (the guard does not apply) or "refuse". A callable of `exempt`
             that raises exempts no request.
@@ -150,6 +151,10 @@ class Guard:
     def counts_by_client(self) -> bool:
         """Whether the client's address is the key, or a part of the key."""
         return True
+
+    def caps_by_client(self) -> bool:
+        """Whether it limits how many requests a client has open at once."""
+        return False
 
     def key(self, request: Request) -> bytes | None:
         """Return the key that a request is counted under; None if the guard does not apply."""
@@ -227,6 +232,10 @@ class CountingGuard(Guard):
 
     def counts_by_client(self) -> bool:
         return isinstance(self.by, str) and self.by.startswith(("client", "header:", "cookie:"))
+
+    def counts_clients_apart(self) -> bool:
+        """Whether different clients are meant to have different keys."""
+        return self.by not in ("all", "host", "path")
 
     def key(self, request: Request) -> bytes | None:
         return self._key(request)

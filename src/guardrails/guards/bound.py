@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from guardrails.client.browser import CROSS_SITE, PREFLIGHT
 from guardrails.client.exemptions import Exemptions
 from guardrails.errors import ConfigurationError
 from guardrails.guards.base import Guard
@@ -37,9 +39,11 @@ class BoundGuard:
         fixed_key: the key, if all requests have the same one.
         met: whether this process has had a request that the guard covers.
         tiers: the requirements that were made of the figures of a user's callable.
+        marked: the requirements that were made for requests with a browser's marks.
         varies: whether the requirement depends on the request.
         usual_requirement: the requirement of most requests, if there is one.
         wait: how long a request may be delayed, in microseconds.
+        waits_briefly: whether a request may wait a few milliseconds for a slot of its own client's.
     """
 
     __slots__ = (
@@ -54,6 +58,7 @@ class BoundGuard:
         "fixed_key",
         "guard",
         "hosts",
+        "marked",
         "met",
         "methods",
         "name",
@@ -66,6 +71,7 @@ class BoundGuard:
         "usual_requirement",
         "varies",
         "wait",
+        "waits_briefly",
     )
 
     def __init__(self, guard: Guard, name: str, number: int) -> None:
@@ -80,6 +86,7 @@ class BoundGuard:
         self.exempt_paths = tuple(map(wsgi_text, guard.exempt_paths))
         self.met = False
         self.wait = parse_duration(getattr(guard, "wait", 0), "wait")
+        self.waits_briefly = guard.caps_by_client()
         self.ban_for = parse_duration(guard.ban, "ban") if guard.ban is not None else 0
         self.ban = self.shadow_ban = None
         if self.ban_for:
@@ -91,6 +98,7 @@ class BoundGuard:
         # The client is not to blame for a callable that raises, so this requirement has no ban.
         self.failure = Requirement(name, refused=True)
         self.tiers: Memo[Requirement] = Memo(_MOST_TIERS)
+        self.marked: Memo[Requirement] = Memo(_MOST_TIERS)
         self.by_client = guard.counts_by_client()
         self.own_key = getattr(guard, "by", None) == "client"
         self.fixed_key = guard.fixed_key()
@@ -105,8 +113,32 @@ class BoundGuard:
             shadow_ban=self.shadow_ban,
             ban_for=self.ban_for,
             wait=self.wait,
+            waits_briefly=self.waits_briefly,
             **parts,
         )
+
+    def as_marked(self, requirement: Requirement, marks: int) -> Requirement:
+        """Return what the guard requires instead for a request with a browser's marks.
+
+        Each rate has another meter for preflights, unless the guard names OPTIONS. A page of another
+        site cannot have its visitors banned.
+        """
+        if not marks:
+            return requirement
+        return self.marked.get((requirement, marks), lambda: self._make_marked(requirement, marks))
+
+    def _make_marked(self, requirement: Requirement, marks: int) -> Requirement:
+        if marks & CROSS_SITE:
+            requirement = replace(requirement, ban_for=0)
+        if marks & PREFLIGHT and not requirement.cpu and not self._names_options():
+            meters = tuple(
+                replace(meter, name=f"{meter.name} preflight") for meter in requirement.meters
+            )
+            requirement = replace(requirement, meters=meters)
+        return requirement
+
+    def _names_options(self) -> bool:
+        return self.methods is not None and "OPTIONS" in self.methods
 
     def covers(self, method: str, host: str, readings: Readings) -> bool:
         """Whether the guard covers such a request, by any reading of its path."""

@@ -24,7 +24,8 @@ class MaxConcurrentReqs(CountingGuard):
     """Refuses requests while `limit` covered requests are open in all workers, with status 503.
 
     Slots of a worker that died are given back. Retry-After is an estimate by Little's law, from how
-    long slots have been held. The guard is the successor of mod_throttle_access.
+    long slots have been held. A cap by client waits up to 50 ms before it refuses, since the client's
+    last response may be about to be closed. The guard is the successor of mod_throttle_access.
 
     Args:
         limit: how many requests may be open at once, or a callable environ -> int | None. None means
@@ -60,6 +61,9 @@ class MaxConcurrentReqs(CountingGuard):
             raise ConfigurationError(
                 f'max_hold: {self.max_hold!r} would free every slot at once: write a time such as "10m"'
             )
+
+    def caps_by_client(self) -> bool:
+        return self.counts_clients_apart()
 
     def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
         return None if callable(self.limit) else self._requirement(bound, self.limit)

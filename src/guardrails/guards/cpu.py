@@ -73,6 +73,9 @@ class CPUThrottle(CountingGuard):
         if self.at_once is not None:
             parse_count(self.at_once, "at_once")
 
+    def caps_by_client(self) -> bool:
+        return self.at_once is not None and self.counts_clients_apart()
+
     def usual_requirement(self, bound: BoundGuard) -> Requirement | None:
         return None if callable(self.percent) else self._requirement(bound, self._share)
 

@@ -19,8 +19,9 @@ class SpeedLimit(CountingGuard):
     """Refuses clients that exceed a rate, with status 429.
 
     The algorithm is GCRA, the generic cell rate algorithm of ITU-T I.371, Annex A: a leaky bucket
-    that stores one instant (guardrails.store.gcra). A refused request is not charged. The guard is the
-    successor of Apache::SpeedLimit.
+    that stores one instant (guardrails.store.gcra). A refused request is not charged. Preflights are
+    counted apart, with the same figures, unless `methods` names OPTIONS. The guard is the successor of
+    Apache::SpeedLimit.
 
     Args:
         rate: one or several rates, such as "120/minute", "100 per 2 hours" or "5/second burst 20;

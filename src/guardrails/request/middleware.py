@@ -183,7 +183,10 @@ class Throttle:
         )
         self._one_client = OneClientCheck(self._clients.read, self._checks.warn)
         waits = any(bound.wait for bound in self._bound_guards)
-        self._admission = Admission(on_store_error, self._failures, waits=waits)
+        waits_briefly = any(bound.waits_briefly for bound in self._bound_guards)
+        self._admission = Admission(
+            on_store_error, self._failures, waits=waits, waits_briefly=waits_briefly
+        )
         self._retry_queue = self._admission.retry_queue
         self._decisions = DecisionMaker(self._bound_by_name, self._failures, on_decision)
         self._nesting = Nesting(

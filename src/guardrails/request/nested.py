@@ -109,7 +109,7 @@ class Nesting:
         shared = asked_there and not self._own_client
         routes = self._routes_within(outer) if same_store else throttle._routes
         route = routes.find(environ)
-        exempt = routes.is_exempt(route, client, environ)
+        exempt = outer.allowed or routes.is_exempt(route, client, environ)
         if not self._own_exemptions and not self._reads_client:
             exempt = exempt or outer.exempt
         met = outer.guards if asked_there else ()
@@ -140,6 +140,7 @@ class Nesting:
             throttle._names,
         )
         open_request.exempt = exempt
+        open_request.allowed = outer.allowed
         open_request.interruptible = throttle._allows_interrupts
         if same_store:
             open_request.store = outer.store

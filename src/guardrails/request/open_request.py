@@ -80,6 +80,7 @@ class OpenRequest(StoreRequest):
 
     Attributes:
         exempt: whether no guard may refuse it.
+        allowed: whether it is exempt by the allowance of robots.txt.
         may_drain: whether a refusal may read the request's body first.
         banned: whether it was refused because its client is banned.
         interruptible: whether a throttle lets a watchdog end it by an exception.
@@ -87,6 +88,7 @@ class OpenRequest(StoreRequest):
     """
 
     exempt = False
+    allowed = False
     may_drain = False
     banned = False
     interruptible = False

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from guardrails.client.browser import marks_of
 from guardrails.client.exemptions import Exemptions
 from guardrails.client.identity import Client
 from guardrails.client.keys import Request
@@ -18,10 +19,8 @@ from guardrails.errors import is_failure
 from guardrails.guards.base import Guard
 from guardrails.guards.bound import BoundGuard
 from guardrails.paths import canonical_path, path_readings, wsgi_text
+from guardrails.request.robots import ROBOTS_TXT, BeyondAllowance
 from guardrails.store.contract import KeyedRequirement, Requirement, RouteRequirements
-
-NEVER_REFUSED = "/robots.txt"
-"""A crawler takes a refused robots.txt for one that forbids everything, or that allows everything."""
 
 NO_REQUIREMENTS = RouteRequirements()
 """The requirements for an exempt request."""
@@ -31,9 +30,11 @@ _LONGEST_REMEMBERED = 512
 
 
 class Route:
-    """What is known of every request with this method, host and path.
+    """What is known of every request with this method, host and path, and these marks of a browser's.
 
     Attributes:
+        marks: PREFLIGHT, CROSS_SITE, both or none (client/browser.py).
+        is_robots_txt: whether such a request without a query has the allowance of robots.txt.
         exempt: nothing may refuse such a request.
         guards: the guards to ask, each with whether only its ban counts here.
         varying: those of them whose requirement has to be worked out for each request.
@@ -48,6 +49,8 @@ class Route:
         "exempt",
         "guards",
         "host",
+        "is_robots_txt",
+        "marks",
         "method",
         "path",
         "requirements",
@@ -60,9 +63,11 @@ class Route:
         method: str,
         host: str,
         path: str,
+        marks: int,
         guards: tuple[tuple[BoundGuard, bool], ...] | None,
     ) -> None:
-        self.method, self.host, self.path = method, host, path
+        self.method, self.host, self.path, self.marks = method, host, path, marks
+        self.is_robots_txt = False
         self.resource = canonical_path(path)
         self.exempt = guards is None
         self.guards = guards or ()
@@ -98,6 +103,7 @@ class RouteTable:
     ) -> None:
         self._guards = guards
         self.names = tuple(bound.name for bound in guards)
+        self._bans = any(bound.ban_for for bound in guards)
         self._exempt = exempt
         self._exempts = bool(exempt)
         self._exempt_paths = tuple(map(wsgi_text, exempt_paths))
@@ -106,18 +112,25 @@ class RouteTable:
         self._exempt_failed = exempt_failed
         self._met_twice = met_twice
         # On the hot path, where an OrderedDict costs half of what cachetools does.
-        self._routes: OrderedDict[tuple[str, str, str, str], Route] = OrderedDict()
+        self._routes: OrderedDict[tuple[str, str, str, str, int], Route] = OrderedDict()
 
     def find(self, environ: dict[str, Any]) -> Route:
         """Return the route of a request."""
         get = environ.get
         script = get("SCRIPT_NAME", "")
+        method = get("REQUEST_METHOD", "GET")
+        marks = 0
+        if method == "OPTIONS" or (
+            self._bans and ("HTTP_ORIGIN" in environ or get("HTTP_SEC_FETCH_SITE") == "cross-site")
+        ):
+            marks = marks_of(environ)
         key = (
-            get("REQUEST_METHOD", "GET"),
+            method,
             get("HTTP_HOST") or get("SERVER_NAME", ""),
             script + get("PATH_INFO", ""),
             # A SCRIPT_NAME that a header set, as gunicorn lets proxies do.
             script if script and "HTTP_SCRIPT_NAME" in environ else "",
+            marks,
         )
         return self._routes.get(key) or self._make(*key)
 
@@ -188,18 +201,24 @@ class RouteTable:
                 failed_key, requirement = self._requirement(bound, environ)
                 key = failed_key or key
             if key is not None and requirement is not None:
+                requirement = bound.as_marked(requirement, route.marks)
                 requirements.append(KeyedRequirement(requirement, key, dry_run))
+        if route.is_robots_txt and not environ.get("QUERY_STRING"):
+            return BeyondAllowance(requirements)
         return requirements
 
-    def _make(self, method: str, host: str, path: str, sent_script: str) -> Route:
-        route = Route(method, host, path, self._covering(method, host, path, sent_script))
-        route.requirements = self._ready_requirements(route, watched=False)
-        route.dry_requirements = self._ready_requirements(route, watched=True)
+    def _make(self, method: str, host: str, path: str, sent_script: str, marks: int) -> Route:
+        route = Route(method, host, path, marks, self._covering(method, host, path, sent_script))
+        if path == ROBOTS_TXT and method in ("GET", "HEAD") and not sent_script:
+            route.is_robots_txt = True
+        else:
+            route.requirements = self._ready_requirements(route, watched=False)
+            route.dry_requirements = self._ready_requirements(route, watched=True)
         # A long path is not remembered: a client could fill the memory with such paths.
         if len(method) + len(host) + len(path) <= _LONGEST_REMEMBERED:
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.popitem(last=False)
-            self._routes[method, host, path, sent_script] = route
+            self._routes[method, host, path, sent_script, marks] = route
         return route
 
     def _covering(
@@ -207,7 +226,7 @@ class RouteTable:
     ) -> tuple[tuple[BoundGuard, bool], ...] | None:
         """Return the guards to ask, with whether only the ban counts; None for an exempt path."""
         readings = path_readings(path, sent_script)
-        if readings.all_under(self._exempt_paths, besides=NEVER_REFUSED):
+        if readings.all_under(self._exempt_paths):
             return None
         covered = [(bound, bound.covers(method, host, readings)) for bound in self._guards]
         for bound, covers in covered:
@@ -225,7 +244,8 @@ class RouteTable:
             elif bound.usual_requirement is None or not (bound.own_key or bound.fixed_key is not None):
                 return None
             else:
-                requirements.append(KeyedRequirement(bound.usual_requirement, bound.fixed_key, dry_run))
+                requirement = bound.as_marked(bound.usual_requirement, route.marks)
+                requirements.append(KeyedRequirement(requirement, bound.fixed_key, dry_run))
         return RouteRequirements(requirements)
 
     def _runs_dry(self, bound: BoundGuard, *, watched: bool) -> bool:

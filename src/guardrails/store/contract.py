@@ -108,8 +108,11 @@ class Requirement:
         ban: the meter whose instant is the end of a client's ban, by the request's `ban_key`; None if
             the guard does not ban.
         shadow_ban: the meter that is used instead of `ban` in a dry run.
-        ban_for: how long a refusal bans the client, in microseconds (0).
+        ban_for: how long a refusal bans the client, in microseconds. With 0 (the default) a refusal
+            sets no ban; a ban that stands still refuses.
         wait: how long a request may wait for a slot, in microseconds (0).
+        waits_briefly: True if a request may wait a few milliseconds for a slot, since its client's last
+            request may hold it until the response is closed.
         refused: True if the guard has refused the request without the store. The store counts the
             refusal and sets the ban.
         ban_only: True if only the guard's ban concerns the request, because the guard does not cover
@@ -124,6 +127,7 @@ class Requirement:
     shadow_ban: Meter | None = None
     ban_for: int = 0
     wait: int = 0
+    waits_briefly: bool = False
     refused: bool = False
     ban_only: bool = False
     cpu: float = 0.0
@@ -245,6 +249,11 @@ class Refusal(NamedTuple):
     never: bool = False
 
 
+def for_want_of_slots(refusals: Iterable[Refusal]) -> bool:
+    """Return whether nothing but slots refuses: the request may be admitted when one is free."""
+    return all(refusal.by_slot and not refusal.never for refusal in refusals)
+
+
 class EnterResult(NamedTuple):
     """The answer of `enter`.
 
@@ -279,6 +288,11 @@ PENALIZED = KeyedRequirement(Requirement(PENALTY_GUARD), None, False)
 def monotonic_microseconds() -> int:
     """Return the clock of a store: the same for all processes of one boot."""
     return time.monotonic_ns() // 1000
+
+
+def sleep_seconds(seconds: float) -> None:
+    """Sleep, where the clock is no test's. gevent may replace `time.sleep` after the import of this."""
+    time.sleep(seconds)
 
 
 def check_switch_word(word: str) -> str:
@@ -318,8 +332,8 @@ class Store(Protocol):
         Args:
             open_request: the request. `row`, `generation` and `entered` are set. A request that has
                 entered already may enter again with other requirements: it keeps its row.
-            final: False if the caller would go on waiting after a refusal. A refusal is then not
-                counted, and sets no ban.
+            final: False if the caller would wait for a slot. A refusal by nothing but slots is then
+                not counted, and sets no ban.
 
         Returns:
             The decision; None if the store is switched off.

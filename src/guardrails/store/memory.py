@@ -7,7 +7,6 @@ import hashlib
 import os
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,6 +20,7 @@ from guardrails.store.contract import (
     StoreRequest,
     check_switch_word,
     monotonic_microseconds,
+    sleep_seconds,
     warn_of_unknown_guard,
 )
 from guardrails.store.model import Model
@@ -38,7 +38,7 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], int] = monotonic_microseconds) -> None:
         self._clock = clock
-        self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
+        self._sleep: Callable[[float], object] = getattr(clock, "sleep", sleep_seconds)
         self._model = Model()
         self._lock = threading.Lock()
         self._lock_owner = 0

@@ -25,6 +25,7 @@ from guardrails.store.contract import (
     Refusal,
     Slot,
     StoreRequest,
+    for_want_of_slots,
 )
 from guardrails.store.records import Penalty
 
@@ -101,7 +102,7 @@ class Model:
         if result.admitted:
             self._take_row(open_request, now)
             self._admit(open_request, now)
-        if result.admitted or final:
+        if result.admitted or final or not for_want_of_slots(result.refusals):
             for refusal in result.refusals:
                 self._refuse(refusal, refusal.keyed.requirement.ban, "refused", open_request, now)
             for refusal in result.dry_run_refusals:
@@ -340,7 +341,7 @@ class Model:
             slack = meter.slack if open_request.may_wait else 0
             if meter.resume < meter.limit < gcra.meter_excess(word, now, meter) - slack:
                 self.words[meter.name, key] = word | gcra.REFUSED_UNTIL_RESUME
-        if ban is not None and open_request.ban_key:
+        if ban is not None and requirement.ban_for and open_request.ban_key:
             self.words[ban.name, open_request.ban_key] = gcra.meter_word(now + requirement.ban_for)
 
     def _release(self, row: Row, held: HeldSlot, now: int) -> None:

@@ -37,6 +37,7 @@ from guardrails.store.contract import (
     StoreRequest,
     check_switch_word,
     monotonic_microseconds,
+    sleep_seconds,
     warn_of_unknown_guard,
 )
 from guardrails.store.engine import decisions, leaving
@@ -93,7 +94,7 @@ class SharedStore:
         self.name = name
         self._spec = lifecycle.FileSpec(name, clients, rows, private, lock, clock)
         self.create = create
-        self._sleep: Callable[[float], object] = getattr(clock, "sleep", time.sleep)
+        self._sleep: Callable[[float], object] = getattr(clock, "sleep", sleep_seconds)
         self._file: StoreFile | None = None
         self._name_check_at = 0
         self._stuck: tuple[int, float] | None = None

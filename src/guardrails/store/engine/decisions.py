@@ -17,6 +17,7 @@ from guardrails.store.contract import (
     RouteRequirements,
     Slot,
     StoreRequest,
+    for_want_of_slots,
 )
 from guardrails.store.engine.file import CompiledRoute, StoreFile, merged
 from guardrails.store.gcra import MARK_BITS, REFUSED_UNTIL_RESUME
@@ -226,10 +227,9 @@ def enter_slow(
             return problem
     elif now >= file.reap_at and any(refusal.by_slot for refusal in refusals):
         return REAP_FIRST
-    elif final:
+    if final or not refusals or not for_want_of_slots(refusals):
         for refusal in refusals:
             _refuse(file, refusal, open_request, now, dry=False)
-    if dry_refusals and (final or not refusals):
         for refusal in dry_refusals:
             _refuse(file, refusal, open_request, now, dry=True)
     if refusals:
@@ -432,7 +432,7 @@ def _refuse(
             if limit < excess - (slack if open_request.may_wait else 0) and excess - need <= horizon:
                 words[place + 1] = word | REFUSED_UNTIL_RESUME
     ban = compiled.shadow_ban if dry else compiled.ban
-    if ban is not None and open_request.ban_key:
+    if ban is not None and requirement.ban_for and open_request.ban_key:
         cell = file.key_hash(open_request.ban_key) ^ ban[0]
         place = file.cells.find(cell)
         file.write_cell(place, cell, (now + requirement.ban_for) << MARK_BITS, now)
