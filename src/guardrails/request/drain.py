@@ -2,8 +2,8 @@
 
 Reading it lets the client see the answer, and keep its connection. But a server's `read` loops until
 it has all that it was asked for, so a client that sends one byte now and then would hold the thread.
-The limits are therefore set at the socket below: each single receive has what is left of a second and
-of 256 KB. Where that socket is not found nothing is read, except under uWSGI.
+The limits are therefore set at the socket below: each single receive has what is left of a second, less
+for a slow client, and of 256 KB. Where that socket is not found nothing is read, except under uWSGI.
 
 Servers read the rest of a body themselves, before or after the answer, for as long as it lasts. So
 after a body that did not come to its end within the limits, a server finds the end of the connection.
@@ -20,6 +20,12 @@ from typing import Any
 
 MOST_DRAINED_BYTES = 256 * 1024
 LONGEST_DRAIN_SECONDS = 1.0
+FIRST_SECONDS = 0.25
+"""How long a client is waited for that sends nothing, or next to nothing."""
+
+LEAST_BYTES_PER_SECOND = 64 * 1024
+"""How much a client must send to be waited for longer."""
+
 _CHUNK = 16 * 1024
 _TLS_OF_UWSGI = frozenset({"https-socket", "ssl-socket", "suwsgi-socket"})
 
@@ -40,8 +46,8 @@ class LimitedSocket:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._bytes_left = MOST_DRAINED_BYTES
-        self._deadline = time.monotonic() + LONGEST_DRAIN_SECONDS
+        self._began = time.monotonic()
+        self._received = 0
         self.ended = False
 
     def recv(self, size: int) -> bytes:
@@ -53,16 +59,17 @@ class LimitedSocket:
         """Receive once, within the limits."""
         if self.ended:
             return 0
-        seconds = self._deadline - time.monotonic()
-        if seconds <= 0 or self._bytes_left <= 0:
+        seconds = _seconds_left(self._began, self._received)
+        most = MOST_DRAINED_BYTES - self._received
+        if seconds <= 0 or most <= 0:
             raise _LimitReachedError
         self._connection.settimeout(seconds)
         try:
-            received = self._connection.recv_into(memoryview(buffer)[: self._bytes_left])
+            received: int = self._connection.recv_into(memoryview(buffer)[:most])
         except TimeoutError:
             raise _LimitReachedError from None
-        self._bytes_left -= received
-        return received  # type: ignore[no-any-return]
+        self._received += received
+        return received
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -116,6 +123,17 @@ def _read_limited(environ: dict[str, Any], holder: Any, name: str, size: int) ->
             limited.ended = True
             _forget_received(body, holder)
     return complete
+
+
+def _seconds_left(began: float, received: int) -> float:
+    """Return how long more of a body may be waited for.
+
+    Args:
+        began: when the reading began, in monotonic seconds.
+        received: the bytes that have come since.
+    """
+    allowed = FIRST_SECONDS + received / LEAST_BYTES_PER_SECOND
+    return began + min(allowed, LONGEST_DRAIN_SECONDS) - time.monotonic()
 
 
 def _size(environ: dict[str, Any]) -> int:
@@ -179,7 +197,12 @@ def _gunicorn_lingers(environ: dict[str, Any]) -> bool:
     """Return whether gunicorn closes the connection, and before that waits for the client to do so."""
     if "gunicorn.socket" not in environ:
         return False
-    return not environ["wsgi.multithread"] or environ.get("HTTP_CONNECTION", "").lower() == "close"
+    asked_for = environ.get("HTTP_CONNECTION", "").lower()
+    return (
+        not environ["wsgi.multithread"]  # a worker of kind sync
+        or asked_for == "close"
+        or (asked_for != "keep-alive" and environ.get("SERVER_PROTOCOL") == "HTTP/1.0")
+    )
 
 
 def _shut_for_reading(connection: Any) -> None:
@@ -199,12 +222,12 @@ def _read_under_uwsgi(body: Any, size: int) -> None:
         return  # what comes there are not the bytes of the body
     # With the head of the request uWSGI may have received the whole of a small body.
     may_wait = size > uwsgi.buffer_size
-    left = min(size, MOST_DRAINED_BYTES)
-    deadline = time.monotonic() + LONGEST_DRAIN_SECONDS
+    size = min(size, MOST_DRAINED_BYTES)
+    began, received = time.monotonic(), 0
     with suppress(OSError), socket.socket(fileno=os.dup(body.fileno())) as connection:
-        while left > 0 and (seconds := deadline - time.monotonic()) > 0:
+        while received < size and (seconds := _seconds_left(began, received)) > 0:
             connection.settimeout(seconds if may_wait else 0)
-            come = len(connection.recv(min(left, _CHUNK), socket.MSG_PEEK))
+            come = len(connection.recv(min(size - received, _CHUNK), socket.MSG_PEEK))
             if not come:
                 return
-            left -= len(body.read(come))
+            received += len(body.read(come))
