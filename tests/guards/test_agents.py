@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from guardrails import BlockAgents, testing
+from guardrails import BlockAgents, ConfigurationError, testing
 from support import lines
 
 
@@ -116,7 +116,14 @@ def test_a_file_is_read_again_when_it_changes(serve, agents_file, wall):
     assert site.at(agent="curl").get("/").status_code == 200
 
 
-@pytest.mark.parametrize("damage", ["does not parse", "is gone", "is no UTF-8"])
+def test_a_pipe_is_no_list_since_a_request_would_wait_for_it(tmp_path):
+    os.mkfifo(tmp_path / "agents")
+
+    with pytest.raises(ConfigurationError, match="it is not a regular file"):
+        BlockAgents.from_file(tmp_path / "agents")
+
+
+@pytest.mark.parametrize("damage", ["does not parse", "is gone", "is no UTF-8", "is a pipe"])
 def test_the_last_good_list_is_kept_when_the_file_is_damaged(serve, agents_file, wall, caplog, damage):
     agents_file.write("curl\n")
     site = serve(BlockAgents.from_file(agents_file.path), agent="curl")
@@ -126,6 +133,9 @@ def test_the_last_good_list_is_kept_when_the_file_is_damaged(serve, agents_file,
         agents_file.write("(wget\n")
     elif damage == "is gone":
         agents_file.path.unlink()
+    elif damage == "is a pipe":
+        agents_file.path.unlink()
+        os.mkfifo(agents_file.path)
     else:
         agents_file.path.write_bytes(b"\xff\xfe\n")
     wall[0] += 1

@@ -29,7 +29,7 @@ PROMISES = {
     "refused with 100 kB": "test_refusals: as above",
     "kept after GET with 0 kB": "test_refusals: a refusal ends no connection that the server would keep",
     "kept after POST with 1 kB": "test_refusals: as above",
-    "kept after POST with 100 kB": "test_refusals: as above",
+    "kept after POST with 100 kB": "test_refusals: as above, but for granian",
     "stack": "test_watchdog: the stack of a request that never ends is in the log",
 }
 """What guardrails promises: the test that asserts it. `check` fails where one of them differs."""
@@ -68,6 +68,8 @@ Under all of these servers the following is true, and a test checks each:
 - Slots are freed after every way in which a request can end.
 - A slow reader holds no slot with `hold="call"`, and otherwise for no longer than `max_hold`.
 - Responses pass unchanged, and a reload or a new start keeps the state.
+- A refused client that sends its body byte by byte holds no thread for more than two seconds. Under mod_wsgi it does, for
+  as long as Apache's `RequestReadTimeout` allows.
 - Behind the recommended proxy, no client can choose its address.
 """
 
@@ -155,8 +157,9 @@ TABLES = [
         "Refusals and responses",
         (
             "A client sends its whole body, and then reads the answer. The first columns have what it sees of a 429. "
-            "With 5 MB that depends on the speed of both sides. `connection kept` says whether it can use the connection "
-            "again."
+            "With 5 MB that depends on the speed of both sides, since guardrails reads 256 KB at most. `connection kept` "
+            "says whether the client can use the connection again after 100 kB. guardrails reads nothing under granian "
+            "and mod_wsgi, whose `read` waits without an end, nor under waitress and bjoern, which have the whole body."
         ),
         {
             "1 kB": lambda setup, seen: seen["refused with 1 kB"],

@@ -204,7 +204,7 @@ SETUPS = [
             *(str(BIN / "mod_wsgi-express"), "start-server", str(HERE / "app.py")),
             *("--host", "127.0.0.1", "--port", str(port), "--user", "www-data", "--group", "www-data"),
             *("--processes", "2", "--threads", "4", "--server-root", str(folder / "apache")),
-            *("--request-timeout", str(OWN_TIMEOUT), "--shutdown-timeout", "1"),
+            *("--request-timeout", str(OWN_TIMEOUT), "--body-timeout", "2", "--shutdown-timeout", "1"),
             *("--graceful-timeout", "1", "--log-to-terminal", "--enable-sendfile"),
         ],
         processes=2,
@@ -217,7 +217,8 @@ SETUPS = [
         respawns=True,
         ends_requests=True,
         reload="USR1",
-        advice="use daemon mode; without a proxy in front of Apache, write `trusted_proxies=()`",
+        advice="use daemon mode; without a proxy in front of Apache, write `trusted_proxies=()`; give "
+        "`RequestReadTimeout` of Apache a short time for bodies: so long a slow one holds a thread",
     ),
     Setup(
         "waitress",

@@ -52,6 +52,10 @@ class Wire:
         head += "".join(f"{name}: {value}\r\n" for name, value in pairs)
         self._socket.sendall(head.encode("latin-1") + b"\r\n" + body)
 
+    def wait_at_most(self, seconds):
+        """Set how long each later step may take."""
+        self._socket.settimeout(seconds)
+
     def send_raw(self, more):
         self._socket.sendall(more)
 

@@ -116,3 +116,14 @@ def test_processes_that_come_and_go_never_have_it_at_once_and_leave_nothing(lock
     said = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     assert not lock.path.exists()
+
+
+def test_a_file_that_is_never_the_one_of_its_name_is_not_tried_for_ever(lock, monkeypatch):
+    """So it looks where other processes make and remove the file all the time."""
+    monkeypatch.setattr(lock_module, "_NOTE_SECONDS", 0)
+    monkeypatch.setattr(lock_module, "_TAKE_SECONDS", 0)
+    monkeypatch.setattr(lock_module, "_is_at", lambda _path, _descriptor: False)
+    lock.path.touch(mode=0o600)
+
+    assert not lock.take()
+    assert lock.owner() == lock_module.UNKNOWN

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -302,6 +302,27 @@ def telling(store, tmp_path):
 
 def writes(file):
     return file.exists() and "probe-failed" in file.read_text()
+
+
+def test_it_does_not_wait_for_a_reader_of_its_standard_error(store):
+    """Workers may hang for the same reason, and the watchdog is there for workers that hang."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while os.write(writing, b"x" * 4096):
+            pass
+    os.set_blocking(writing, True)
+    command = [sys.executable, "-m", "guardrails", "watch", store, "run"]
+    process = subprocess.Popen(command, stderr=writing)
+    try:
+        until(lambda: watch(store, "status").returncode == 0, "it runs")
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait(SECONDS)
+        os.close(writing)
+        os.close(reading)
 
 
 def test_a_log_may_be_moved_with_its_folder_and_the_watchdog_goes_on(telling, tmp_path):

@@ -127,6 +127,66 @@ def test_who_does_not_answer_shows_nothing(stuck):
     assert process.poll() is None
 
 
+def test_a_machine_that_stretches_each_look_does_not_stretch_the_wait_without_end(
+    tmp_path, monkeypatch
+):
+    now, looks = [1_000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def sleep_for_a_second(seconds):
+        looks.append(seconds)
+        now[0] += 1.0
+
+    monkeypatch.setattr(time, "sleep", sleep_for_a_second)
+    with (tmp_path / "stacks").open("w+b") as file:
+        assert stack_dump.ask(file.fileno(), lambda: True, 0, seconds=1.5) is None
+
+    assert len(looks) == 6
+
+
+@pytest.fixture
+def py_spy(tmp_path, monkeypatch):
+    """Put a program in the place of py-spy: `py_spy(script)`."""
+
+    def install(script):
+        program = tmp_path / "py-spy"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o700)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return install
+
+
+def test_py_spy_is_not_waited_for_without_an_end(py_spy, monkeypatch):
+    """It reads the memory of a process that hangs, and may hang there too, even after a kill."""
+    monkeypatch.setattr(stack_dump, "_PY_SPY_SECONDS", 0.1)
+    waits = []
+    wait = subprocess.Popen.wait
+
+    def note(process, timeout=None):
+        waits.append(timeout)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", note)
+    py_spy("exec sleep 60")
+
+    assert stack_dump.ask_py_spy(os.getpid()) is None
+    assert None not in waits
+
+
+def test_what_py_spy_says_is_shown_with_the_threads_that_run_first(py_spy):
+    py_spy("printf 'Thread 1 (idle)\\n  a (a.py:1)\\nThread 2 (active)\\n  b (b.py:2)\\n'")
+    (shown,) = stack_dump.ask_py_spy(os.getpid()).blocks
+
+    assert shown[::2] == ("Thread 2 (active)", "Thread 1 (idle)")
+
+
+def test_a_py_spy_that_fails_shows_nothing(py_spy):
+    py_spy("echo Thread 1; exit 1")
+
+    assert stack_dump.ask_py_spy(os.getpid()) is None
+
+
 def test_a_dump_is_cut_into_its_threads():
     dump = stack_dump.parse(
         'Thread 0x0000000000000abc (most recent call first):\n  File "a.py", line 1 in one\n\n'

@@ -61,15 +61,14 @@ class Lock:
             descriptor = os.open(self.path, _OPEN | os.O_CREAT, 0o600)
             try:
                 directory.verify_file(descriptor, self.path)
-                if _flock(descriptor, fcntl.LOCK_EX):
-                    if _is_at(self.path, descriptor):
-                        self._descriptor, descriptor = descriptor, -1
-                        break
+                locked = _flock(descriptor, fcntl.LOCK_EX)
+                if locked and _is_at(self.path, descriptor):
+                    self._descriptor, descriptor = descriptor, -1
+                    break
                 # A process that only looks holds the lock for an instant.
-                elif self.owner() is not None or time.monotonic() > deadline:
+                if time.monotonic() > deadline or (not locked and self.owner() is not None):
                     return False
-                else:
-                    time.sleep(_RETRY_SECONDS)
+                time.sleep(_RETRY_SECONDS)
             finally:
                 if descriptor >= 0:
                     os.close(descriptor)
@@ -97,11 +96,12 @@ class Lock:
                 return None
             try:
                 directory.verify_file(descriptor, self.path)
-                if _flock(descriptor, fcntl.LOCK_SH):
-                    if _is_at(self.path, descriptor):
-                        return None
-                    continue  # its owner has just removed this file, and there may be another one
-                owner = _noted(os.pread(descriptor, 4096, 0))
+                owner = None
+                if not _flock(descriptor, fcntl.LOCK_SH):
+                    owner = _noted(os.pread(descriptor, 4096, 0))
+                elif _is_at(self.path, descriptor):
+                    return None
+                # Otherwise its owner has just removed this file, and there may be another one.
             finally:
                 os.close(descriptor)
             if owner is not None and owner.namespace != pid_namespace():

@@ -12,7 +12,6 @@ import os
 import pwd
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from guardrails.watchdog.lock import (
 from guardrails.watchdog.loop import WatchdogLoop
 from guardrails.watchdog.options import Watchdog
 from guardrails.watchdog.pidfd import open_process
+from guardrails.watchdog.standard_error import StandardErrorHandler, write_line
 from guardrails.watchdog.stores import Stores
 
 log = logging.getLogger("guardrails.watch")
@@ -272,12 +272,11 @@ class _FileHandler(logging.handlers.WatchedFileHandler):
         try:
             super().emit(record)
         except Exception:
-            with suppress(Exception):
-                sys.stderr.write(self.format(record) + "\n")
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         with suppress(Exception):
-            sys.stderr.write(self.format(record) + "\n")
+            write_line(self.format(record))
 
 
 class _MemoryFileHandler(logging.handlers.RotatingFileHandler):
@@ -289,7 +288,7 @@ class _MemoryFileHandler(logging.handlers.RotatingFileHandler):
 
 def _log_to(path: str | None) -> None:
     """Send the log to a file, or to standard error; a log that fails never stops the watchdog."""
-    handler: logging.Handler = logging.StreamHandler()
+    handler: logging.Handler = StandardErrorHandler()
     logging.raiseExceptions = False
     if path is not None:
         with _append(path):  # creates it with mode 0600

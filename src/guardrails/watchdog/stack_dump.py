@@ -23,7 +23,10 @@ from guardrails.worker.stacks import END, GREENLET, NO_GREENLETS
 log = logging.getLogger("guardrails")
 
 ANSWER_SECONDS = 1.5
-"""How long a process may take to write its stacks."""
+"""How long a process may take to write its stacks, by looks of 20 ms."""
+
+BUSY_FACTOR = 4
+"""How much longer that may be where a busy machine stretches each look."""
 
 LONGEST_DUMP = 16 << 20
 """Bytes of a dump that are read."""
@@ -31,6 +34,7 @@ LONGEST_DUMP = 16 << 20
 _QUIET_SECONDS = 0.5
 _HEADS = ("Thread 0x", "Current thread 0x", GREENLET, NO_GREENLETS)
 _PY_SPY_SECONDS = 10
+_KILL_SECONDS = 1
 
 
 class Dump(NamedTuple):
@@ -91,7 +95,7 @@ def ask(
         descriptor: of the file of the process. What was written before is dropped.
         send: asks the process to write; returns False where that is not possible.
         thread: the thread whose stack is wanted.
-        seconds: how long to wait.
+        seconds: how long to wait. It may become BUSY_FACTOR times as long on a busy machine.
 
     Returns:
         What the process has written; None where it has written nothing in time.
@@ -101,7 +105,8 @@ def ask(
         return None
     dump = None
     size = quiet = 0.0
-    while seconds > 0:
+    latest = time.monotonic() + BUSY_FACTOR * seconds
+    while seconds > 0 and time.monotonic() < latest:
         time.sleep(0.02)
         seconds -= 0.02
         before, size = size, os.fstat(descriptor).st_size
@@ -124,16 +129,30 @@ def ask_py_spy(pid: int) -> Dump | None:
     if program is None:
         return None
     try:
-        ran = subprocess.run(  # noqa: S603 - found by its name, and the argument is a number
+        process = subprocess.Popen(  # noqa: S603 - found by its name, and the argument is a number
             [program, "dump", "--nonblocking", "--pid", str(pid)],
-            capture_output=True,
-            timeout=_PY_SPY_SECONDS,
-            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        log.info("stacks: py-spy cannot read process %d: %s", pid, error)
+    except OSError as error:
+        log.info("stacks: py-spy cannot be run: %s", error)
         return None
-    text = ran.stdout[:LONGEST_DUMP].decode("utf-8", "replace")
+    try:
+        output, _ = process.communicate(timeout=_PY_SPY_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.info("stacks: py-spy took more than %d s to read process %d", _PY_SPY_SECONDS, pid)
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):  # the kernel may delay its end
+            process.wait(_KILL_SECONDS)
+        return None
+    finally:
+        if process.stdout is not None:
+            process.stdout.close()
+    if process.returncode:
+        log.info("stacks: py-spy cannot read process %d: status %d", pid, process.returncode)
+        return None
+    text = output[:LONGEST_DUMP].decode("utf-8", "replace")
     # py-spy numbers threads in another way than Python, so all are shown: first those that run.
     threads = re.split(r"^(?=Thread \d)", text, flags=re.MULTILINE)
     return parse("".join(sorted(threads, key=lambda thread: "(idle)" in thread.partition("\n")[0])))
