@@ -449,8 +449,8 @@ def test_who_retires_is_none_of_those_that_are_left():
             1,
             "since waitress has no supervisor that would restart it",
         ),
-        ({"parent": 5}, 1, "since the process that would restart it has ended"),
-        ({"parent": 0}, 0, "since the process that would restart it has ended"),
+        ({"parent": 0}, 1, "since the process that would restart it is unknown"),
+        ({"parent": 5}, 0, "since the process that would restart it is unknown"),
     ],
 )
 def test_who_would_not_be_started_again_is_only_spoken_of(changes, parent, said):
@@ -460,6 +460,53 @@ def test_who_would_not_be_started_again_is_only_spoken_of(changes, parent, said)
     assert host.sent == []
     assert len(host.told("left-alone")) == 1
     assert said in host.told("left-alone")[0]
+
+
+def test_a_worker_whose_server_was_killed_is_ended_since_it_only_keeps_the_port():
+    host = Host(least_workers=3).worker(7, parent=5).request(1, 7, age=60)
+    host.parents[7] = 1
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert "; its server has ended, so nothing takes its place" in host.told("step")[0]
+
+
+def test_a_worker_of_a_server_that_is_the_first_process_of_its_container_is_no_orphan():
+    host = Host(least_workers=3).worker(7, parent=1).request(1, 7, age=60)
+    host.parents[7] = 1
+    host.passes(20)
+    assert "fewer than 3 would be left" in host.told("left-alone")[0]
+
+
+@pytest.mark.parametrize("parent", [1, 5])
+def test_a_server_of_one_process_is_ended_where_something_outside_starts_it_again(parent):
+    """Its parent may be a shell that has ended meanwhile."""
+    host = Host(respawned=True).worker(7, respawns=False, retire_signal=0, server="waitress", parent=5)
+    host.parents[7] = parent
+    host.request(1, 7, age=60)
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert not any("nothing takes its place" in told for told in host.told("step"))
+
+
+def test_while_no_worker_serves_there_is_no_pause_between_two():
+    host = Host()
+    for pid in (7, 8, 9):
+        host.worker(pid, threads=1).request(pid, pid, age=60)
+    host.passes(20)
+    at = {pid: when for when, pid, number in host.sent if number == TERM}
+    assert sorted(host.signals()) == sorted(
+        (pid, number) for pid in (7, 8, 9) for number in (TERM, ABRT, KILL)
+    )
+    assert at[9] - at[7] < 10
+
+
+def test_as_long_as_one_worker_serves_there_is_a_pause_between_two():
+    host = Host()
+    for pid in (7, 8):
+        host.worker(pid, threads=1).request(pid, pid, age=60)
+    host.worker(9, threads=1)
+    host.passes(12)
+    assert {pid for pid, _ in host.signals()} == {7}
 
 
 def test_a_worker_that_is_not_on_the_scoreboard_is_only_spoken_of():

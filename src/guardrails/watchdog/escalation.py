@@ -6,7 +6,7 @@
 3. SIGTERM, SIGABRT and SIGKILL.
 
 Before each step the escalation looks whether the process and the request are still the same. The
-watchdog never ends a worker that has no supervisor to restart it. A step that fails is tried again.
+watchdog ends only workers that rules.py allows. A step that fails is tried again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import signal
 from collections.abc import Callable
 
 from guardrails.store.processes import Owner
-from guardrails.store.records import InFlight, Worker
+from guardrails.store.records import InFlight
 from guardrails.units import MICROSECONDS
 from guardrails.watchdog.actions import System
 from guardrails.watchdog.overdue import OverdueRequest, ScoreboardView
 from guardrails.watchdog.policy import Policy
 from guardrails.watchdog.report import WatchdogReporter, requests_text
+from guardrails.watchdog.rules import EndingRules
 
 log = logging.getLogger("guardrails.watch")
 
@@ -65,15 +66,20 @@ class Escalation:
         self._monotonic = monotonic
         self._next_worker_at = 0.0
         self._last_steps: dict[Owner, str] = {}
-        self._ending: set[Owner] = set()
+        self._rules = EndingRules(policy, system, view)
 
     def must_wait(self, overdue: OverdueRequest) -> bool:
-        """Whether another worker was sent a signal a moment ago, and this one was sent none yet."""
-        return not overdue.is_under_way and self._monotonic() < self._next_worker_at
+        """Whether another worker was sent a signal a moment ago, and this one was sent none yet.
+
+        Where no worker of the server takes further requests, there is nothing to wait for.
+        """
+        if overdue.is_under_way or self._monotonic() >= self._next_worker_at:
+            return False
+        return self._rules.server_is_healthy(overdue.worker)
 
     def plan(self, overdue: OverdueRequest) -> bool:
         """Choose the steps against a request; return whether there are any now."""
-        reason = self._reason_against(overdue)
+        reason = self._rules.reason_against(overdue)
         steps = self._steps(overdue, reason)
         if steps:
             # Steps that were taken before a store failed are not taken again.
@@ -110,35 +116,8 @@ class Escalation:
 
     def forget_ended_workers(self) -> None:
         """Forget the workers that have ended after a signal."""
-        self._ending = {owner for owner in self._ending if self._system.is_there(owner)}
-
-    def _reason_against(self, overdue: OverdueRequest) -> str | None:
-        """Why the worker must not be ended; None when it may be."""
-        worker = overdue.worker
-        why = None
-        if self._policy.dry_run:
-            return "only reported, since this is a dry run"
-        if overdue.request.namespace != self._system.namespace():
-            why = "it runs in another container"
-        elif worker is None:
-            why = "it is not on the scoreboard, so it is unknown whether it would be restarted"
-        elif not worker.respawns:
-            why = f"{worker.server} has no supervisor that would restart it"
-        elif not worker.parent or self._system.parent(worker.pid) != worker.parent:
-            why = "the process that would restart it has ended"
-        elif self._left_without(worker) < self._policy.least_workers:
-            why = f"fewer than {self._policy.least_workers} would be left"
-        return None if why is None else f"its worker is not ended, since {why}"
-
-    def _left_without(self, worker: Worker) -> int:
-        """How many other workers of its server serve, whatever their stores."""
-        return sum(
-            other.pid != worker.pid
-            and (other.namespace, other.parent) == (worker.namespace, worker.parent)
-            and other.state != "retiring"
-            and other.owner not in self._ending
-            for other in self._view.workers.values()
-        )
+        ending = self._view.ending
+        ending -= {owner for owner in ending if not self._system.is_there(owner)}
 
     def _steps(self, overdue: OverdueRequest, reason: str | None) -> list[str | int]:
         """The steps that may be taken; at most the exception where the worker must not be ended."""
@@ -164,7 +143,7 @@ class Escalation:
             self._report.survived(overdue)
             self._give_up(overdue)
             return
-        reason = self._reason_against(overdue) if step != INTERRUPT else None
+        reason = self._rules.reason_against(overdue) if step != INTERRUPT else None
         if step is None or reason is not None:
             self.current, overdue.steps = None, []
             if reason is not None:
@@ -202,6 +181,8 @@ class Escalation:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if others:
                 what += f", and {requests_text(others)} beside it have {policy.grace:g} s to end"
+            if self._rules.is_orphan(worker):
+                what += "; its server has ended, so nothing takes its place"
             wait = policy.grace if others else policy.signal_interval
             wait = self._send(overdue, worker.retire_signal, what, wait)
         else:
@@ -225,7 +206,7 @@ class Escalation:
             self._give_up(overdue)
             return None
         self._last_steps[worker.owner] = what
-        self._ending.add(worker.owner)
+        self._view.ending.add(worker.owner)
         overdue.is_signalled = True
         earliest = self._monotonic() + self._policy.kill_interval
         self._next_worker_at = max(self._next_worker_at, earliest)

@@ -102,6 +102,11 @@ class WatchdogLoop:
         finally:
             self._report.report_ends()
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether the last look found a living worker of the server that is watched."""
+        return any(self._is_mine(*_server_of(each)) for each in self._view.workers.values())
+
     def close(self) -> None:
         """Report what is known by now of requests that have ended. No look follows."""
         self._report.report_ends(at_once=True)

@@ -147,6 +147,7 @@ def watchdog(
     least_workers: Count = 0,
     ban: Duration | None = None,
     dry_run: bool = False,
+    respawned: bool = False,
     store: URL | None = None,
     user: Annotated[str, Metavar("NAME")] | None = None,
     on_event: Command | None = None,
@@ -190,6 +191,8 @@ def watchdog(
         least_workers: Never leave fewer workers of a server alive than this.
         ban: Time for which the client of an ended request is refused the same path. None: no ban.
         dry_run: Only report; end no request and no worker.
+        respawned: Also end a server of a single process: systemd or another supervisor outside starts
+            the server again.
         store: The store to watch, as shm:NAME; else the only store with workers. In gunicorn's
             settings the stores of its workers are found.
         user: As root, the user of the workers, by name or number. gunicorn's own is found.
@@ -290,6 +293,7 @@ def _policy(given: Mapping[str, Any]) -> Policy:
         kill_interval=parse_seconds(given["kill_interval"], "kill_interval"),
         ban=0.0 if ban is None else parse_seconds(ban, "ban"),
         dry_run=given["dry_run"],
+        respawned=given["respawned"],
     )
 
 

@@ -109,6 +109,7 @@ class ScoreboardView:
         failed: names of the stores that could not be read.
         workers: the workers of all stores.
         overdue: the overdue requests of all stores.
+        ending: the workers that were sent a signal, and have not ended yet.
         is_partial: whether a store could not be read when requests were counted last.
     """
 
@@ -117,6 +118,7 @@ class ScoreboardView:
         self.failed: set[str] = set()
         self.workers: dict[Owner, Worker] = {}
         self.overdue: dict[Key, OverdueRequest] = {}
+        self.ending: set[Owner] = set()
         self.is_partial = False
 
     def begin(self, stores: Iterable[WatchedStore]) -> None:
