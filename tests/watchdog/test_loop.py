@@ -40,7 +40,7 @@ class Board:
     def workers(self):
         return Records(
             worker
-            for worker in (self.host.workers.values() if self.host.on_board else [])
+            for worker in (self.host.on_the_board() if self.host.on_board else [])
             if self.shows is None or worker.pid in self.shows
         )
 
@@ -56,6 +56,23 @@ class Board:
         if request.generation not in self.in_flight:
             return None
         return Penalty(self.host.meters, bool(ban_for))
+
+
+class Extra:
+    """One more worker of a server, and what the server was told."""
+
+    def __init__(self, host):
+        self.host = host
+        self.asked_at = host.now
+
+    def is_ready(self, serving, now):
+        return self.has_come() and now >= self.asked_at + self.host.starts_in
+
+    def has_come(self):
+        return self.host.starts_in is not None
+
+    def hand_back(self):
+        self.host.handed_back += [] if self.host.handed_back else [self.host.now]
 
 
 class Host:
@@ -83,6 +100,11 @@ class Host:
         self.meters = 1
         self.cpu_used = 0.0
         self.on_board = True
+        self.has_idle_worker = "least_workers" not in policy
+        self.can_add = True
+        self.starts_in = 0.0
+        self.added = []
+        self.handed_back = []
         self.dumps = {}
         options = {
             "timeout": 60.0,
@@ -132,34 +154,28 @@ class Host:
         self.interrupted.append((worker.pid, request.generation))
         return self.takes_commands
 
+    def add_worker(self, worker):
+        if not self.can_add:
+            return None
+        self.added.append((self.now, worker.pid))
+        return Extra(self)
+
     def announce(self, event, message, level=30, **facts):
         self.events.append((event, message, facts))
         self.told_at.setdefault(event, self.now)
 
+    def on_the_board(self):
+        idle = [new_worker(999, state="idle")] if self.has_idle_worker else []
+        return [*self.workers.values(), *idle]
+
     # What tests say.
+    def alone(self):
+        """No idle worker is beside those of the test."""
+        self.has_idle_worker = False
+        return self
+
     def worker(self, pid, **changes):
-        worker = Worker(
-            pid=pid,
-            namespace=1,
-            process_start=pid * 10,
-            parent=1,
-            server="gunicorn (gthread)",
-            state="serving",
-            requests=0,
-            in_flight=0,
-            age_seconds=1.0,
-            last_seen_seconds=1.0,
-            cpu_seconds=0.0,
-            resident_bytes=0,
-            threads=4,
-            respawns=True,
-            retire_signal=TERM,
-            dump_signal=45,
-            asked_by_signal=False,
-            interruptible=False,
-            limits={},
-        )._replace(**changes)
-        self.workers[pid] = worker
+        self.workers[pid] = new_worker(pid, **changes)
         return self
 
     def request(
@@ -202,6 +218,30 @@ class Host:
 
     def signals(self):
         return [(pid, number) for _, pid, number in self.sent]
+
+
+def new_worker(pid, **changes):
+    return Worker(
+        pid=pid,
+        namespace=1,
+        process_start=pid * 10,
+        parent=1,
+        server="gunicorn (gthread)",
+        state="serving",
+        requests=0,
+        in_flight=0,
+        age_seconds=1.0,
+        last_seen_seconds=1.0,
+        cpu_seconds=0.0,
+        resident_bytes=0,
+        threads=4,
+        respawns=True,
+        retire_signal=TERM,
+        dump_signal=45,
+        asked_by_signal=False,
+        interruptible=False,
+        limits={},
+    )._replace(**changes)
 
 
 def test_a_request_within_its_time_is_left_alone():
@@ -331,6 +371,73 @@ def test_another_request_in_the_same_row_and_process_is_never_met():
     host.request(2, 7)
     host.passes(30)
     assert host.signals() == [(7, TERM)]
+
+
+def test_before_the_last_worker_that_accepts_retires_another_one_is_started():
+    host = Host().alone().worker(7).worker(8, threads=1).worker(9, state="retiring")
+    host.request(1, 7, age=61).request(2, 8, age=60).request(3, 7)
+    host.starts_in = 2.0
+    host.passes(9.5)
+    assert host.added == [(1005, 7)]
+    ((at, pid, number),) = host.sent
+    assert (pid, number) == (7, TERM)
+    assert 1007 <= at < 1007.5
+    assert host.handed_back == [at]
+    assert "another worker is started first, since no other one accepts" in host.told("step")[0]
+    assert "and 1 request beside it have 30 s to end" in host.told("step")[1]
+
+
+def test_a_worker_that_loads_its_app_for_ever_is_not_waited_for_longer_than_that():
+    host = Host().alone().worker(7).request(1, 7, age=60)
+    host.starts_in = 1e6
+    host.passes(34)
+    assert host.sent == []
+    host.passes(2)
+    assert host.signals() == [(7, TERM)]
+    assert len(host.handed_back) == 1
+
+
+def test_while_another_worker_accepts_none_is_added():
+    host = Host().alone().worker(7).worker(8).request(1, 7, age=60)
+    host.passes(20)
+    assert host.added == []
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
+def test_a_worker_that_accepts_nothing_itself_is_ended_at_once():
+    host = Host().alone().worker(7, threads=2).request(1, 7, age=60).request(2, 7, age=60)
+    host.passes(5)
+    assert host.added == []
+    assert host.signals() == [(7, TERM)]
+
+
+@pytest.mark.parametrize("starts_in", [None, 0.0], ids=["it does not come", "it cannot be asked for"])
+def test_where_no_other_can_be_started_the_last_one_accepts_until_those_beside_it_have_ended(starts_in):
+    host = Host().alone().worker(7).request(1, 7, age=60).request(2, 7)
+    host.can_add, host.starts_in = starts_in is None, starts_in
+    host.passes(37)
+    assert [number for _, number in host.signals() if number == TERM] == []
+    host.ends(2)
+    host.passes(10)
+    assert host.signals() == [(7, ABRT), (7, KILL)]
+    assert len(host.handed_back) == len(host.added)
+
+
+def test_a_request_that_ends_while_another_worker_is_started_leaves_no_worker_too_many():
+    host = Host().alone().worker(7).request(1, 7, age=60)
+    host.starts_in = 9.0
+    host.passes(7)
+    host.ends(1)
+    host.passes(9)
+    assert (len(host.added), len(host.handed_back), host.sent) == (1, 1, [])
+
+
+def test_a_watchdog_that_ends_leaves_no_worker_too_many():
+    host = Host().alone().worker(7).request(1, 7, age=60)
+    host.starts_in = 9.0
+    host.passes(7)
+    host.watchdog.close()
+    assert len(host.handed_back) == 1
 
 
 def test_those_beside_it_are_counted_and_waited_for():
@@ -489,7 +596,7 @@ def test_a_server_of_one_process_is_ended_where_something_outside_starts_it_agai
 
 
 def test_while_no_worker_serves_there_is_no_pause_between_two():
-    host = Host()
+    host = Host().alone()
     for pid in (7, 8, 9):
         host.worker(pid, threads=1).request(pid, pid, age=60)
     host.passes(20)
@@ -501,7 +608,7 @@ def test_while_no_worker_serves_there_is_no_pause_between_two():
 
 
 def test_as_long_as_one_worker_serves_there_is_a_pause_between_two():
-    host = Host()
+    host = Host().alone()
     for pid in (7, 8):
         host.worker(pid, threads=1).request(pid, pid, age=60)
     host.worker(9, threads=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from functools import partial
@@ -12,6 +13,9 @@ from guardrails.store.records import InFlight, Worker
 from guardrails.watchdog import stack_dump
 from guardrails.watchdog.pidfd import open_process
 from guardrails.worker import control_pipe, stacks
+from guardrails.worker.extra_worker import ExtraWorker, can_add_worker
+
+log = logging.getLogger("guardrails.watch")
 
 
 class System(Protocol):
@@ -37,6 +41,9 @@ class System(Protocol):
 
     def interrupt(self, worker: Worker, request: InFlight) -> bool:
         """Have a request ended by an exception; return whether the worker took the command."""
+
+    def add_worker(self, worker: Worker) -> ExtraWorker | None:
+        """Have the server of a worker start one more; return None where that cannot be."""
 
 
 class Processes:
@@ -102,3 +109,13 @@ class Processes:
         return control_pipe.send_command(
             worker.owner, control_pipe.INTERRUPT, request.generation, request.thread
         )
+
+    def add_worker(self, worker: Worker) -> ExtraWorker | None:
+        """By a signal to gunicorn's master."""
+        if not can_add_worker(worker.server) or self.parent(worker.pid) != worker.parent:
+            return None
+        try:
+            return ExtraWorker(worker.parent)
+        except OSError as error:
+            log.info("watchdog: no worker is added: %s", error)
+            return None

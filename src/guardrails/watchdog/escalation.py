@@ -1,9 +1,11 @@
 """The steps that end an overdue request, for one worker at a time.
 
 1. The request is ended by an exception, where its worker allows that.
-2. The worker retires in its server's own way: it takes no more requests, and the others that it has
-   may end. A worker without such a way is left alone until they have ended.
-3. SIGTERM, SIGABRT and SIGKILL.
+2. If no other worker accepts connections, the server is asked to start one more.
+3. The worker retires in its server's own way: it takes no more requests, and the others that it has
+   may end. A worker without such a way is left alone until they have ended, and so is the last one
+   that accepts connections where no other can be started.
+4. SIGTERM, SIGABRT and SIGKILL.
 
 Before each step the escalation looks whether the process and the request are still the same. The
 watchdog ends only workers that rules.py allows. A step that fails is tried again.
@@ -23,6 +25,7 @@ from guardrails.watchdog.overdue import OverdueRequest, ScoreboardView
 from guardrails.watchdog.policy import Policy
 from guardrails.watchdog.report import WatchdogReporter, requests_text
 from guardrails.watchdog.rules import EndingRules
+from guardrails.worker.extra_worker import START_SECONDS
 
 log = logging.getLogger("guardrails.watch")
 
@@ -32,7 +35,7 @@ _PENALIZE_TRIES = 10
 _RETIRE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 """The signals that a worker may name as its server's way to retire it."""
 
-INTERRUPT, RETIRE, WAIT, GIVE_UP = "interrupt", "retire", "wait", "give up"
+INTERRUPT, ADD, RETIRE, WAIT, GIVE_UP = "interrupt", "add", "retire", "wait", "give up"
 """The steps that are named. Any other step is the number of a signal."""
 
 _EXCEPTION = "an exception in its thread"
@@ -103,6 +106,7 @@ class Escalation:
     def request_ended(self, overdue: OverdueRequest) -> None:
         """Note that a request is no longer in flight, and is no longer in the view."""
         owner = overdue.request.owner
+        _hand_back(overdue)
         signalled = self._last_steps.get(owner)
         if not self._view.overdue_in_worker(overdue):
             self._last_steps.pop(owner, None)
@@ -113,6 +117,11 @@ class Escalation:
         overdue.last_step = signalled or overdue.last_step
         # A worker that is told to end does so a moment after its last request.
         self._report.request_ended(overdue, self._policy.signal_interval if signalled else 0.0)
+
+    def close(self) -> None:
+        """Take no further step."""
+        if self.current is not None:
+            _hand_back(self.current)
 
     def forget_ended_workers(self) -> None:
         """Forget the workers that have ended after a signal."""
@@ -132,7 +141,12 @@ class Escalation:
             steps.append(INTERRUPT)
         if reason is not None:
             return steps
-        steps.append(RETIRE if worker.retire_signal in _RETIRE_SIGNALS else WAIT)
+        if worker.retire_signal not in _RETIRE_SIGNALS:
+            steps.append(WAIT)
+        elif self._rules.nobody_accepts_without(worker):
+            steps += [ADD, RETIRE]
+        else:
+            steps.append(RETIRE)
         signals = [signal.SIGTERM, signal.SIGABRT, signal.SIGKILL]
         return [*steps, *(each for each in signals if each != worker.retire_signal), GIVE_UP]
 
@@ -146,6 +160,7 @@ class Escalation:
         reason = self._rules.reason_against(overdue) if step != INTERRUPT else None
         if step is None or reason is not None:
             self.current, overdue.steps = None, []
+            _hand_back(overdue)
             if reason is not None:
                 self._report.left_alone(overdue, reason)
             return
@@ -165,7 +180,9 @@ class Escalation:
         assert worker is not None  # noqa: S101 - without a worker there are no steps
         policy, others = self._policy, self._view.others_in_worker(overdue)
         wait: float | None
-        if not (self._penalize(overdue) if step == INTERRUPT else self._penalize_all(overdue)):
+        if step == ADD:
+            wait = self._add_worker(overdue)
+        elif not (self._penalize(overdue) if step == INTERRUPT else self._penalize_all(overdue)):
             wait = None
         elif step == INTERRUPT:
             overdue.is_interrupted = True
@@ -177,6 +194,10 @@ class Escalation:
             if others:
                 self._report.step(overdue, f"waiting for {requests_text(others)} beside it", WAIT)
             wait = policy.grace if others else 0.0
+        elif step == RETIRE and overdue.extra is not None and not overdue.extra.has_come():
+            _hand_back(overdue)
+            self._wait_instead(overdue)
+            wait = None
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if others:
@@ -185,12 +206,29 @@ class Escalation:
                 what += "; its server has ended, so nothing takes its place"
             wait = policy.grace if others else policy.signal_interval
             wait = self._send(overdue, worker.retire_signal, what, wait)
+            _hand_back(overdue)
         else:
             what = signal.Signals(int(step)).name
             if others:
                 what += f", and {requests_text(others)} beside it may be lost"
             wait = self._send(overdue, int(step), what, policy.signal_interval)
         return wait
+
+    def _add_worker(self, overdue: OverdueRequest) -> float:
+        """Ask for one more worker; return how long to wait for it at most."""
+        worker = overdue.worker
+        assert worker is not None  # noqa: S101 - as above
+        overdue.extra = overdue.extra or self._system.add_worker(worker)
+        if overdue.extra is None:
+            self._wait_instead(overdue)
+            return 0.0
+        what = "another worker is started first, since no other one accepts connections"
+        self._report.step(overdue, what, ADD)
+        return START_SECONDS
+
+    def _wait_instead(self, overdue: OverdueRequest) -> None:
+        """Let the worker accept connections until its other requests have had their time to end."""
+        overdue.steps = [WAIT if step == RETIRE else step for step in overdue.steps]
 
     def _send(self, overdue: OverdueRequest, number: int, what: str, wait: float) -> float | None:
         """Send a signal, after a last look whether the request is still in flight. As `_take`."""
@@ -228,7 +266,12 @@ class Escalation:
         """Whether the other requests of the worker have ended before their time is over.
 
         Two looks in a row must find none: a request may have queued for the thread that became free.
+        While another worker is being started, that one is all there is to wait for.
         """
+        if overdue.extra is not None and RETIRE in overdue.steps:
+            return overdue.extra.is_ready(
+                {owner.pid for owner in self._view.workers}, self._monotonic()
+            )
         alone = not self._view.others_in_worker(overdue) and not self._view.is_partial
         overdue.looks_alone = overdue.looks_alone + 1 if alone else 0
         return overdue.looks_alone > 1 and self._monotonic() >= overdue.hurry_at
@@ -278,3 +321,9 @@ class Escalation:
         overdue.is_penalized = True
         self._report.penalized(overdue, done, self._policy.ban)
         return True
+
+
+def _hand_back(overdue: OverdueRequest) -> None:
+    """Let the server have as many workers as before, once that of a request has ended."""
+    if overdue.extra is not None:
+        overdue.extra.hand_back()

@@ -109,6 +109,7 @@ class WatchdogLoop:
 
     def close(self) -> None:
         """Report what is known by now of requests that have ended. No look follows."""
+        self._escalation.close()
         self._report.report_ends(at_once=True)
 
     def _look_at(self, watched: WatchedStore) -> None:

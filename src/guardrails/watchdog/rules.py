@@ -8,6 +8,7 @@ from guardrails.store.records import Worker
 from guardrails.watchdog.actions import System
 from guardrails.watchdog.overdue import OverdueRequest, ScoreboardView
 from guardrails.watchdog.policy import Policy
+from guardrails.worker.server import accepts_until_idle
 
 
 class EndingRules:
@@ -59,13 +60,21 @@ class EndingRules:
         overdue = sum(each.request.owner == worker.owner for each in self._view.overdue.values())
         return overdue < max(1, worker.threads)
 
-    def another_accepts(self, worker: Worker) -> bool:
-        """Return whether another worker of the same server takes further requests."""
-        return any(map(self.accepts, self._others(worker)))
-
     def server_is_healthy(self, worker: Worker | None) -> bool:
         """Return whether some worker of the same server takes further requests."""
-        return worker is not None and (self.accepts(worker) or self.another_accepts(worker))
+        return worker is not None and (self.accepts(worker) or self._another_accepts(worker))
+
+    def nobody_accepts_without(self, worker: Worker) -> bool:
+        """Return whether no worker takes further requests once this one retires, and this one does."""
+        return (
+            self.accepts(worker)
+            and not self._another_accepts(worker)
+            and not accepts_until_idle(worker.server)
+            and not self.is_orphan(worker)
+        )
+
+    def _another_accepts(self, worker: Worker) -> bool:
+        return any(map(self.accepts, self._others(worker)))
 
     def _left_without(self, worker: Worker) -> int:
         """How many other workers of its server serve, whatever their stores."""
