@@ -299,7 +299,7 @@ def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
         new.words[word] = old.words[word]
     new.words[H_NUMBER] = max(old.words[H_NUMBER], old.words[H_UNDER_WAY], without) + 1
     new.words[H_PENALIZED_UNTIL] = old.words[H_PENALIZED_UNTIL]
-    for name in ("guards", "slots", "rows", "workers"):
+    for name in ("guards", "slots", "rows", "workers", "deaths"):
         source, target = old.sections[name], new.sections[name]
         length = min(source.records, target.records) * source.stride
         new.buffer[target.offset : target.offset + length] = old.buffer[

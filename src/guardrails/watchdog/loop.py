@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from guardrails.once import Once
 from guardrails.store.records import InFlight, Worker
 from guardrails.watchdog.actions import Processes, System
+from guardrails.watchdog.death_watch import DeathWatch
 from guardrails.watchdog.escalation import Escalation
 from guardrails.watchdog.events import Notify
 from guardrails.watchdog.overdue import (
@@ -72,6 +73,7 @@ class WatchdogLoop:
         self._view = ScoreboardView()
         self._report = WatchdogReporter(notify, self._has_ended, monotonic)
         self._escalation = Escalation(policy, self._system, self._report, self._view, monotonic)
+        self._deaths = DeathWatch(notify, self._system, self._view, self._is_mine, monotonic)
         self._first_time = Once(_REPEAT_SECONDS)
 
     def pause(self) -> float:
@@ -94,6 +96,10 @@ class WatchdogLoop:
             else:
                 view.failed.discard(watched.name)
         self._drop_lost_stores()
+        try:
+            self._deaths.look()
+        except Exception as error:
+            log.warning("watchdog: who died is not known: %s", error)
         self._escalation.forget_ended_workers()
         try:
             self._act()
