@@ -3,7 +3,6 @@
 Time and processes are the test's own here; real ones are in tests/servers/test_watchdog.py.
 """
 
-
 import pytest
 from watched_host import ABRT, HUP, KILL, TERM, Board, Host
 
