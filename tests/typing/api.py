@@ -220,5 +220,7 @@ throttle("app")  # type: ignore[arg-type]
 throttle(app, "SpeedLimit")  # type: ignore[arg-type]
 rlimits(GPU=1)  # type: ignore[call-arg]
 rlimits(CPU=["600:"])  # type: ignore[arg-type]
+size_limit(files="90%", threads=200).apply()
+size_limit(threads="200")  # type: ignore[arg-type]
 size_limit("300M", evry=10)  # type: ignore[call-arg]
 throttle(app, exempt=7)  # type: ignore[arg-type]

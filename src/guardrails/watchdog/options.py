@@ -7,6 +7,7 @@ for underscores, and is built from them. The hook of a server starts that comman
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from guardrails.watchdog.command_line import (
     watch_command,
 )
 from guardrails.watchdog.policy import Policy
+from guardrails.watchdog.server_settings import defeating_settings
 
 if TYPE_CHECKING:
     import subprocess
 
     from guardrails.watchdog.events import Notify
     from guardrails.watchdog.monitor import Monitor
+
+log = logging.getLogger("guardrails")
 
 Duration = Annotated[str | float, Metavar("TIME")]
 Size = Annotated[str | int, Metavar("SIZE")]
@@ -91,6 +95,8 @@ class Watchdog:
         Args:
             server: gunicorn's arbiter, whose settings name the user of its workers.
         """
+        for warning in defeating_settings(server, self.policy):
+            log.warning("watchdog: %s", warning)
         uid = getattr(getattr(server, "cfg", None), "uid", None)
         given = dict(self.options)
         if uid is None or uid == os.geteuid() or given["user"] is not None:
