@@ -130,10 +130,11 @@ class SharedStore:
                 open_request.entered = entered
             elif outcome is decisions.REAP_FIRST:
                 self._reap(file)
+            elif file.now >= self._name_check_at and self._was_removed(file):
+                # Nothing would show the request there, so it enters again, in the new file.
+                open_request.entered = entered
             else:
                 break
-        if file.now >= self._name_check_at:
-            self._check_name(file)
         if type(outcome) is str:
             raise StoreError(outcome)
         result: EnterResult | None = outcome
@@ -345,15 +346,17 @@ class SharedStore:
         # A store opened with create=False takes no lock on it, and workers may open it later only.
         self._successor = None if self.create else successor
 
-    def _check_name(self, file: StoreFile) -> None:
+    def _was_removed(self, file: StoreFile) -> bool:
         """Check once a second whether an operator or a cleaner of /dev/shm has removed the file."""
         self._name_check_at = file.now + _NAME_CHECK_INTERVAL
         if not lifecycle.is_current(file) and self._file is file:
             self._file = None
-        elif not self._is_registered and self._facts is not None and self._facts_pid == file.pid:
+            return True
+        if not self._is_registered and self._facts is not None and self._facts_pid == file.pid:
             # The lock could not be taken when this process registered.
             with suppress(StoreError):
                 self.register(self._facts)
+        return False
 
     def _reap(self, file: StoreFile, *, this_process_too: bool = False) -> None:
         """Free the rows of dead processes, and the slots that were held for too long.

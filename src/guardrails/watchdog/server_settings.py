@@ -38,8 +38,8 @@ def defeating_settings(server: Any, policy: Policy) -> Iterator[str]:
         yield (
             f"gunicorn's graceful_timeout of {settings.graceful_timeout} s cuts off the requests of a "
             f"retiring worker before the watchdog's grace of {policy.grace:g} s and signal_interval of "
-            f"{policy.signal_interval:g} s are over: set gunicorn's graceful_timeout to {enough} or more, "
-            "or the watchdog's grace to less"
+            f"{policy.signal_interval:g} s are over: set gunicorn's graceful_timeout to {enough} or "
+            "more, or the watchdog's grace to less"
         )
 
 
