@@ -11,6 +11,7 @@ from guardrails import (
     BlockAgents,
     ConfigurationError,
     CPUThrottle,
+    Death,
     Decision,
     Guard,
     GuardrailsError,
@@ -185,6 +186,7 @@ slots: dict[str, int] = dict(store.slots_held())
 paths: list[str] = [request.path for request in store.requests()]
 
 in_flight: list[InFlight] = store.requests()
+dead: list[Death] = store.deaths()
 workers_seen: list[Worker] = store.workers()
 limits: ResourceLimits = rlimits(AS="4G:8G")
 largest: SizeLimit = guardrails.size_limit("512M")

@@ -205,8 +205,9 @@ class Escalation:
             if self._rules.is_orphan(worker):
                 what += "; its server has ended, so nothing takes its place"
             wait = policy.grace if others else policy.signal_interval
-            wait = self._send(overdue, worker.retire_signal, what, wait)
+            # Before the signal: the server must not replace this worker when it ends.
             _hand_back(overdue)
+            wait = self._send(overdue, worker.retire_signal, what, wait)
         else:
             what = signal.Signals(int(step)).name
             if others:

@@ -99,7 +99,8 @@ class WatchdogLoop:
         try:
             self._deaths.look()
         except Exception as error:
-            log.warning("watchdog: who died is not known: %s", error)
+            if self._first_time(("deaths", str(error)), now=self._monotonic()):
+                log.warning("watchdog: which workers have died is not known: %s", error)
         self._escalation.forget_ended_workers()
         try:
             self._act()
