@@ -200,6 +200,19 @@ def test_root_never_acts_on_what_another_user_wrote(trouble):
     assert "overdue" not in log()
 
 
+@pytest.mark.parametrize(("kind", "page"), [(SYNC, "sleep"), (GTHREAD, "gil")])
+def test_where_all_workers_hang_none_waits_for_another(trouble, kind, page):
+    site = trouble(kind, workers=3)
+    with watching(site, kill_interval="10m", signal_interval="500ms", timeout="3s") as log:
+        stuck = []
+        for number in range(3):
+            stuck.append(Asked(site, f"/{number}/{page}?seconds=300"))
+            site.until(lambda: len(site.in_flight()) == len(stuck), "the request has begun")
+        for each in stuck:
+            each.wait()
+        site.until(lambda: log().count("has ended after") == 3, "each end is told")
+
+
 def test_an_exempt_path_is_never_too_old(trouble):
     site = trouble(SYNC, workers=2)
     with watching(site, exempt_paths="/download", dry_run=True) as log:

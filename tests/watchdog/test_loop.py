@@ -373,6 +373,15 @@ def test_while_no_worker_serves_there_is_no_pause_between_two():
     assert at[9] - at[7] < 10
 
 
+def test_workers_whose_other_threads_do_not_run_either_serve_nobody():
+    """C code in one thread may hold the interpreter's lock."""
+    host = Host().alone()
+    for pid in (7, 8):
+        host.worker(pid, threads=4, last_seen_seconds=1e6).request(pid, pid, age=60)
+    host.passes(12)
+    assert {pid for pid, _ in host.signals()} == {7, 8}
+
+
 def test_as_long_as_one_worker_serves_there_is_a_pause_between_two():
     host = Host().alone()
     for pid in (7, 8):

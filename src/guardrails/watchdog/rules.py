@@ -57,12 +57,24 @@ class EndingRules:
         """Return whether a worker takes further requests, as far as the scoreboard shows."""
         if worker.state == "retiring" or worker.owner in self._view.ending:
             return False
-        overdue = sum(each.request.owner == worker.owner for each in self._view.overdue.values())
-        return overdue < max(1, worker.threads)
+        return len(self._overdue_ages(worker)) < max(1, worker.threads)
 
     def server_is_healthy(self, worker: Worker | None) -> bool:
-        """Return whether some worker of the same server takes further requests."""
-        return worker is not None and (self.accepts(worker) or self._another_accepts(worker))
+        """Return whether some worker of the same server serves requests."""
+        return worker is not None and any(map(self._serves, (worker, *self._others(worker))))
+
+    def _serves(self, worker: Worker) -> bool:
+        """Whether a worker takes further requests, and none is overdue or some came or ended since.
+
+        Other threads of a worker may be free, and yet not run: one that hangs in C code may hold the
+        interpreter's lock.
+        """
+        ages = self._overdue_ages(worker)
+        return self.accepts(worker) and (not ages or worker.last_seen_seconds < min(ages))
+
+    def _overdue_ages(self, worker: Worker) -> list[float]:
+        overdue = self._view.overdue.values()
+        return [each.request.age_seconds for each in overdue if each.request.owner == worker.owner]
 
     def nobody_accepts_without(self, worker: Worker) -> bool:
         """Return whether no worker takes further requests once this one retires, and this one does."""
