@@ -11,7 +11,15 @@ from werkzeug.test import EnvironBuilder
 
 from guardrails import testing
 from guardrails.store.contract import Debit, EnterResult, Slot, Store, StoreRequest
-from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, Worker, WorkerFacts
+from guardrails.store.records import (
+    Death,
+    GuardCounters,
+    InFlight,
+    Penalty,
+    Records,
+    Worker,
+    WorkerFacts,
+)
 
 JOIN_SECONDS = 60
 """No thread of the tests is waited for longer; none should come near it."""
@@ -152,6 +160,9 @@ class PassingStore:
 
     def workers(self) -> Records[Worker]:
         return self.inner.workers()
+
+    def deaths(self, after: int = 0) -> Records[Death]:
+        return self.inner.deaths(after)
 
     def register(self, facts: WorkerFacts) -> None:
         self.inner.register(facts)

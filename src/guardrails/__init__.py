@@ -25,7 +25,7 @@ from guardrails.guards.cpu import CPUThrottle
 from guardrails.guards.rate import SpeedLimit
 from guardrails.request.middleware import Throttle, throttle
 from guardrails.store.contract import Store
-from guardrails.store.records import InFlight, Worker
+from guardrails.store.records import Death, InFlight, Worker
 from guardrails.store.urls import open_store
 
 # `guardrails.watchdog` is this function. The package of that name stays reachable by imports, as in
@@ -47,6 +47,7 @@ __all__ = [
     "CPULimitError",
     "CPUThrottle",
     "ConfigurationError",
+    "Death",
     "Decision",
     "Guard",
     "GuardrailsError",

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from setups import BIN
@@ -199,6 +200,19 @@ def test_root_never_acts_on_what_another_user_wrote(trouble):
     assert "overdue" not in log()
 
 
+@pytest.mark.parametrize(("kind", "page"), [(SYNC, "sleep"), (GTHREAD, "gil")])
+def test_where_all_workers_hang_none_waits_for_another(trouble, kind, page):
+    site = trouble(kind, workers=3)
+    with watching(site, kill_interval="10m", signal_interval="500ms", timeout="3s") as log:
+        stuck = []
+        for number in range(3):
+            stuck.append(Asked(site, f"/{number}/{page}?seconds=300"))
+            site.until(lambda: len(site.in_flight()) == len(stuck), "the request has begun")
+        for each in stuck:
+            each.wait()
+        site.until(lambda: log().count("has ended after") == 3, "each end is told")
+
+
 def test_an_exempt_path_is_never_too_old(trouble):
     site = trouble(SYNC, workers=2)
     with watching(site, exempt_paths="/download", dry_run=True) as log:
@@ -252,3 +266,33 @@ def test_the_watchdog_of_a_server_ends_with_it(trouble):
     os.kill(site.process.pid, 9)
     site.until(lambda: not is_there(pid), "the watchdog ends")
     assert "ends, since the server that started it has ended" in site.whole_log()
+
+
+@pytest.mark.parametrize("kind", [SYNC, GTHREAD], ids=lambda kind: kind.name)
+def test_after_dev_shm_was_cleaned_each_worker_is_reached(trouble, kind):
+    """Also those that have served nothing since: their next request may be the one that hangs."""
+    site = trouble(kind, workers=3, TROUBLE_INTERRUPTIBLE="1")
+    before = set()
+    site.until(lambda: before.add(site.pid()) or len(before) == 3, "each worker has served")
+    remove_all_files(site, before)
+    time.sleep(1.1)  # the name of the file is looked at once a second
+    with watching(site, dry_run=True) as log:
+        stuck = [Asked(site, f"/{number}/gate") for number in range(3)]
+        for number in range(3):
+            found = rf"overdue: GET /{number}/gate from 127\.0\.0\.1"
+            site.until(lambda found=found: re.search(found, log()), f"request {number} is told of")
+        site.until(lambda: log().count("in page_gate") == 3, "each stack is shown")
+        open_gate(site)
+        assert {each.wait().status for each in stuck} == {200}
+    assert "does not show the stack" not in log()
+
+
+def remove_all_files(site, pids):
+    """Remove what a cleaner of /dev/shm would, of this site alone."""
+    folder = Path("/dev/shm", f"guardrails-{os.geteuid()}")  # noqa: S108 - where stores lie
+    name = site.store_url.removeprefix("shm:")
+    patterns = [f"{name}.*", *(f"*-{pid}-*" for pid in pids)]
+    files = [file for pattern in patterns for file in folder.glob(pattern)]
+    assert len(files) >= 1 + len(pids)
+    for file in files:
+        file.unlink()

@@ -11,6 +11,7 @@ from guardrails import (
     BlockAgents,
     ConfigurationError,
     CPUThrottle,
+    Death,
     Decision,
     Guard,
     GuardrailsError,
@@ -185,6 +186,7 @@ slots: dict[str, int] = dict(store.slots_held())
 paths: list[str] = [request.path for request in store.requests()]
 
 in_flight: list[InFlight] = store.requests()
+dead: list[Death] = store.deaths()
 workers_seen: list[Worker] = store.workers()
 limits: ResourceLimits = rlimits(AS="4G:8G")
 largest: SizeLimit = guardrails.size_limit("512M")
@@ -220,5 +222,7 @@ throttle("app")  # type: ignore[arg-type]
 throttle(app, "SpeedLimit")  # type: ignore[arg-type]
 rlimits(GPU=1)  # type: ignore[call-arg]
 rlimits(CPU=["600:"])  # type: ignore[arg-type]
+size_limit(files="90%", threads=200).apply()
+size_limit(threads="200")  # type: ignore[arg-type]
 size_limit("300M", evry=10)  # type: ignore[call-arg]
 throttle(app, exempt=7)  # type: ignore[arg-type]

@@ -3,205 +3,11 @@
 Time and processes are the test's own here; real ones are in tests/servers/test_watchdog.py.
 """
 
-import signal
-
 import pytest
+from watched_host import ABRT, HUP, KILL, TERM, Board, Host
 
 import guardrails
-from guardrails.errors import StoreError
-from guardrails.store.records import InFlight, Penalty, Records, Worker
 from guardrails.watchdog import stack_dump
-from guardrails.watchdog.loop import WatchdogLoop
-from guardrails.watchdog.overdue import WatchedStore
-from guardrails.watchdog.policy import Policy
-
-TERM, ABRT, KILL, HUP = signal.SIGTERM, signal.SIGABRT, signal.SIGKILL, signal.SIGHUP
-
-
-class Board:
-    """What the scoreboard of one of such a host's stores shows."""
-
-    def __init__(self, host):
-        self.host = host
-        self.in_flight = {}
-        self.fails = None
-        self.busy = False
-        self.shows = None
-
-    def requests(self):
-        if self.fails:
-            raise StoreError(self.fails)
-        return Records(
-            request._replace(age_seconds=self.host.now - began)
-            for request, began in self.in_flight.values()
-            if request.pid in self.host.workers
-        )
-
-    def workers(self):
-        return Records(
-            worker
-            for worker in (self.host.workers.values() if self.host.on_board else [])
-            if self.shows is None or worker.pid in self.shows
-        )
-
-    def mark_retiring(self, worker):
-        if self.busy:
-            raise StoreError("busy")
-        self.host.retiring.append(worker.pid)
-
-    def penalize(self, request, microseconds, ban_for):
-        if self.busy:
-            raise StoreError("busy")
-        self.host.penalized.append((request.client, microseconds / 1e6, ban_for / 1e6))
-        if request.generation not in self.in_flight:
-            return None
-        return Penalty(self.host.meters, bool(ban_for))
-
-
-class Host:
-    """Workers with requests, as a scoreboard and the system show them, and a watchdog that looks."""
-
-    def __init__(self, scope=None, **policy):
-        scope = scope or {}
-        self.now = 1000.0
-        self.workers = {}
-        self.boards = {"shm:test": Board(self)}
-        self.parents = {}
-        self.sent = []
-        self.events = []
-        self.told_at = {}
-        self.penalized = []
-        self.asked = []
-        self.sent_before_asking = {}
-        self.retiring = []
-        self.interrupted = []
-        self.takes_commands = True
-        self.deadly = {KILL}
-        self.immortal = set()
-        self.untouchable = set()
-        self.broken = set()
-        self.meters = 1
-        self.cpu_used = 0.0
-        self.on_board = True
-        self.dumps = {}
-        options = {
-            "timeout": 60.0,
-            "poll": 5.0,
-            "grace": 30.0,
-            "signal_interval": 2.0,
-            "kill_interval": 10.0,
-        } | policy
-        self.watchdog = WatchdogLoop(
-            Policy(**options),
-            lambda: [WatchedStore(board, name) for name, board in self.boards.items()],
-            self.announce,
-            self,
-            lambda: self.now,
-            **scope,
-        )
-
-    # What happens to processes.
-    def send(self, owner, number):
-        if owner.pid in self.broken:
-            raise RuntimeError("out of luck")
-        if owner.pid in self.untouchable:
-            raise PermissionError(1, "Operation not permitted")
-        self.sent.append((self.now, owner.pid, number))
-        if number in self.deadly and owner.pid not in self.immortal:
-            self.workers.pop(owner.pid, None)
-        return True
-
-    def is_there(self, owner):
-        return owner.pid in self.workers and self.workers[owner.pid].process_start == owner.start
-
-    def parent(self, pid):
-        return self.parents.get(pid, 1)
-
-    def cpu_seconds(self, pid):
-        return self.cpu_used
-
-    def namespace(self):
-        return 1
-
-    def dump(self, worker, thread):
-        self.asked.append(worker.pid)
-        self.sent_before_asking[worker.pid] = self.signals()
-        return self.dumps.get(worker.pid)
-
-    def interrupt(self, worker, request):
-        self.interrupted.append((worker.pid, request.generation))
-        return self.takes_commands
-
-    def announce(self, event, message, level=30, **facts):
-        self.events.append((event, message, facts))
-        self.told_at.setdefault(event, self.now)
-
-    # What tests say.
-    def worker(self, pid, **changes):
-        worker = Worker(
-            pid=pid,
-            namespace=1,
-            process_start=pid * 10,
-            parent=1,
-            server="gunicorn (gthread)",
-            state="serving",
-            requests=0,
-            in_flight=0,
-            age_seconds=1.0,
-            last_seen_seconds=1.0,
-            cpu_seconds=0.0,
-            resident_bytes=0,
-            threads=4,
-            respawns=True,
-            retire_signal=TERM,
-            dump_signal=45,
-            asked_by_signal=False,
-            interruptible=False,
-            limits={},
-        )._replace(**changes)
-        self.workers[pid] = worker
-        return self
-
-    def request(
-        self, number, pid, age=0.0, path="/slow", client="192.0.2.1", store="shm:test", **changes
-    ):
-        request = InFlight(
-            pid=pid,
-            generation=number,
-            age_seconds=0.0,
-            client=client,
-            method="GET",
-            host="example.org",
-            path=path,
-            slots=0,
-            thread=0x7F00 + number,
-            process_start=pid * 10,
-            row=number,
-            namespace=1,
-        )._replace(**changes)
-        self.boards.setdefault(store, Board(self)).in_flight[number] = (request, self.now - age)
-        return self
-
-    def ends(self, number):
-        for board in self.boards.values():
-            board.in_flight.pop(number, None)
-
-    def passes(self, seconds):
-        """Let time pass, in the watchdog's own steps."""
-        until = self.now + seconds
-        while self.now < until:
-            self.now = min(until, self.now + self.watchdog.pause())
-            self.look()
-
-    def look(self):
-        self.watchdog.look()
-        return self
-
-    def told(self, event):
-        return [message for name, message, _ in self.events if name == event]
-
-    def signals(self):
-        return [(pid, number) for _, pid, number in self.sent]
 
 
 def test_a_request_within_its_time_is_left_alone():
@@ -333,6 +139,73 @@ def test_another_request_in_the_same_row_and_process_is_never_met():
     assert host.signals() == [(7, TERM)]
 
 
+def test_before_the_last_worker_that_accepts_retires_another_one_is_started():
+    host = Host().alone().worker(7).worker(8, threads=1).worker(9, state="retiring")
+    host.request(1, 7, age=61).request(2, 8, age=60).request(3, 7)
+    host.starts_in = 2.0
+    host.passes(9.5)
+    assert host.added == [(1005, 7)]
+    ((at, pid, number),) = host.sent
+    assert (pid, number) == (7, TERM)
+    assert 1007 <= at < 1007.5
+    assert host.handed_back == [at]
+    assert "another worker is started first, since no other one accepts" in host.told("step")[0]
+    assert "and 1 request beside it have 30 s to end" in host.told("step")[1]
+
+
+def test_a_worker_that_loads_its_app_for_ever_is_not_waited_for_longer_than_that():
+    host = Host().alone().worker(7).request(1, 7, age=60)
+    host.starts_in = 1e6
+    host.passes(34)
+    assert host.sent == []
+    host.passes(2)
+    assert host.signals() == [(7, TERM)]
+    assert len(host.handed_back) == 1
+
+
+def test_while_another_worker_accepts_none_is_added():
+    host = Host().alone().worker(7).worker(8).request(1, 7, age=60)
+    host.passes(20)
+    assert host.added == []
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+
+
+def test_a_worker_that_accepts_nothing_itself_is_ended_at_once():
+    host = Host().alone().worker(7, threads=2).request(1, 7, age=60).request(2, 7, age=60)
+    host.passes(5)
+    assert host.added == []
+    assert host.signals() == [(7, TERM)]
+
+
+@pytest.mark.parametrize("starts_in", [None, 0.0], ids=["it does not come", "it cannot be asked for"])
+def test_where_no_other_can_be_started_the_last_one_accepts_until_those_beside_it_have_ended(starts_in):
+    host = Host().alone().worker(7).request(1, 7, age=60).request(2, 7)
+    host.can_add, host.starts_in = starts_in is None, starts_in
+    host.passes(37)
+    assert [number for _, number in host.signals() if number == TERM] == []
+    host.ends(2)
+    host.passes(10)
+    assert host.signals() == [(7, ABRT), (7, KILL)]
+    assert len(host.handed_back) == len(host.added)
+
+
+def test_a_request_that_ends_while_another_worker_is_started_leaves_no_worker_too_many():
+    host = Host().alone().worker(7).request(1, 7, age=60)
+    host.starts_in = 9.0
+    host.passes(7)
+    host.ends(1)
+    host.passes(9)
+    assert (len(host.added), len(host.handed_back), host.sent) == (1, 1, [])
+
+
+def test_a_watchdog_that_ends_leaves_no_worker_too_many():
+    host = Host().alone().worker(7).request(1, 7, age=60)
+    host.starts_in = 9.0
+    host.passes(7)
+    host.watchdog.close()
+    assert len(host.handed_back) == 1
+
+
 def test_those_beside_it_are_counted_and_waited_for():
     host = Host().worker(7).request(1, 7, age=60).request(2, 7).request(3, 7)
     host.passes(5.1)
@@ -449,8 +322,8 @@ def test_who_retires_is_none_of_those_that_are_left():
             1,
             "since waitress has no supervisor that would restart it",
         ),
-        ({"parent": 5}, 1, "since the process that would restart it has ended"),
-        ({"parent": 0}, 0, "since the process that would restart it has ended"),
+        ({"parent": 0}, 1, "since the process that would restart it is unknown"),
+        ({"parent": 5}, 0, "since the process that would restart it is unknown"),
     ],
 )
 def test_who_would_not_be_started_again_is_only_spoken_of(changes, parent, said):
@@ -460,6 +333,62 @@ def test_who_would_not_be_started_again_is_only_spoken_of(changes, parent, said)
     assert host.sent == []
     assert len(host.told("left-alone")) == 1
     assert said in host.told("left-alone")[0]
+
+
+def test_a_worker_whose_server_was_killed_is_ended_since_it_only_keeps_the_port():
+    host = Host(least_workers=3).worker(7, parent=5).request(1, 7, age=60)
+    host.parents[7] = 1
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert "; its server has ended, so nothing takes its place" in host.told("step")[0]
+
+
+def test_a_worker_of_a_server_that_is_the_first_process_of_its_container_is_no_orphan():
+    host = Host(least_workers=3).worker(7, parent=1).request(1, 7, age=60)
+    host.parents[7] = 1
+    host.passes(20)
+    assert "fewer than 3 would be left" in host.told("left-alone")[0]
+
+
+@pytest.mark.parametrize("parent", [1, 5])
+def test_a_server_of_one_process_is_ended_where_something_outside_starts_it_again(parent):
+    """Its parent may be a shell that has ended meanwhile."""
+    host = Host(respawned=True).worker(7, respawns=False, retire_signal=0, server="waitress", parent=5)
+    host.parents[7] = parent
+    host.request(1, 7, age=60)
+    host.passes(20)
+    assert host.signals() == [(7, TERM), (7, ABRT), (7, KILL)]
+    assert not any("nothing takes its place" in told for told in host.told("step"))
+
+
+def test_while_no_worker_serves_there_is_no_pause_between_two():
+    host = Host().alone()
+    for pid in (7, 8, 9):
+        host.worker(pid, threads=1).request(pid, pid, age=60)
+    host.passes(20)
+    at = {pid: when for when, pid, number in host.sent if number == TERM}
+    assert sorted(host.signals()) == sorted(
+        (pid, number) for pid in (7, 8, 9) for number in (TERM, ABRT, KILL)
+    )
+    assert at[9] - at[7] < 10
+
+
+def test_workers_whose_other_threads_do_not_run_either_serve_nobody():
+    """C code in one thread may hold the interpreter's lock."""
+    host = Host().alone()
+    for pid in (7, 8):
+        host.worker(pid, threads=4, last_seen_seconds=1e6).request(pid, pid, age=60)
+    host.passes(12)
+    assert {pid for pid, _ in host.signals()} == {7, 8}
+
+
+def test_as_long_as_one_worker_serves_there_is_a_pause_between_two():
+    host = Host().alone()
+    for pid in (7, 8):
+        host.worker(pid, threads=1).request(pid, pid, age=60)
+    host.worker(9, threads=1)
+    host.passes(12)
+    assert {pid for pid, _ in host.signals()} == {7}
 
 
 def test_a_worker_that_is_not_on_the_scoreboard_is_only_spoken_of():

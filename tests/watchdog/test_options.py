@@ -49,6 +49,49 @@ def server(uid):
     return SimpleNamespace(cfg=SimpleNamespace(uid=uid))
 
 
+class Worker:
+    """The base of gunicorn's worker classes, by its name."""
+
+
+class SyncWorker(Worker):
+    """Serves one request at a time."""
+
+
+class ThreadWorker(Worker):
+    """Serves several requests at once."""
+
+
+def gunicorn(worker_class, timeout=30, graceful_timeout=30):
+    cfg = SimpleNamespace(uid=os.geteuid(), timeout=timeout, graceful_timeout=graceful_timeout)
+    return SimpleNamespace(cfg=cfg, worker_class=worker_class)
+
+
+@pytest.mark.parametrize(
+    ("arbiter", "said"),
+    [
+        (gunicorn(SyncWorker), "gunicorn's timeout of 30 s ends a sync worker before the watchdog's"),
+        (gunicorn(SyncWorker, timeout=190), None),
+        (gunicorn(SyncWorker, timeout=0), None),
+        (gunicorn(ThreadWorker), "gunicorn's graceful_timeout of 30 s cuts off the requests of a"),
+        (gunicorn(ThreadWorker, graceful_timeout=34), None),
+        (server(os.geteuid()), None),
+        (None, None),
+    ],
+)
+def test_settings_of_the_server_that_defeat_it_are_said_once(started, caplog, arbiter, said):
+    guardrails.watchdog()(arbiter)
+    assert len(started) == 1
+    assert [message for message in caplog.messages if said and said in message] == caplog.messages
+    assert len(caplog.messages) == (said is not None)
+
+
+def test_the_warning_names_a_setting_that_is_enough(started, caplog):
+    guardrails.watchdog(timeout="60s")(gunicorn(SyncWorker))
+    guardrails.watchdog(timeout="60s")(gunicorn(SyncWorker, timeout=70))
+    (said,) = caplog.messages
+    assert said.endswith("set gunicorn's timeout to 70 or more, or the watchdog's to less")
+
+
 def test_the_defaults_are_the_same_wherever_they_are_written():
     assert on_the_command_line() == guardrails.watchdog()
     assert guardrails.watchdog().policy == Policy()

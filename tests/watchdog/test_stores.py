@@ -156,3 +156,29 @@ def test_what_lasts_is_said_again_each_hour(host, caplog):
         names(stores)
         host.passes(900)
     assert [message[:30] for message in caplog.messages] == ["watchdog: there is no store ne"] * 3
+
+
+def test_the_stores_of_other_sites_are_neither_opened_nor_spoken_of(host, caplog):
+    host.serves("shop")
+    host.serves("blog")
+    host.opened[-1].switch("dry-run")
+    caplog.clear()
+    caplog.set_level("INFO")
+
+    assert names(host.watchdog(parent=1_234_567)) == []
+    assert names(host.watchdog("shop")) == ["shm:shop"]
+
+    opened = {name for stores in host.watched_by for name in stores._opened}
+    assert opened == {"shop"}
+    assert "blog" not in caplog.text
+
+
+def test_a_damaged_file_is_no_store_with_workers(host, caplog):
+    host.serves("shop")
+    (file,) = host.folder.glob("shop.*")
+    file.with_name(file.name.replace("shop", "cut")).write_bytes(file.read_bytes()[:5000])
+    file.with_name(file.name.replace("shop", "wrong")).write_bytes(b"x" * 5000)
+    for damaged in ("cut", "wrong"):
+        file.with_name(file.name.replace("shop", damaged)).chmod(0o600)
+    assert names(host.watchdog()) == ["shm:shop"]
+    assert caplog.text == ""

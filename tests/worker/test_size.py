@@ -3,15 +3,17 @@
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 import guardrails
 from guardrails import SpeedLimit, testing
-from guardrails.worker import memory, process, retire, size_guard
+from guardrails.worker import memory, process, retire, size_guard, usage
 
 MB = 1 << 20
 
@@ -99,6 +101,39 @@ def test_a_limit_of_all_that_is_in_memory_counts_the_shared_too(worker):
     worker.shared = 90 * MB
     worker.grow(101)
     assert worker.signals == [15]
+
+
+def test_too_many_open_files_retire_a_worker_before_it_drops_connections(worker, caplog, monkeypatch):
+    monkeypatch.setattr(usage, "open_files", lambda: 10 + worker.resident // MB)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    worker.under(unshared=None, files="50%")
+    worker.grow(soft // 2 - 11)
+    assert worker.signals == []
+    worker.grow(20)
+    assert worker.signals == [15]
+    assert re.search(rf"has {soft // 2 + 19} open files of {soft}, after 2 requests and", caplog.text)
+
+
+def test_a_number_of_files_and_of_threads_is_a_limit_too(worker, caplog):
+    worker.under(unshared=None, files=100_000, threads=64)
+    worker.grow(5000)
+    assert worker.signals == []
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(65)]
+    for thread in threads:
+        thread.start()
+    worker.grow(0)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert worker.signals == [15]
+    assert re.search(r"size: worker \d+ has \d+ threads, after 2 requests and", caplog.text)
+
+
+def test_files_and_threads_alone_set_no_limit_of_memory(worker):
+    assert guardrails.size_limit(files="90%").share is None
+    assert guardrails.size_limit(threads=100).share is None
+    assert guardrails.size_limit("80%", files="90%").share == 0.8
 
 
 def test_the_dear_look_is_taken_only_beyond_the_limit_and_once_a_second(worker):
@@ -214,6 +249,10 @@ def test_a_look_that_fails_costs_nobody_a_response(worker, monkeypatch, caplog):
         ({"unshared": "120%"}, "unshared: '120%' is not a percentage from 1 to 100"),
         ({"jitter": 0.1}, "jitter: 0.1 is not a percentage from 1 to 100: write such as"),
         ({"resident": "1K"}, "resident: '1K' is less than any worker needs"),
+        ({"files": "many"}, "files: 'many' is neither a number nor a percentage: write such as"),
+        ({"files": "0%"}, "files: '0%' is not a percentage from 1 to 100"),
+        ({"files": 3}, "files: 3 is not a whole number from 16"),
+        ({"threads": "90%"}, "threads: '90%' is not a whole number from 2"),
         ({"every": 0}, "every: 0 is not a whole number from 1"),
         ({"jitter": "100%"}, "jitter: '100%' could lower the limit to nothing"),
         ({"evry": 5}, "size_limit: 'evry' is not an option: write every; the options are every, "),

@@ -31,7 +31,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, Worker, WorkerFacts
+from guardrails.store.records import (
+    Death,
+    GuardCounters,
+    InFlight,
+    Penalty,
+    Records,
+    Worker,
+    WorkerFacts,
+)
 
 log = logging.getLogger("guardrails")
 
@@ -369,6 +377,13 @@ class Store(Protocol):
 
     def workers(self) -> Records[Worker]:
         """Return the living processes that serve requests with this store."""
+
+    def deaths(self, after: int = 0) -> Records[Death]:
+        """Return the workers that died, with the requests that they had in flight, the oldest first.
+
+        Args:
+            after: the number of the last record that the caller knows; 0 for all that are kept.
+        """
 
     def register(self, facts: WorkerFacts) -> None:
         """Show this process among the workers. A second call replaces what the first one said.

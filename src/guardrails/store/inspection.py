@@ -27,10 +27,10 @@ def requests(file: StoreFile) -> Records[InFlight]:
             pid=words[row + layout.R_PID],
             generation=generation,
             age_seconds=(now - words[row + layout.R_STARTED]) / 1_000_000,
-            client=_text(client),
-            method=_text(method),
-            host=_text(host),
-            path=_text(path),
+            client=text_of(client),
+            method=text_of(method),
+            host=text_of(host),
+            path=text_of(path),
             slots=len(file.held_slots(row)),
             thread=words[row + layout.R_THREAD],
             process_start=words[row + layout.R_START],
@@ -115,5 +115,6 @@ def reset(file: StoreFile, _first: None, _second: None, _number: int) -> None:
         file.words[record + layout.L_MEAN] = 0
 
 
-def _text(padded: bytes) -> str:
+def text_of(padded: bytes) -> str:
+    """Return a text of a row without its padding."""
     return padded.rstrip(b"\0").decode("latin-1")

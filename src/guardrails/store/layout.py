@@ -5,7 +5,7 @@
     2048   the mutex (64 bytes reserved; a robust pthread mutex takes 40)
     4096   the sections, each on a 64-byte border
 
-Sections of layout 3
+Sections of layout 4
     cells     16 bytes: a keyed hash, and a word of gcra.py. Fifteen more than a power of two, so
               that a probe never wraps.
     totals    16 bytes: a keyed hash, and how many rows hold that slot. It is derived from the rows.
@@ -21,17 +21,20 @@ Sections of layout 3
     slots     256 bytes: name hash, mean service time; text of the name.
     workers   128 bytes: pid (0: free), start time, pid namespace, started, last seen, requests
               served, parent, threads, flags, retiring since; text of the server's name.
+    deaths    320 bytes: a request that was in flight when its worker died, or a worker that died
+              without one. Words: number (0: none), pid, start time, pid namespace, parent, found
+              dead, started (0: no request), how many requests the worker had; then text as in a row.
 
 A change to the meaning of a byte raises `LAYOUT`. The layout is part of the file's name, so a version
-with another layout makes a file of its own and starts with empty counts. Layout 3 is layout 2 without
-the sections `bans` and `accounts`, which were reserved and never used.
+with another layout makes a file of its own and starts with empty counts. Layout 4 is layout 3 with the
+section `deaths`.
 """
 
 import struct
 from typing import NamedTuple
 
 MAGIC = int.from_bytes(b"guardrls", "little")
-LAYOUT = 3
+LAYOUT = 4
 HEADER_BYTES = 4096
 MUTEX_OFFSET = 2048
 MUTEX_BYTES = 64
@@ -138,9 +141,24 @@ WORKER_WORDS = 16
 WORKER_SEEN = struct.Struct("=2Q")
 WORKER_NAME_OFFSET = 96
 WORKER_NAME_BYTES = 32
-RESPAWNS, INTERRUPTIBLE, STACKS_BY_SIGNAL = 1, 2, 4
+RESPAWNS, INTERRUPTIBLE, STACKS_BY_SIGNAL, EXITED = 1, 2, 4, 8
 RETIRE_SHIFT, DUMP_SHIFT, SIGNAL_MASK = 8, 16, 0xFF
-"""Flags: see `WorkerFacts`. The numbers of the two signals are in the bits above."""
+"""Flags: see `WorkerFacts`. The numbers of the two signals are in the bits above. EXITED: the worker
+has exited in order, or its death is recorded."""
+
+# Death words.
+(
+    D_NUMBER,
+    D_PID,
+    D_START,
+    D_NAMESPACE,
+    D_PARENT,
+    D_DIED,
+    D_BEGAN,
+    D_IN_FLIGHT,
+) = range(8)
+D_TEXT = 8
+DEATH_WORDS = 40
 
 _DIRECTORY_OFFSET = 256
 _ENTRY = struct.Struct("=8s5Q")
@@ -180,6 +198,7 @@ def plan(clients: int, rows: int) -> Layout:
         "guards": (RECORD_WORDS * 8, 128),
         "slots": (RECORD_WORDS * 8, 128),
         "workers": (WORKER_WORDS * 8, 256),
+        "deaths": (DEATH_WORDS * 8, 128),
     }
     offset, sections = HEADER_BYTES, {}
     for name, (stride, count) in sizes.items():
@@ -210,7 +229,7 @@ def fits(sections: dict[str, Section], size: int) -> bool:
     """Return whether all sections that this version uses lie within the file."""
     strides = {"cells": 16, "totals": 16, "rows": ROW_WORDS * 8}
     strides |= dict.fromkeys(("guards", "slots"), RECORD_WORDS * 8)
-    strides["workers"] = WORKER_WORDS * 8
+    strides |= {"workers": WORKER_WORDS * 8, "deaths": DEATH_WORDS * 8}
     for name, stride in strides.items():
         section = sections.get(name)
         if section is None or section.stride != stride or section.offset % 64:

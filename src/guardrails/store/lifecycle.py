@@ -42,6 +42,7 @@ from guardrails.store.layout import (
     RETIRED_MOVED,
     SECRET_BYTES,
 )
+from guardrails.store.processes import Owner
 
 log = logging.getLogger("guardrails")
 
@@ -151,15 +152,55 @@ def release(file: StoreFile) -> None:
     file.close()
 
 
-def stores_in(folder: Path) -> dict[str, bool]:
-    """Return the stores in a folder that this version can read: by name, whether each is private."""
+def stores_in(folder: Path) -> dict[str, Path]:
+    """Return the files of the stores in a folder that this version can read, by the store's name."""
     suffix = f".{directory.file_suffix()}"
     found = {}
     for path in sorted(folder.glob(f"*{suffix}*")):
         name = path.name.removesuffix(_PRIVATE)
         if name.endswith(suffix):
-            found[name.removesuffix(suffix)] = name != path.name
+            found[name.removesuffix(suffix)] = path
     return found
+
+
+def is_private(path: Path) -> bool:
+    """Return whether the last process that closes a store's file removes the file."""
+    return path.name.endswith(_PRIVATE)
+
+
+def registered_in(path: Path) -> list[tuple[Owner, int]]:
+    """Return the processes in a store's table of workers, dead ones too, each with its parent.
+
+    The store is not opened: nothing is mapped, locked, written or logged.
+
+    Args:
+        path: the file of the store.
+
+    Returns:
+        The processes; none where there is no such file, or none that this version can read.
+    """
+    with suppress(OSError, StoreError):
+        descriptor = directory.open_existing(path)
+        if descriptor is None:
+            return []
+        try:
+            size = directory.verify_file(descriptor, path).st_size
+            header = os.pread(descriptor, layout.HEADER_BYTES, 0)
+            if _problem(header, size) is not None:
+                return []
+            sections = layout.read_directory(memoryview(header))
+            if layout.fits(sections, size):
+                table = sections["workers"]
+                content = os.pread(descriptor, table.stride * table.records, table.offset)
+                words = memoryview(content).cast("Q")
+                return [
+                    (Owner(*words[at : at + 3]), words[at + layout.W_PARENT])
+                    for at in range(0, len(words), layout.WORKER_WORDS)
+                    if words[at + layout.W_PID]
+                ]
+        finally:
+            os.close(descriptor)
+    return []
 
 
 def _open_in(folder: Path, spec: FileSpec, *, create: bool) -> StoreFile | None:
@@ -299,7 +340,7 @@ def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
         new.words[word] = old.words[word]
     new.words[H_NUMBER] = max(old.words[H_NUMBER], old.words[H_UNDER_WAY], without) + 1
     new.words[H_PENALIZED_UNTIL] = old.words[H_PENALIZED_UNTIL]
-    for name in ("guards", "slots", "rows", "workers"):
+    for name in ("guards", "slots", "rows", "workers", "deaths"):
         source, target = old.sections[name], new.sections[name]
         length = min(source.records, target.records) * source.stride
         new.buffer[target.offset : target.offset + length] = old.buffer[

@@ -11,6 +11,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from guardrails.errors import StoreError
 from guardrails.store.processes import Owner, is_dead, pid_namespace
 
 STACKS, CONTROL = "stack", "control"
@@ -39,6 +40,38 @@ def remove_files_of_dead(folder: Path | None = None) -> None:
                 if owner is not None and owner.namespace == namespace and is_dead(owner, namespace):
                     with suppress(OSError):
                         path.unlink()
+
+
+def open_file_of(kind: str, owner: Owner, flags: int) -> int | None:
+    """Open the file of another process, also after a cleaner of /dev/shm has removed its name.
+
+    Args:
+        kind: STACKS or CONTROL.
+        owner: the process.
+        flags: as for `os.open`.
+
+    Returns:
+        A descriptor; None where the process has no such file, or another user could have made it.
+    """
+    from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
+
+    name = file_name(kind, owner)
+    flags |= os.O_CLOEXEC
+    for folder in directory.folders():
+        with suppress(OSError, StoreError):
+            directory.verify_folder(folder)
+            return os.open(folder / name, flags | os.O_NOFOLLOW)
+    if owner.namespace != pid_namespace():
+        return None
+    with suppress(OSError):
+        # The process still has it open, by the name that it had in a folder of this user.
+        for path in Path(f"/proc/{owner.pid}/fd").iterdir():
+            with suppress(OSError):
+                if str(path.readlink()).endswith(f"/{name} (deleted)") and not is_dead(
+                    owner, owner.namespace
+                ):
+                    return os.open(path, flags)
+    return None
 
 
 def is_used(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """What the system knows of a process: whether it is alive, its start, its resources, its limits."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class ProcessFacts(NamedTuple):
         cpu_seconds: the CPU time that it has used, in seconds.
         age_seconds: the time since its start, in seconds.
         resident_bytes: its resident memory, in bytes.
+        is_waiting: whether its first thread waits, for a connection or for anything else.
     """
 
     start: int
@@ -40,6 +42,7 @@ class ProcessFacts(NamedTuple):
     cpu_seconds: float
     age_seconds: float
     resident_bytes: int
+    is_waiting: bool
 
 
 def this_process() -> Owner:
@@ -113,7 +116,17 @@ def process_facts(pid: int) -> ProcessFacts | None:
         cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
         age_seconds=_age(int(fields[19])),
         resident_bytes=int(fields[21]) * _PAGE,
+        is_waiting=fields[0] == b"S",
     )
+
+
+def children_of(pid: int) -> set[int]:
+    """Return the pids of a process's children; nothing where the system does not tell."""
+    children: set[int] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children.update(map(int, path.read_bytes().split()))
+    return children
 
 
 def limit_numbers() -> dict[str, int]:

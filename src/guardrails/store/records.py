@@ -119,11 +119,50 @@ class Worker(NamedTuple):
         return Owner(self.pid, self.process_start, self.namespace)
 
 
-Record = TypeVar("Record", InFlight, Worker)
+class Death(NamedTuple):
+    """A worker that died, with one request that it had in flight then.
+
+    A worker with several requests in flight has a record for each, up to 16.
+
+    Attributes:
+        number: the number of the record; later ones have higher numbers.
+        pid: the process that died.
+        process_start: when it was started, in clock ticks since boot.
+        namespace: the pid namespace in which `pid` is meant.
+        parent: the process id of its parent; 0 where that is not known.
+        seconds_ago: the time since its death was found, in seconds.
+        in_flight: how many requests it had in flight; 0 where it had none.
+        age_seconds: how long before that the request had begun, in seconds; None without a request.
+        client: the client's address.
+        method: the request's method.
+        host: the request's host.
+        path: its path, cut at 128 bytes.
+    """
+
+    number: int
+    pid: int
+    process_start: int
+    namespace: int
+    parent: int
+    seconds_ago: float
+    in_flight: int
+    age_seconds: float | None
+    client: str
+    method: str
+    host: str
+    path: str
+
+    @property
+    def owner(self) -> Owner:
+        """The process, told apart from every other."""
+        return Owner(self.pid, self.process_start, self.namespace)
+
+
+Record = TypeVar("Record", InFlight, Worker, Death)
 
 
 class Records(list[Record]):
-    """A list of requests or of workers that can be written as JSON."""
+    """A list of requests, workers or deaths that can be written as JSON."""
 
     def to_json(self) -> str:
         """Return a JSON array with one object for each record, its fields by name."""

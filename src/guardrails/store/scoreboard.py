@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
 def entry(file: StoreFile, facts: WorkerFacts) -> Entry:
     """Gather what `register` writes for this process. It examines processes: not under the lock."""
-    return Entry(facts, process_facts(file.owner.pid), _dead_entries(file))
+    return Entry(facts, process_facts(file.owner.pid), dead_entries(file))
 
 
 def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool:
@@ -78,8 +78,8 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     words = file.words
     facts, system, dead = entry
     place = free = 0
-    for at in _entries(file):
-        owner = _owner(file, at)
+    for at in entries(file):
+        owner = owner_of_entry(file, at)
         if owner == file.owner:
             place = at
             break
@@ -89,7 +89,7 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
         place = free
     if not place:
         return False
-    known = _owner(file, place) == file.owner
+    known = owner_of_entry(file, place) == file.owner
     now = file.clock()
     if not known:
         for word in range(place, place + WORKER_WORDS):
@@ -119,11 +119,13 @@ def register(file: StoreFile, entry: Entry, _second: None, _number: int) -> bool
     return True
 
 
-def _dead_entries(file: StoreFile) -> frozenset[int]:
-    """The first words of the entries whose processes are dead."""
+def dead_entries(file: StoreFile) -> frozenset[int]:
+    """Return the first words of the entries whose processes are dead."""
     namespace = file.owner.namespace
     return frozenset(
-        at for at in _entries(file) if file.words[at + W_PID] and is_dead(_owner(file, at), namespace)
+        at
+        for at in entries(file)
+        if file.words[at + W_PID] and is_dead(owner_of_entry(file, at), namespace)
     )
 
 
@@ -138,8 +140,8 @@ def workers(file: StoreFile) -> Records[Worker]:
         in_flight[owner] += 1
         latest[owner] = max(latest.get(owner, 0), words[row + R_STARTED])
     found: Records[Worker] = Records()
-    for at in _entries(file):
-        owner = _owner(file, at)
+    for at in entries(file):
+        owner = owner_of_entry(file, at)
         if not owner.pid or is_dead(owner, file.owner.namespace):
             continue
         same_namespace = owner.namespace == file.owner.namespace
@@ -184,8 +186,8 @@ def begin_retiring(file: StoreFile, _first: None, _second: None, _number: int) -
     words = file.words
     now = file.clock()
     own_entry = 0
-    for at in _entries(file):
-        if _owner(file, at) == file.owner:
+    for at in entries(file):
+        if owner_of_entry(file, at) == file.owner:
             own_entry = at
             continue
         since = words[at + W_RETIRING]
@@ -198,8 +200,8 @@ def begin_retiring(file: StoreFile, _first: None, _second: None, _number: int) -
 
 def mark_retiring(file: StoreFile, owner: Owner, _second: None, _number: int) -> None:
     """Mark a worker as retiring that another process has told to end."""
-    for at in _entries(file):
-        if _owner(file, at) == owner:
+    for at in entries(file):
+        if owner_of_entry(file, at) == owner:
             file.words[at + W_RETIRING] = file.clock()
 
 
@@ -241,12 +243,14 @@ def penalize(
     return Penalty(len(charged), banned)
 
 
-def _entries(file: StoreFile) -> range:
+def entries(file: StoreFile) -> range:
+    """Return the first words of all entries of the table, free ones too."""
     section = file.sections["workers"]
     return range(section.word, section.word + section.records * WORKER_WORDS, WORKER_WORDS)
 
 
-def _owner(file: StoreFile, at: int) -> Owner:
+def owner_of_entry(file: StoreFile, at: int) -> Owner:
+    """Return the process of an entry; its pid is 0 where the entry is free."""
     return Owner(file.words[at + W_PID], file.words[at + W_START], file.words[at + W_NAMESPACE])
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrails.errors import InsideError, StoreBusyError, StoreError
-from guardrails.store import inspection, layout, lifecycle, process_files, scoreboard
+from guardrails.store import dead_workers, inspection, layout, lifecycle, process_files, scoreboard
 from guardrails.store.contract import (
     ON,
     REAP_INTERVAL,
@@ -43,7 +43,15 @@ from guardrails.store.contract import (
 from guardrails.store.engine import decisions, leaving
 from guardrails.store.engine.file import LostError, StoreFile
 from guardrails.store.layout import H_NUMBER, H_RETIRED, H_SWITCHED
-from guardrails.store.records import GuardCounters, InFlight, Penalty, Records, Worker, WorkerFacts
+from guardrails.store.records import (
+    Death,
+    GuardCounters,
+    InFlight,
+    Penalty,
+    Records,
+    Worker,
+    WorkerFacts,
+)
 
 log = logging.getLogger("guardrails")
 
@@ -125,10 +133,11 @@ class SharedStore:
                 open_request.entered = entered
             elif outcome is decisions.REAP_FIRST:
                 self._reap(file)
+            elif file.now >= self._name_check_at and self._was_removed(file):
+                # Nothing would show the request there, so it enters again, in the new file.
+                open_request.entered = entered
             else:
                 break
-        if file.now >= self._name_check_at:
-            self._check_name(file)
         if type(outcome) is str:
             raise StoreError(outcome)
         result: EnterResult | None = outcome
@@ -166,6 +175,9 @@ class SharedStore:
     def workers(self) -> Records[Worker]:
         process_files.remove_files_of_dead()
         return scoreboard.workers(self._reaped_file())
+
+    def deaths(self, after: int = 0) -> Records[Death]:
+        return dead_workers.deaths(self._reaped_file(), after)
 
     def register(self, facts: WorkerFacts) -> None:
         pid = os.getpid()
@@ -310,10 +322,9 @@ class SharedStore:
             # It was removed, or another one has its name: the old content counts no longer.
             self._file = None
             file = self._usable(os.getpid())
-        dead = inspection.rows_of_dead(file)
-        if dead:
-            with suppress(StoreBusyError):
-                self._call(file.pid, StoreFile.drop_rows, dead, 0)
+        dead = dead_workers.left_by_dead(file)
+        if dead.rows or dead.workers:
+            self._bury(file, dead, 0)
         return file
 
     def _lock_timed_out(self, file: StoreFile, now: float) -> None:
@@ -341,15 +352,17 @@ class SharedStore:
         # A store opened with create=False takes no lock on it, and workers may open it later only.
         self._successor = None if self.create else successor
 
-    def _check_name(self, file: StoreFile) -> None:
+    def _was_removed(self, file: StoreFile) -> bool:
         """Check once a second whether an operator or a cleaner of /dev/shm has removed the file."""
         self._name_check_at = file.now + _NAME_CHECK_INTERVAL
         if not lifecycle.is_current(file) and self._file is file:
             self._file = None
-        elif not self._is_registered and self._facts is not None and self._facts_pid == file.pid:
+            return True
+        if not self._is_registered and self._facts is not None and self._facts_pid == file.pid:
             # The lock could not be taken when this process registered.
             with suppress(StoreError):
                 self.register(self._facts)
+        return False
 
     def _reap(self, file: StoreFile, *, this_process_too: bool = False) -> None:
         """Free the rows of dead processes, and the slots that were held for too long.
@@ -364,13 +377,21 @@ class SharedStore:
         now = file.clock()
         file.reap_at = now + REAP_INTERVAL
         now = now if self.create else 0
+        self._bury(file, dead_workers.left_by_dead(file, this_process_too=this_process_too), now)
+
+    def _bury(self, file: StoreFile, dead: dead_workers.Dead, now: int) -> None:
+        """Record the deaths of workers, free what they have left, and log what their requests were."""
         with suppress(StoreBusyError):
-            self._call(
-                file.pid,
-                StoreFile.drop_rows,
-                inspection.rows_of_dead(file, this_process_too=this_process_too),
-                now,
-            )
+            before, last = self._call(file.pid, dead_workers.bury, dead, now)
+            if last > before and self.create:  # a watchdog tells of them in its own log
+                dead_workers.report(dead_workers.deaths(file, before))
+
+    def _exit(self) -> None:
+        """Note that this process exits in order, and close the store."""
+        if self._file is not None and self._facts_pid == self._file.pid == os.getpid():
+            with suppress(StoreError):
+                self._call(self._facts_pid, dead_workers.mark_exited, None, None)
+        self.close()
 
 
 _opened: dict[tuple[int, Path], object] = {}
@@ -394,4 +415,4 @@ def _close_at_exit(store: SharedStore) -> None:
 def _close_all() -> None:
     for store in list(_open_stores):
         with suppress(Exception):
-            store.close()
+            store._exit()  # noqa: SLF001 - a part of the class

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from guardrails.store.processes import Owner, is_dead, pid_namespace, process_facts
 from guardrails.store.records import InFlight, Worker
 from guardrails.watchdog import stack_dump
 from guardrails.watchdog.pidfd import open_process
-from guardrails.worker import control_pipe, stacks
+from guardrails.worker import control_pipe, memory, stacks
+from guardrails.worker.extra_worker import ExtraWorker, can_add_worker
+
+log = logging.getLogger("guardrails.watch")
 
 
 class System(Protocol):
@@ -37,6 +42,15 @@ class System(Protocol):
 
     def interrupt(self, worker: Worker, request: InFlight) -> bool:
         """Have a request ended by an exception; return whether the worker took the command."""
+
+    def add_worker(self, worker: Worker) -> ExtraWorker | None:
+        """Have the server of a worker start one more; return None where that cannot be."""
+
+    def oom_file(self, pid: int) -> Path | None:
+        """Return the file that counts the OOM kills of a process's cgroup; None without one."""
+
+    def oom_kills(self, file: Path) -> int | None:
+        """Return how many processes of a cgroup were killed for lack of memory; None if unreadable."""
 
 
 class Processes:
@@ -102,3 +116,21 @@ class Processes:
         return control_pipe.send_command(
             worker.owner, control_pipe.INTERRUPT, request.generation, request.thread
         )
+
+    def add_worker(self, worker: Worker) -> ExtraWorker | None:
+        """By a signal to gunicorn's master."""
+        if not can_add_worker(worker.server) or self.parent(worker.pid) != worker.parent:
+            return None
+        try:
+            return ExtraWorker(worker.parent)
+        except OSError as error:
+            log.info("watchdog: no worker is added: %s", error)
+            return None
+
+    def oom_file(self, pid: int) -> Path | None:
+        """As /proc says."""
+        return memory.oom_file(Path(f"/proc/{pid}"))
+
+    def oom_kills(self, file: Path) -> int | None:
+        """As the kernel says."""
+        return memory.oom_kills(file)

@@ -1,12 +1,14 @@
 """The steps that end an overdue request, for one worker at a time.
 
 1. The request is ended by an exception, where its worker allows that.
-2. The worker retires in its server's own way: it takes no more requests, and the others that it has
-   may end. A worker without such a way is left alone until they have ended.
-3. SIGTERM, SIGABRT and SIGKILL.
+2. If no other worker accepts connections, the server is asked to start one more.
+3. The worker retires in its server's own way: it takes no more requests, and the others that it has
+   may end. A worker without such a way is left alone until they have ended, and so is the last one
+   that accepts connections where no other can be started.
+4. SIGTERM, SIGABRT and SIGKILL.
 
 Before each step the escalation looks whether the process and the request are still the same. The
-watchdog never ends a worker that has no supervisor to restart it. A step that fails is tried again.
+watchdog ends only workers that rules.py allows. A step that fails is tried again.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import signal
 from collections.abc import Callable
 
 from guardrails.store.processes import Owner
-from guardrails.store.records import InFlight, Worker
+from guardrails.store.records import InFlight
 from guardrails.units import MICROSECONDS
 from guardrails.watchdog.actions import System
 from guardrails.watchdog.overdue import OverdueRequest, ScoreboardView
 from guardrails.watchdog.policy import Policy
 from guardrails.watchdog.report import WatchdogReporter, requests_text
+from guardrails.watchdog.rules import EndingRules
+from guardrails.worker.extra_worker import START_SECONDS
 
 log = logging.getLogger("guardrails.watch")
 
@@ -31,7 +35,7 @@ _PENALIZE_TRIES = 10
 _RETIRE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 """The signals that a worker may name as its server's way to retire it."""
 
-INTERRUPT, RETIRE, WAIT, GIVE_UP = "interrupt", "retire", "wait", "give up"
+INTERRUPT, ADD, RETIRE, WAIT, GIVE_UP = "interrupt", "add", "retire", "wait", "give up"
 """The steps that are named. Any other step is the number of a signal."""
 
 _EXCEPTION = "an exception in its thread"
@@ -65,15 +69,20 @@ class Escalation:
         self._monotonic = monotonic
         self._next_worker_at = 0.0
         self._last_steps: dict[Owner, str] = {}
-        self._ending: set[Owner] = set()
+        self._rules = EndingRules(policy, system, view)
 
     def must_wait(self, overdue: OverdueRequest) -> bool:
-        """Whether another worker was sent a signal a moment ago, and this one was sent none yet."""
-        return not overdue.is_under_way and self._monotonic() < self._next_worker_at
+        """Whether another worker was sent a signal a moment ago, and this one was sent none yet.
+
+        Where no worker of the server takes further requests, there is nothing to wait for.
+        """
+        if overdue.is_under_way or self._monotonic() >= self._next_worker_at:
+            return False
+        return self._rules.server_is_healthy(overdue.worker)
 
     def plan(self, overdue: OverdueRequest) -> bool:
         """Choose the steps against a request; return whether there are any now."""
-        reason = self._reason_against(overdue)
+        reason = self._rules.reason_against(overdue)
         steps = self._steps(overdue, reason)
         if steps:
             # Steps that were taken before a store failed are not taken again.
@@ -97,6 +106,7 @@ class Escalation:
     def request_ended(self, overdue: OverdueRequest) -> None:
         """Note that a request is no longer in flight, and is no longer in the view."""
         owner = overdue.request.owner
+        _hand_back(overdue)
         signalled = self._last_steps.get(owner)
         if not self._view.overdue_in_worker(overdue):
             self._last_steps.pop(owner, None)
@@ -108,37 +118,15 @@ class Escalation:
         # A worker that is told to end does so a moment after its last request.
         self._report.request_ended(overdue, self._policy.signal_interval if signalled else 0.0)
 
+    def close(self) -> None:
+        """Take no further step."""
+        if self.current is not None:
+            _hand_back(self.current)
+
     def forget_ended_workers(self) -> None:
         """Forget the workers that have ended after a signal."""
-        self._ending = {owner for owner in self._ending if self._system.is_there(owner)}
-
-    def _reason_against(self, overdue: OverdueRequest) -> str | None:
-        """Why the worker must not be ended; None when it may be."""
-        worker = overdue.worker
-        why = None
-        if self._policy.dry_run:
-            return "only reported, since this is a dry run"
-        if overdue.request.namespace != self._system.namespace():
-            why = "it runs in another container"
-        elif worker is None:
-            why = "it is not on the scoreboard, so it is unknown whether it would be restarted"
-        elif not worker.respawns:
-            why = f"{worker.server} has no supervisor that would restart it"
-        elif not worker.parent or self._system.parent(worker.pid) != worker.parent:
-            why = "the process that would restart it has ended"
-        elif self._left_without(worker) < self._policy.least_workers:
-            why = f"fewer than {self._policy.least_workers} would be left"
-        return None if why is None else f"its worker is not ended, since {why}"
-
-    def _left_without(self, worker: Worker) -> int:
-        """How many other workers of its server serve, whatever their stores."""
-        return sum(
-            other.pid != worker.pid
-            and (other.namespace, other.parent) == (worker.namespace, worker.parent)
-            and other.state != "retiring"
-            and other.owner not in self._ending
-            for other in self._view.workers.values()
-        )
+        ending = self._view.ending
+        ending -= {owner for owner in ending if not self._system.is_there(owner)}
 
     def _steps(self, overdue: OverdueRequest, reason: str | None) -> list[str | int]:
         """The steps that may be taken; at most the exception where the worker must not be ended."""
@@ -153,7 +141,12 @@ class Escalation:
             steps.append(INTERRUPT)
         if reason is not None:
             return steps
-        steps.append(RETIRE if worker.retire_signal in _RETIRE_SIGNALS else WAIT)
+        if worker.retire_signal not in _RETIRE_SIGNALS:
+            steps.append(WAIT)
+        elif self._rules.nobody_accepts_without(worker):
+            steps += [ADD, RETIRE]
+        else:
+            steps.append(RETIRE)
         signals = [signal.SIGTERM, signal.SIGABRT, signal.SIGKILL]
         return [*steps, *(each for each in signals if each != worker.retire_signal), GIVE_UP]
 
@@ -164,9 +157,10 @@ class Escalation:
             self._report.survived(overdue)
             self._give_up(overdue)
             return
-        reason = self._reason_against(overdue) if step != INTERRUPT else None
+        reason = self._rules.reason_against(overdue) if step != INTERRUPT else None
         if step is None or reason is not None:
             self.current, overdue.steps = None, []
+            _hand_back(overdue)
             if reason is not None:
                 self._report.left_alone(overdue, reason)
             return
@@ -186,7 +180,9 @@ class Escalation:
         assert worker is not None  # noqa: S101 - without a worker there are no steps
         policy, others = self._policy, self._view.others_in_worker(overdue)
         wait: float | None
-        if not (self._penalize(overdue) if step == INTERRUPT else self._penalize_all(overdue)):
+        if step == ADD:
+            wait = self._add_worker(overdue)
+        elif not (self._penalize(overdue) if step == INTERRUPT else self._penalize_all(overdue)):
             wait = None
         elif step == INTERRUPT:
             overdue.is_interrupted = True
@@ -198,11 +194,19 @@ class Escalation:
             if others:
                 self._report.step(overdue, f"waiting for {requests_text(others)} beside it", WAIT)
             wait = policy.grace if others else 0.0
+        elif step == RETIRE and overdue.extra is not None and not overdue.extra.has_come():
+            _hand_back(overdue)
+            self._wait_instead(overdue)
+            wait = None
         elif step == RETIRE:
             what = f"retiring ({signal.Signals(worker.retire_signal).name})"
             if others:
                 what += f", and {requests_text(others)} beside it have {policy.grace:g} s to end"
+            if self._rules.is_orphan(worker):
+                what += "; its server has ended, so nothing takes its place"
             wait = policy.grace if others else policy.signal_interval
+            # Before the signal: the server must not replace this worker when it ends.
+            _hand_back(overdue)
             wait = self._send(overdue, worker.retire_signal, what, wait)
         else:
             what = signal.Signals(int(step)).name
@@ -210,6 +214,22 @@ class Escalation:
                 what += f", and {requests_text(others)} beside it may be lost"
             wait = self._send(overdue, int(step), what, policy.signal_interval)
         return wait
+
+    def _add_worker(self, overdue: OverdueRequest) -> float:
+        """Ask for one more worker; return how long to wait for it at most."""
+        worker = overdue.worker
+        assert worker is not None  # noqa: S101 - as above
+        overdue.extra = overdue.extra or self._system.add_worker(worker)
+        if overdue.extra is None:
+            self._wait_instead(overdue)
+            return 0.0
+        what = "another worker is started first, since no other one accepts connections"
+        self._report.step(overdue, what, ADD)
+        return START_SECONDS
+
+    def _wait_instead(self, overdue: OverdueRequest) -> None:
+        """Let the worker accept connections until its other requests have had their time to end."""
+        overdue.steps = [WAIT if step == RETIRE else step for step in overdue.steps]
 
     def _send(self, overdue: OverdueRequest, number: int, what: str, wait: float) -> float | None:
         """Send a signal, after a last look whether the request is still in flight. As `_take`."""
@@ -225,7 +245,7 @@ class Escalation:
             self._give_up(overdue)
             return None
         self._last_steps[worker.owner] = what
-        self._ending.add(worker.owner)
+        self._view.ending.add(worker.owner)
         overdue.is_signalled = True
         earliest = self._monotonic() + self._policy.kill_interval
         self._next_worker_at = max(self._next_worker_at, earliest)
@@ -247,7 +267,12 @@ class Escalation:
         """Whether the other requests of the worker have ended before their time is over.
 
         Two looks in a row must find none: a request may have queued for the thread that became free.
+        While another worker is being started, that one is all there is to wait for.
         """
+        if overdue.extra is not None and RETIRE in overdue.steps:
+            return overdue.extra.is_ready(
+                {owner.pid for owner in self._view.workers}, self._monotonic()
+            )
         alone = not self._view.others_in_worker(overdue) and not self._view.is_partial
         overdue.looks_alone = overdue.looks_alone + 1 if alone else 0
         return overdue.looks_alone > 1 and self._monotonic() >= overdue.hurry_at
@@ -297,3 +322,9 @@ class Escalation:
         overdue.is_penalized = True
         self._report.penalized(overdue, done, self._policy.ban)
         return True
+
+
+def _hand_back(overdue: OverdueRequest) -> None:
+    """Let the server have as many workers as before, once that of a request has ended."""
+    if overdue.extra is not None:
+        overdue.extra.hand_back()

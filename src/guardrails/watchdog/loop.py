@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from guardrails.once import Once
 from guardrails.store.records import InFlight, Worker
 from guardrails.watchdog.actions import Processes, System
+from guardrails.watchdog.death_watch import DeathWatch
 from guardrails.watchdog.escalation import Escalation
 from guardrails.watchdog.events import Notify
 from guardrails.watchdog.overdue import (
@@ -72,6 +73,7 @@ class WatchdogLoop:
         self._view = ScoreboardView()
         self._report = WatchdogReporter(notify, self._has_ended, monotonic)
         self._escalation = Escalation(policy, self._system, self._report, self._view, monotonic)
+        self._deaths = DeathWatch(notify, self._system, self._view, self._is_mine, monotonic)
         self._first_time = Once(_REPEAT_SECONDS)
 
     def pause(self) -> float:
@@ -94,6 +96,11 @@ class WatchdogLoop:
             else:
                 view.failed.discard(watched.name)
         self._drop_lost_stores()
+        try:
+            self._deaths.look()
+        except Exception as error:
+            if self._first_time(("deaths", str(error)), now=self._monotonic()):
+                log.warning("watchdog: which workers have died is not known: %s", error)
         self._escalation.forget_ended_workers()
         try:
             self._act()
@@ -102,8 +109,14 @@ class WatchdogLoop:
         finally:
             self._report.report_ends()
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether the last look found a living worker of the server that is watched."""
+        return any(self._is_mine(*_server_of(each)) for each in self._view.workers.values())
+
     def close(self) -> None:
         """Report what is known by now of requests that have ended. No look follows."""
+        self._escalation.close()
         self._report.report_ends(at_once=True)
 
     def _look_at(self, watched: WatchedStore) -> None:

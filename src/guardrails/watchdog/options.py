@@ -7,6 +7,7 @@ for underscores, and is built from them. The hook of a server starts that comman
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from guardrails.watchdog.command_line import (
     watch_command,
 )
 from guardrails.watchdog.policy import Policy
+from guardrails.watchdog.server_settings import defeating_settings
 
 if TYPE_CHECKING:
     import subprocess
 
     from guardrails.watchdog.events import Notify
     from guardrails.watchdog.monitor import Monitor
+
+log = logging.getLogger("guardrails")
 
 Duration = Annotated[str | float, Metavar("TIME")]
 Size = Annotated[str | int, Metavar("SIZE")]
@@ -91,6 +95,8 @@ class Watchdog:
         Args:
             server: gunicorn's arbiter, whose settings name the user of its workers.
         """
+        for warning in defeating_settings(server, self.policy):
+            log.warning("watchdog: %s", warning)
         uid = getattr(getattr(server, "cfg", None), "uid", None)
         given = dict(self.options)
         if uid is None or uid == os.geteuid() or given["user"] is not None:
@@ -147,6 +153,7 @@ def watchdog(
     least_workers: Count = 0,
     ban: Duration | None = None,
     dry_run: bool = False,
+    respawned: bool = False,
     store: URL | None = None,
     user: Annotated[str, Metavar("NAME")] | None = None,
     on_event: Command | None = None,
@@ -190,6 +197,8 @@ def watchdog(
         least_workers: Never leave fewer workers of a server alive than this.
         ban: Time for which the client of an ended request is refused the same path. None: no ban.
         dry_run: Only report; end no request and no worker.
+        respawned: Also end a server of a single process: systemd or another supervisor outside starts
+            the server again.
         store: The store to watch, as shm:NAME; else the only store with workers. In gunicorn's
             settings the stores of its workers are found.
         user: As root, the user of the workers, by name or number. gunicorn's own is found.
@@ -290,6 +299,7 @@ def _policy(given: Mapping[str, Any]) -> Policy:
         kill_interval=parse_seconds(given["kill_interval"], "kill_interval"),
         ban=0.0 if ban is None else parse_seconds(ban, "ban"),
         dry_run=given["dry_run"],
+        respawned=given["respawned"],
     )
 
 

@@ -11,6 +11,7 @@ from guardrails.paths import plain_text
 from guardrails.store.contract import Store
 from guardrails.store.processes import Owner
 from guardrails.store.records import InFlight, Worker
+from guardrails.worker.extra_worker import ExtraWorker
 
 Key = tuple[str, Owner, int]
 
@@ -55,6 +56,8 @@ class OverdueRequest:
         self.last_step = ""
         self.is_interrupted = self.is_signalled = self.is_given_up = False
         self.failed_at = -math.inf
+        # The worker that its server was asked for, so that another one accepts connections meanwhile.
+        self.extra: ExtraWorker | None = None
         # The other requests of its worker: looks in a row that found none, and when that counts.
         self.looks_alone = 0
         self.hurry_at = 0.0
@@ -109,6 +112,7 @@ class ScoreboardView:
         failed: names of the stores that could not be read.
         workers: the workers of all stores.
         overdue: the overdue requests of all stores.
+        ending: the workers that were sent a signal, and have not ended yet.
         is_partial: whether a store could not be read when requests were counted last.
     """
 
@@ -117,6 +121,7 @@ class ScoreboardView:
         self.failed: set[str] = set()
         self.workers: dict[Owner, Worker] = {}
         self.overdue: dict[Key, OverdueRequest] = {}
+        self.ending: set[Owner] = set()
         self.is_partial = False
 
     def begin(self, stores: Iterable[WatchedStore]) -> None:

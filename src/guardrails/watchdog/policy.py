@@ -25,6 +25,8 @@ class Policy:
         kill_interval: time between the end of one worker and the first signal to the next.
         ban: time for which the client of an ended request is refused the same path; 0 for no ban.
         dry_run: only report; end no request and no worker.
+        respawned: a supervisor outside, such as systemd, starts the server again when it has ended, so
+            that a server of a single process may be ended as well.
     """
 
     timeout: float = 180.0
@@ -37,6 +39,7 @@ class Policy:
     kill_interval: float = 10.0
     ban: float = 0.0
     dry_run: bool = False
+    respawned: bool = False
 
     @property
     def ends_nothing(self) -> bool:

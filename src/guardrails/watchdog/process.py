@@ -181,15 +181,18 @@ def _run_until(received: list[int], watch: Watchdog, parent: int | None, notify:
     log.info("watchdog: begins: %s", " ".join(watch.arguments()) or "with all defaults")
     try:
         while not received:
-            if parent is not None and os.getppid() != parent:
-                log.info("watchdog: ends, since the server that started it has ended")
-                break
+            if _has_ended(parent):
+                # Workers that hang keep the port of a server that was killed.
+                stop.set()
             try:
                 loop.look()
                 notify.commands.tidy()
             except Exception:
                 log.exception("watchdog: a look failed; the next one follows all the same")
-            _wait(received, loop.pause(), parent)
+            if stop.is_set() and not loop.has_workers:
+                log.info("watchdog: ends, since the server that started it has ended")
+                break
+            _wait(received, loop.pause(), None if stop.is_set() else parent)
         loop.close()
     finally:
         stop.set()
@@ -201,8 +204,13 @@ def _wait(received: list[int], seconds: float, parent: int | None) -> None:
     until = time.monotonic() + seconds
     while not received and (left := until - time.monotonic()) > 0:
         time.sleep(min(left, _SLICE_SECONDS))
-        if parent is not None and os.getppid() != parent:
+        if _has_ended(parent):
             return
+
+
+def _has_ended(parent: int | None) -> bool:
+    """Whether the server that started this process has ended; False without such a server."""
+    return parent is not None and os.getppid() != parent
 
 
 def become(user: str) -> None:

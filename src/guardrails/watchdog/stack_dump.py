@@ -11,12 +11,11 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from guardrails.errors import StoreError
-from guardrails.store.process_files import STACKS, file_name
+from guardrails.store.process_files import STACKS, file_name, open_file_of
 from guardrails.store.processes import Owner
 from guardrails.worker.stacks import END, GREENLET, NO_GREENLETS
 
@@ -71,19 +70,14 @@ def open_stack_file(owner: Owner) -> int | None:
     """Return a descriptor of the file of a process; None where the process has no such file."""
     from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
 
-    for folder in directory.folders():
-        with suppress(OSError, StoreError):
-            directory.verify_folder(folder)
-            path = folder / file_name(STACKS, owner)
-            descriptor = directory.open_existing(path)
-            if descriptor is not None:
-                try:
-                    directory.verify_file(descriptor, path)
-                except StoreError:
-                    os.close(descriptor)
-                    raise
-                return descriptor
-    return None
+    descriptor = open_file_of(STACKS, owner, os.O_RDWR)
+    if descriptor is not None:
+        try:
+            directory.verify_file(descriptor, Path(file_name(STACKS, owner)))
+        except StoreError:
+            os.close(descriptor)
+            return None
+    return descriptor
 
 
 def ask(

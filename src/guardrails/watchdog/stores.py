@@ -6,13 +6,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from guardrails.errors import StoreError
 from guardrails.once import Once
 from guardrails.store import directory, lifecycle
-from guardrails.store.processes import pid_namespace
+from guardrails.store.processes import is_dead, pid_namespace
 from guardrails.store.shared import SharedStore
 from guardrails.watchdog.lock import Lock
 from guardrails.watchdog.overdue import WatchedStore
@@ -32,6 +33,8 @@ class Stores:
     """The stores to look at: the named one, the only one, or all with workers of a server.
 
     All of them belong to this user. Another user decides what the files in that user's folder say.
+    Only the stores that are watched are opened. Of the others, such as those of other sites of this
+    user, only the table of workers is read.
 
     Args:
         name: the store to look at; None for all with workers of `parent`, or for the only one.
@@ -58,70 +61,73 @@ class Stores:
 
     def __call__(self) -> Iterable[WatchedStore]:
         found = _found_stores()
+        self._serving &= found.keys()
         for gone in self._opened.keys() - found.keys():
             del self._opened[gone]
             self._assigned.discard(gone)
-        for name in found.keys() - self._opened.keys():
-            store = SharedStore(name, private=found[name], create=False)
-            self._opened[name] = WatchedStore(store, f"shm:{name}")
         if self._name is not None:
             if self._name not in found:
                 self._log_once(_waits(f"no store {self._name}"))
-            return [each for name, each in self._opened.items() if name == self._name]
+                return []
+            return [self._open(self._name, found[self._name])]
         if not self._serving or self._monotonic() >= self._search_at:
             self._search_at = self._monotonic() + _SEARCH_SECONDS
-            self._serving = {name for name, each in self._opened.items() if self._serves(each)}
-        return self._the_only_one() if self._parent is None else self._of_the_server()
+            self._serving = {name for name, path in found.items() if self._serves(path)}
+        names = self._the_only_one() if self._parent is None else self._of_the_server(found)
+        return [self._open(name, found[name]) for name in names]
 
     def close(self) -> None:
         """Release the lock of the only store, if this watchdog has it."""
         if self._only is not None:
             self._only.release()
 
-    def _of_the_server(self) -> Iterable[WatchedStore]:
+    def _open(self, name: str, path: Path) -> WatchedStore:
+        if name not in self._opened:
+            store = SharedStore(name, private=lifecycle.is_private(path), create=False)
+            self._opened[name] = WatchedStore(store, f"shm:{name}")
+        return self._opened[name]
+
+    def _of_the_server(self, found: Mapping[str, Path]) -> Iterable[str]:
         # A store stays assigned once seen: all workers may be new and not have served yet.
-        self._assigned |= self._serving & self._opened.keys()
+        self._assigned |= self._serving & found.keys()
         if not self._assigned and self._monotonic() > self._began + _SILENT_SECONDS:
             self._log_once(
                 "no worker of this server is on a scoreboard yet: each is after its first request "
                 "through a throttle() with a shared store; memory: is not shared"
             )
-        return [each for name, each in self._opened.items() if name in self._assigned]
+        return sorted(self._assigned & found.keys())
 
-    def _the_only_one(self) -> Iterable[WatchedStore]:
-        serving = {name: each for name, each in self._opened.items() if name in self._serving}
-        if len(serving) > 1:
+    def _the_only_one(self) -> Iterable[str]:
+        if len(self._serving) > 1:
             self._log_once(
                 "there are several stores with workers, and none is watched: name one with --store: "
-                + ", ".join(sorted(each.name for each in serving.values()))
+                + ", ".join(f"shm:{name}" for name in sorted(self._serving))
             )
             return []
-        if not serving:
+        if not self._serving:
             self._log_once(_waits("no store with workers"))
             return []
-        ((name, only),) = serving.items()
+        (name,) = self._serving
         if self._only is None or self._only.name != name:
             if self._only is not None:
                 self._only.release()
             self._only = Lock(name)
         if not self._only.take():
             self._log_once(
-                f"{only.name} has a watchdog already{self._only.owner_text()}; this one waits for "
+                f"shm:{name} has a watchdog already{self._only.owner_text()}; this one waits for "
                 "its end"
             )
             return []
-        return [only]
+        return [name]
 
-    def _serves(self, watched: WatchedStore) -> bool:
+    def _serves(self, path: Path) -> bool:
         """Whether living workers, of the server if there is one, are on the store's scoreboard."""
-        server = (pid_namespace(), self._parent)
-        try:
-            return any(
-                self._parent is None or (each.namespace, each.parent) == server
-                for each in watched.store.workers()
-            )
-        except (StoreError, OSError):
-            return False
+        namespace = pid_namespace()
+        return any(
+            self._parent is None or (owner.namespace, parent) == (namespace, self._parent)
+            for owner, parent in lifecycle.registered_in(path)
+            if not is_dead(owner, namespace)
+        )
 
     def _log_once(self, what: str) -> None:
         if self._first_time(what, now=self._monotonic()):
@@ -135,9 +141,9 @@ def _waits(what: str) -> str:
     )
 
 
-def _found_stores() -> dict[str, bool]:
-    """The stores of this user: by name, whether they are private."""
-    found: dict[str, bool] = {}
+def _found_stores() -> dict[str, Path]:
+    """The files of this user's stores, by name."""
+    found: dict[str, Path] = {}
     for folder in directory.folders():
         if folder.exists():
             with suppress(OSError, StoreError):

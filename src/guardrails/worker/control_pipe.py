@@ -15,8 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from guardrails.errors import StoreError
-from guardrails.store.process_files import CONTROL, file_name
+from guardrails.store.process_files import CONTROL, file_name, open_file_of
 from guardrails.store.processes import Owner, this_process
 from guardrails.worker.server import threads_are_greenlets
 
@@ -104,22 +103,18 @@ def send_command(owner: Owner, kind: int, generation: int, thread: int) -> bool:
     Returns:
         False where the process has no control pipe.
     """
-    from guardrails.store import directory  # noqa: PLC0415 - needs POSIX
-
-    for folder in directory.folders():
-        with suppress(OSError, StoreError):
-            directory.verify_folder(folder)
-            pipe = os.open(
-                folder / file_name(CONTROL, owner),
-                os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW,
-            )
-            try:
-                is_pipe = stat.S_ISFIFO(os.fstat(pipe).st_mode)
-                command = _COMMAND.pack(kind, generation, thread)
-                return is_pipe and os.write(pipe, command) == len(command)
-            finally:
-                os.close(pipe)
-    return False
+    pipe = open_file_of(CONTROL, owner, os.O_WRONLY | os.O_NONBLOCK)
+    if pipe is None:
+        return False
+    try:
+        found = os.fstat(pipe)
+        is_pipe = stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid()
+        command = _COMMAND.pack(kind, generation, thread)
+        return is_pipe and os.write(pipe, command) == len(command)
+    except OSError:
+        return False
+    finally:
+        os.close(pipe)
 
 
 def _serve(pipe: int, handlers: dict[int, CommandHandler]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -92,21 +93,57 @@ def cgroup_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
         cgroups: where the groups are mounted.
     """
     limits = []
+    for version, group in _memory_groups(proc, cgroups):
+        if version == 1:
+            for each in (group, cgroups / "memory"):
+                limits += _limit_in(each / "memory.limit_in_bytes")
+                limits += _hierarchical(each / "memory.stat")
+        else:
+            for each in (group, *group.parents):
+                if cgroups in (each, *each.parents):
+                    limits += _limit_in(each / "memory.max")
+    return min(limits, default=None)
+
+
+def oom_file(proc: Path, cgroups: Path = _CGROUPS) -> Path | None:
+    """Return the file that counts the out-of-memory kills of a process's cgroup; None without one.
+
+    Args:
+        proc: the folder of the process in /proc.
+        cgroups: where the groups are mounted.
+    """
+    for version, group in _memory_groups(proc, cgroups):
+        file = group / ("memory.oom_control" if version == 1 else "memory.events")
+        if file.exists():
+            return file
+    return None
+
+
+def oom_kills(file: Path) -> int | None:
+    """Return how many processes of a cgroup the kernel has killed for lack of memory.
+
+    Args:
+        file: what `oom_file` returned.
+
+    Returns:
+        The number; None where the file cannot be read or does not tell.
+    """
+    for line in _lines(file):
+        name, _, count = line.partition(" ")
+        if name == "oom_kill" and count.isdecimal():
+            return int(count)
+    return None
+
+
+def _memory_groups(proc: Path, cgroups: Path) -> Iterator[tuple[int, Path]]:
+    """The groups of a process that account for memory, each with its version of cgroups."""
     for line in _lines(proc / "cgroup"):
         _number, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")
-        if not colon:
-            continue
-        if not controllers:
-            group = cgroups / path.lstrip("/")
-            while cgroups in (group, *group.parents):
-                limits += _limit_in(group / "memory.max")
-                group = group.parent
-        elif "memory" in controllers.split(","):
-            for group in (cgroups / "memory" / path.lstrip("/"), cgroups / "memory"):
-                limits += _limit_in(group / "memory.limit_in_bytes")
-                limits += _hierarchical(group / "memory.stat")
-    return min(limits, default=None)
+        if colon and not controllers:
+            yield 2, cgroups / path.lstrip("/")
+        elif colon and "memory" in controllers.split(","):
+            yield 1, cgroups / "memory" / path.lstrip("/")
 
 
 def _limit_in(path: Path) -> list[int]:

@@ -49,6 +49,11 @@ class Server:
         return self.coroutines or threads_are_greenlets()
 
     @property
+    def accepts_until_idle(self) -> bool:
+        """Whether a worker that retires goes on accepting connections until it has no request."""
+        return accepts_until_idle(self.name)
+
+    @property
     def at_once(self) -> int | None:
         """The number of requests that all workers serve at once; None if unknown."""
         if self.processes is None or self.threads is None:
@@ -59,6 +64,11 @@ class Server:
         return f"{self.name} with {_several(self.processes, 'process', 'processes')} of " + _several(
             self.threads, "thread", "threads"
         )
+
+
+def accepts_until_idle(name: str) -> bool:
+    """Return whether a worker of that server, when it retires, accepts connections until it is idle."""
+    return name == "mod_wsgi"
 
 
 def threads_are_greenlets() -> bool:

@@ -1,6 +1,7 @@
 """The size guard: a worker that has grown too large retires. Successor of Apache::SizeLimit.
 
-The guard is a remedy for slow leaks. A limit of DATA stops what grows within one request.
+The guard is a remedy for slow leaks: of memory, of open files, of threads. A limit of DATA stops what
+grows within one request.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from guardrails.worker.size_guard import SizeGuard
 
 DEFAULT_SHARE = "80%"
 _MOST_REQUESTS = 1_000_000
+_MOST_THREADS = 100_000
+_LEAST_FILES, _MOST_FILES = 16, 1_000_000_000
 _MB = 1 << 20
 
 
@@ -30,6 +33,9 @@ class SizeLimit:
         resident: bytes in memory, shared or not; None without such a limit.
         share: the part of the cgroup's memory, divided by the number of workers, that `unshared` is
             computed from; None where `unshared` was given.
+        files: the part of the soft limit of open files (NOFILE), or a number of them; None without
+            such a limit.
+        threads: the number of threads; None without such a limit.
         every: requests from one check to the next.
         jitter: each worker lowers its limits by a random part, at most this one.
         min_lifetime: seconds; a younger worker does not retire.
@@ -38,6 +44,8 @@ class SizeLimit:
     unshared: int | None
     resident: int | None
     share: float | None
+    files: float | int | None
+    threads: int | None
     every: int
     jitter: float
     min_lifetime: float
@@ -65,6 +73,8 @@ def size_limit(
     unshared: str | int | None = None,
     *,
     resident: str | int | None = None,
+    files: str | int | None = None,
+    threads: int | None = None,
     every: int = 1,
     jitter: str | float = "10%",
     min_lifetime: str | float = "1m",
@@ -80,9 +90,13 @@ def size_limit(
     Args:
         unshared: memory that no other process has too: bytes, or a text such as "300M". A percentage is
             that part of the cgroup's memory, divided by the number of workers. "80%" is the default
-            where `resident` is not given either.
+            where no other limit is given either.
         resident: all memory of the worker, shared or not: bytes, or a text such as "500M". None (the
             default) sets no such limit.
+        files: open files, sockets included: a percentage of the soft limit NOFILE, such as "90%", or a
+            number. A worker that can open none accepts connections and drops them. None (the default)
+            sets no such limit.
+        threads: a number of threads. None (the default) sets no such limit.
         every: check after so many requests, 1 (the default) or more.
         jitter: each worker lowers its limits by a random part, at most this percentage ("10%" by
             default, 0 for none). So not all workers retire at once.
@@ -96,7 +110,7 @@ def size_limit(
         ConfigurationError: a keyword or a value is wrong.
     """
     share = None
-    if unshared is None and resident is None:
+    if unshared is None and resident is None and files is None and threads is None:
         unshared = DEFAULT_SHARE
     if isinstance(unshared, str) and unshared.strip().endswith("%"):
         share, unshared = _parse_share(unshared, "unshared"), None
@@ -110,6 +124,8 @@ def size_limit(
         None if unshared is None else _parse_limit(unshared, "unshared"),
         None if resident is None else _parse_limit(resident, "resident"),
         share,
+        None if files is None else _parse_files(files),
+        None if threads is None else parse_count(threads, "threads", least=2, most=_MOST_THREADS),
         every,
         jitter_share,
         parse_seconds(min_lifetime, "min_lifetime"),
@@ -126,6 +142,17 @@ def _parse_share(value: str | float, argument: str) -> float:
             f'{argument}: {value!r} is not a percentage from 1 to 100: write such as "10%"'
         )
     return share
+
+
+def _parse_files(value: str | int) -> float | int:
+    """A part of the soft limit, or a number."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return _parse_share(value, "files")
+    if isinstance(value, str):
+        raise ConfigurationError(
+            f'files: {value!r} is neither a number nor a percentage: write such as "90%" or 900'
+        )
+    return parse_count(value, "files", least=_LEAST_FILES, most=_MOST_FILES)
 
 
 def _parse_limit(value: str | int, argument: str) -> int:

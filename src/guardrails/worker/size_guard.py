@@ -1,12 +1,14 @@
 """Checks the size of a worker after its responses, and lets a worker that is too large retire.
 
 The resident size is one number of /proc, so it is read each time. The unshared size is expensive: the
-kernel walks all memory of the process. It is read only when the resident size is above a limit.
+kernel walks all memory of the process. It is read only when the resident size is above a limit. Open
+files and threads are counted at most ten times a second.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from guardrails.once import Once
 from guardrails.store.contract import Store, StoreRequest
-from guardrails.store.processes import process_facts
-from guardrails.worker import memory, retire
+from guardrails.store.processes import limits_of, process_facts
+from guardrails.worker import memory, retire, usage
 from guardrails.worker.process import WorkerProcess, current_process
 from guardrails.worker.server import Server
 
@@ -26,6 +28,9 @@ log = logging.getLogger("guardrails")
 
 _UNSHARED_INTERVAL = 1.0
 """Seconds between two measurements of the unshared size, and so between two attempts to retire."""
+
+_COUNT_INTERVAL = 0.1
+"""Seconds between two counts of open files and threads: the system lists them all."""
 
 _REPORT_INTERVAL = 600.0
 """Seconds between two reports of a worker that is too large and cannot retire."""
@@ -56,13 +61,15 @@ class SizeGuard:
         self._resident = None if limit.resident is None else round(limit.resident * factor)
         if limit.share is not None:
             self._unshared = self._share_of_cgroup(limit.share, factor)
+        self._most_files = None if limit.files is None else self._files_limit(limit.files, factor)
+        self._most_threads = None if limit.threads is None else round(limit.threads * factor)
         facts = process_facts(process.pid)
         self._born = time.monotonic() - (facts.age_seconds if facts else 0.0)
         self._requests = 0
         self._until_check = limit.every
         self._size = memory.resident_bytes(process.statm)
         self._most_growth, self._growth = 0, "it has not grown since its first request"
-        self._next_unshared = 0.0
+        self._next_unshared = self._next_count = 0.0
         self._may_report = Once(_REPORT_INTERVAL)
         self._process = process  # last: other threads check the size as soon as it is set
 
@@ -89,6 +96,9 @@ class SizeGuard:
             # Not "by": a request of another thread, or one since the last check, may be the cause.
             self._growth = f"it grew most, by {growth / _MB:.1f} MB, when {request!a} ended"
         now = time.monotonic()
+        if now >= self._next_count and (self._most_files is not None or self._most_threads is not None):
+            self._next_count = now + _COUNT_INTERVAL
+            self._check_counts(now)
         limits = [each for each in (self._unshared, self._resident) if each is not None]
         if not limits or size <= min(limits) or now < self._next_unshared:
             return
@@ -96,18 +106,25 @@ class SizeGuard:
         unshared = memory.unshared_bytes()
         over_unshared = self._unshared is not None and unshared > self._unshared
         over_resident = self._resident is not None and size > self._resident
-        age = now - self._born
-        if (over_unshared or over_resident) and age >= self._limit.min_lifetime:
-            facts = (
-                f"size: worker {process.pid} takes {size / _MB:.1f} MB, {unshared / _MB:.1f} MB of "
-                f"them unshared, after {self._requests} requests and {age:.0f} s; {self._growth}"
-            )
-            self._retire(facts, now)
+        if over_unshared or over_resident:
+            what = f"takes {size / _MB:.1f} MB, {unshared / _MB:.1f} MB of them unshared"
+            self._retire(what, f"; {self._growth}", now)
 
-    def _retire(self, facts: str, now: float) -> None:
-        """Retire, unless that is not possible, or another worker of the store is retiring."""
-        if retire.is_retiring():
+    def _check_counts(self, now: float) -> None:
+        files, threads = usage.open_files(), usage.threads()
+        if self._most_files is not None and files > self._most_files:
+            soft = limits_of(os.getpid())["NOFILE"][0]
+            self._retire(f"has {files} open files of {soft}", "", now)
+        elif self._most_threads is not None and threads > self._most_threads:
+            self._retire(f"has {threads} threads", "", now)
+
+    def _retire(self, what: str, more: str, now: float) -> None:
+        """Retire, unless the worker is too young, cannot, or another one of the store is retiring."""
+        age = now - self._born
+        if retire.is_retiring() or age < self._limit.min_lifetime:
             return
+        facts = f"size: worker {current_process().pid} {what}"
+        facts += f", after {self._requests} requests and {age:.0f} s{more}"
         if retire.may_retire():
             retire.retire(
                 lambda: log.warning("%s: it finishes its requests and retires", facts),
@@ -115,6 +132,20 @@ class SizeGuard:
             )
         elif self._may_report(now=now):
             log.warning("%s: it goes on, since %s", facts, retire.why_not())
+
+    def _files_limit(self, files: float, factor: float) -> int | None:
+        """The most open files: a number, or a part of the soft limit."""
+        if isinstance(files, int):
+            return round(files * factor)
+        soft = limits_of(os.getpid()).get("NOFILE", (-1, -1))[0]
+        if soft < 0:
+            log.warning(
+                "size: open files have no limit: %.0f%% of NOFILE is unknown, since that is unlimited: "
+                "name a number, as in guardrails.size_limit(files=900)",
+                files * 100,
+            )
+            return None
+        return round(soft * files * factor)
 
     def _share_of_cgroup(self, share: float, factor: float) -> int | None:
         cgroup_bytes = memory.cgroup_limit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,7 +65,7 @@ def _unknown(_status: dict[str, str]) -> float | None:
     return None
 
 
-def _open_files() -> float:
+def open_files() -> int:
     """Return how many files are open, without the descriptor that lists them."""
     try:
         return sum(1 for _ in (_PROC / "fd").iterdir()) - 1
@@ -74,12 +75,20 @@ def _open_files() -> float:
         return limits_of(os.getpid())["NOFILE"][0]  # none is left, not even for the list
 
 
+def threads() -> int:
+    """Return how many threads this process has, those that Python does not know included."""
+    try:
+        return sum(1 for _ in (_PROC / "task").iterdir())
+    except OSError:
+        return threading.active_count()
+
+
 _GAUGES: dict[str, Gauge] = {
     "AS": _bytes("VmSize"),
     "CPU": lambda _: time.process_time(),
     "DATA": _bytes("VmData"),
     "MEMLOCK": _bytes("VmLck"),
-    "NOFILE": lambda _: _open_files(),
+    "NOFILE": lambda _: open_files(),
     "RSS": _bytes("VmRSS"),
     "SIGPENDING": lambda status: int(status["SigQ"].split("/")[0]),
     "STACK": _bytes("VmStk"),
