@@ -20,9 +20,9 @@ from guardrails.guards.option_checks import (
     check_status,
     check_wsgi_app,
     exempt_path_prefixes,
+    host_names,
     method_names,
     path_prefixes,
-    text_tuple,
 )
 from guardrails.options import check_word, keyword_options, renamed_word
 from guardrails.store.contract import Requirement
@@ -101,7 +101,7 @@ class Guard:
     def __post_init__(self) -> None:
         self._set("path", path_prefixes(self.path, "path"))
         self._set("methods", method_names(self.methods))
-        self._set("host", None if self.host is None else text_tuple(self.host, "host"))
+        self._set("host", host_names(self.host))
         self._set("exempt", listed(self.exempt, "exempt"))
         Exemptions(self.exempt)
         self._set("exempt_paths", exempt_path_prefixes(self.exempt_paths))
