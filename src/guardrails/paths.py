@@ -142,8 +142,9 @@ def normal_host(host: str) -> str:
 def ascii_host(host: str) -> str:
     """Return a host in the form in which clients send it.
 
-    This is IDNA: "xn--mnchen-3ya.example" for "münchen.example". The encoding of the standard library is the edition of 2003, which writes four
-    characters as others. The present edition, that of all browsers, keeps them.
+    This is IDNA: "xn--mnchen-3ya.example" for "münchen.example". The encoding of the standard library
+    is the edition of 2003, which writes four characters as others. The present edition, which browsers
+    follow, keeps them.
 
     Raises:
         UnicodeError: the host has no such form.

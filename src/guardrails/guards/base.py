@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, Typed
 from wsgiref.types import WSGIApplication
 
 from guardrails.client.exemptions import Exempt, Exemptions
-from guardrails.client.keys import By, Request, key_function
+from guardrails.client.keys import By, Request, by_name, checked_by, counts_by_client, key_function
 from guardrails.client.networks import listed
 from guardrails.errors import ConfigurationError
 from guardrails.guards.option_checks import (
@@ -199,9 +199,10 @@ class CountingGuard(Guard):
 
     Args:
         by: what requests are counted by: "client", "client+agent", "all", "host", "path", "user"
-            (REMOTE_USER), "header:NAME", "cookie:NAME", or a callable environ -> str | None. None
-            means that the guard does not apply. A request without the header or the cookie is
-            counted by its client.
+            (REMOTE_USER), "header:NAME", "cookie:NAME", a callable environ -> str | None, or a list
+            of these. Of a list, the first that has a value counts, as in ["user", "client"]. The
+            guard does not apply to a request for which nothing has a value. A request without the
+            header or the cookie is counted by its client.
         wait: how long a request may be delayed before it is refused, in seconds or as a text such
             as "2s". By default 0.
     """
@@ -216,17 +217,17 @@ class CountingGuard(Guard):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_duration(self.wait, "wait")
+        self._set("by", checked_by(self.by))
         self._set("_key", key_function(self.by))
 
     def _name_parts(self) -> tuple[str, ...]:
-        by = self.by
-        return (by if isinstance(by, str) else getattr(by, "__name__", "callable"),)
+        return (by_name(self.by),)
 
     def fixed_key(self) -> bytes | None:
         return b"" if self.by == "all" else None
 
     def counts_by_client(self) -> bool:
-        return isinstance(self.by, str) and self.by.startswith(("client", "header:", "cookie:"))
+        return counts_by_client(self.by)
 
     def key(self, request: Request) -> bytes | None:
         return self._key(request)

@@ -15,6 +15,9 @@ from guardrails.paths import Readings, falls_under, normal_host, plain_text, wsg
 from guardrails.store.contract import Meter, Requirement
 from guardrails.units import parse_duration
 
+HAS_HAD_A_KEY = -1
+"""The `without_key` of a guard from its first request with a key on."""
+
 _MOST_TIERS = 256
 
 
@@ -40,6 +43,7 @@ class BoundGuard:
         varies: whether the requirement depends on the request.
         usual_requirement: the requirement of most requests, if there is one.
         wait: how long a request may be delayed, in microseconds.
+        without_key: how many requests in a row, from the first one on, had no key for the guard.
     """
 
     __slots__ = (
@@ -66,6 +70,7 @@ class BoundGuard:
         "usual_requirement",
         "varies",
         "wait",
+        "without_key",
     )
 
     def __init__(self, guard: Guard, name: str, number: int) -> None:
@@ -79,6 +84,7 @@ class BoundGuard:
         self.exempt = Exemptions(guard.exempt)
         self.exempt_paths = tuple(map(wsgi_text, guard.exempt_paths))
         self.met = False
+        self.without_key = 0
         self.wait = parse_duration(getattr(guard, "wait", 0), "wait")
         self.ban_for = parse_duration(guard.ban, "ban") if guard.ban is not None else 0
         self.ban = self.shadow_ban = None

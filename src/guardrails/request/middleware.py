@@ -227,6 +227,8 @@ class Throttle:
         if worker.hooks.before_request:
             worker.hooks.request_comes()
         client = self._clients.read(environ)
+        # Before the first callable of the user's, which may count by it.
+        environ["guardrails.client"] = (client.text or None) if client is not None else None
         route = self._routes.find(environ)
         requirements = self._routes.requirements(route, client, environ)
         open_request = OpenRequest(
@@ -243,7 +245,6 @@ class Throttle:
         # An exempt request enters the store too, so that the scoreboard shows it.
         open_request.exempt = requirements is NO_REQUIREMENTS
         open_request.interruptible = self._allows_interrupts
-        environ["guardrails.client"] = open_request.client or None
         environ[OPEN_REQUEST_KEY] = open_request
         return open_request
 
@@ -319,6 +320,7 @@ class Throttle:
             callable_failed=self._callable_failed,
             exempt_failed=self._exempt_failed,
             met_twice=self._checks.warn_met_twice,
+            gives_nothing=self._checks.warn_gives_nothing,
         )
 
     def _callable_failed(

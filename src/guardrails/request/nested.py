@@ -103,6 +103,8 @@ class Nesting:
             client = throttle._clients.read(environ)
         else:
             client = outer.who and throttle._clients.same(outer.who)
+        if self._own_client:
+            environ["guardrails.client"] = (client.text or None) if client is not None else None
         same_store = not self._own_store or _is_same(throttle.store, outer.store)
         asked_there = same_store and outer.is_open() and outer.worker is worker
         # A request is charged to its client, and its client is banned: another client has its own.
@@ -145,8 +147,6 @@ class Nesting:
             open_request.store = outer.store
             open_request.guards = outer.guards + throttle.guards
             open_request.names = outer.names + routes.names
-        if self._own_client:
-            environ["guardrails.client"] = open_request.client or None
         environ[OPEN_REQUEST_KEY] = open_request
         return open_request
 

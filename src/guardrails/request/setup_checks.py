@@ -13,11 +13,13 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from guardrails.client.keys import shown_by
 from guardrails.errors import ConfigurationError
 from guardrails.guards.base import Guard
 from guardrails.guards.bound import BoundGuard
 from guardrails.once import Once
 from guardrails.request.delay_queue import THREADS_PER_WAITING_ONE
+from guardrails.request.routes import MOST_WITHOUT_KEY
 from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, ON, SWITCH_WORDS, Store
 from guardrails.store.records import GuardCounters
 from guardrails.worker.server import Server
@@ -33,6 +35,11 @@ CODES = (
     "guard-never-matched",
     "cap-above-threads",
     "wait-without-threads",
+    "by-gives-nothing",
+    "no-guards",
+    "memory-store-per-worker",
+    "unnamed-store-moves",
+    "built-in-a-request",
 )
 
 LONG_ENOUGH = 24 * 3600
@@ -131,6 +138,22 @@ class SetupChecks:
             "one does nothing: leave one of them out, or give the inner one another path, figure or "
             "name",
             bound.name,
+        )
+
+    def warn_gives_nothing(self, bound: BoundGuard) -> None:
+        """Warn of a guard whose `by` has given no request a key."""
+        if bound.by_client:
+            return  # then no request has an address, which a check of its own says
+        by = getattr(bound.guard, "by", "client")
+        self.warn(
+            "by-gives-nothing",
+            bound.name,
+            "%s: by=%s gave none of the first %d requests a key, so the guard has not applied to any: "
+            "correct it, or name what counts instead, as in by=%s",
+            bound.name,
+            shown_by(by),
+            MOST_WITHOUT_KEY,
+            shown_by([*by, "client"] if isinstance(by, tuple) else [by, "client"]),
         )
 
     def _check_cap(self, bound: BoundGuard, server: Server) -> None:
