@@ -68,7 +68,7 @@ def days(monkeypatch):
     "trusted", [["0.0.0.0/0"], ["::/0"], ["0.0.0.0/1", "128.0.0.0/1"], ["10.0.0.0/8", "2000::/3"]]
 )
 def test_everything_trusted_is_said_at_the_start(caplog, trusted):
-    throttle(testing.hello, trusted_proxies=trusted)
+    throttle(testing.hello, SpeedLimit("1/s"), trusted_proxies=trusted)
 
     (line,) = lines(caplog, level="WARNING")
     assert line == (
@@ -80,7 +80,7 @@ def test_everything_trusted_is_said_at_the_start(caplog, trusted):
 
 @pytest.mark.parametrize("trusted", [["10.0.0.0/8"], ["private", "loopback"], ["fc00::/7"], [], "unix"])
 def test_what_is_trusted_with_reason_is_not_remarked_on(caplog, trusted):
-    throttle(testing.hello, trusted_proxies=trusted)
+    throttle(testing.hello, SpeedLimit("1/s"), trusted_proxies=trusted)
 
     assert lines(caplog, level="WARNING") == []
 
@@ -207,7 +207,10 @@ def test_every_check_can_be_silenced(caplog, days):
     site = Browser(app)
     for peer in ["127.0.0.1", "203.0.113.1", ""]:
         site.get("/", headers={"X-Forwarded-For": "1.2.3.4"}, environ_overrides={"REMOTE_ADDR": peer})
-    throttle(testing.hello, trusted_proxies=["0.0.0.0/0"], silence="everything-trusted")
+    throttle(
+        testing.hello, SpeedLimit("1/s"), trusted_proxies="0.0.0.0/0", silence="everything-trusted"
+    )
+    throttle(testing.hello, silence="no-guards")
     days(1)
     site.statuses(REQUESTS_BETWEEN_LOOKS)
 

@@ -4,7 +4,15 @@ import logging
 
 import pytest
 
-from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing, throttle
+from guardrails import (
+    BlockAgents,
+    CPUThrottle,
+    MaxConcurrentReqs,
+    SpeedLimit,
+    testing,
+    throttle,
+    watchdog,
+)
 from support import Browser, CountingStore, lines, nothing_is_left_in, slots_held
 
 
@@ -122,6 +130,31 @@ def test_the_word_in_the_environment_overrides_the_arguments(
     monkeypatch.setenv("GUARDRAILS", word)
 
     assert serve(SpeedLimit("1/minute"), **options).statuses(2) == statuses
+
+
+@pytest.mark.parametrize(
+    ("value", "statuses"),
+    [
+        ("", [200, 429]),
+        (" ", [200, 429]),
+        ("OFF", [200, 200]),
+        ("Dry-Run", [200, 200]),
+        ("ON", [200, 429]),
+    ],
+)
+def test_an_empty_word_is_none_and_its_case_does_not_matter(serve, monkeypatch, value, statuses):
+    """A compose file hands on a variable that is not set as an empty one."""
+    monkeypatch.setenv("GUARDRAILS", value)
+
+    assert serve(SpeedLimit("1/minute")).statuses(2) == statuses
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_store_in_the_environment_is_none(monkeypatch, value):
+    monkeypatch.setenv("GUARDRAILS_STORE", value)
+
+    assert repr(throttle(testing.hello).store).startswith("shm:app-")
+    assert watchdog().store_name is None
 
 
 def test_dry_run_in_the_environment_still_says_what_it_would_do(serve, monkeypatch):

@@ -16,15 +16,15 @@ from guardrails.client.exemptions import Exempt, Exemptions
 from guardrails.client.keys import By, Request, by_name, checked_by, counts_by_client, key_function
 from guardrails.client.networks import listed
 from guardrails.errors import ConfigurationError
+from guardrails.guards.apps import check_wsgi_app
 from guardrails.guards.option_checks import (
     check_status,
-    check_wsgi_app,
     exempt_path_prefixes,
     host_names,
     method_names,
     path_prefixes,
 )
-from guardrails.options import check_word, keyword_options, renamed_word
+from guardrails.options import check_bool, check_word, keyword_options, renamed_word
 from guardrails.store.contract import Requirement
 from guardrails.units import parse_duration
 
@@ -105,6 +105,7 @@ class Guard:
         self._set("exempt", listed(self.exempt, "exempt"))
         Exemptions(self.exempt)
         self._set("exempt_paths", exempt_path_prefixes(self.exempt_paths))
+        check_bool(self.dry_run, "dry_run")
         self._set("status", check_status(self.status or self.default_status))
         if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
             raise ConfigurationError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from guardrails.client.exemptions import Exemptions
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, FigureOfNothingError
 from guardrails.guards.base import Guard
 from guardrails.memo import Memo
 from guardrails.paths import Readings, falls_under, normal_host, plain_text, wsgi_text
@@ -113,6 +113,22 @@ class BoundGuard:
             wait=self.wait,
             **parts,
         )
+
+    def tier(self, figures: Hashable, make: Callable[[], Requirement]) -> Requirement:
+        """Return the requirement for what a callable of the user's said.
+
+        Args:
+            figures: what it said.
+            make: makes the requirement. With a figure of nothing there is none: the guard refuses.
+        """
+
+        def made() -> Requirement:
+            try:
+                return make()
+            except FigureOfNothingError:
+                return self.refuse
+
+        return self.tiers.get(figures, made)
 
     def covers(self, method: str, host: str, readings: Readings) -> bool:
         """Whether the guard covers such a request, by any reading of its path."""

@@ -1,11 +1,10 @@
-"""Checks of the options that all guards have, and of the app that a guard wraps.
+"""Checks of the options that all guards have.
 
 Each function returns the option in the form that guards keep, or raises ConfigurationError.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable
 from http import HTTPMethod
@@ -118,31 +117,6 @@ def check_status(status: object) -> int:
             "such as 429 or 503"
         )
     return status
-
-
-def check_wsgi_app(app: Any, guard: str, caller: str = "") -> Any:
-    """Return a WSGI app. The usual mistake is a guard that decorates a view function.
-
-    Args:
-        app: what is to be wrapped.
-        guard: the class of guard that the remedy shows.
-        caller: what was called, as the message names it; the guard by default.
-    """
-    remedy = (
-        f"{caller or guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes "
-        f"(environ, start_response): wrap the app and name the view by its path, as in "
-        f'app.wsgi_app = guardrails.throttle(app.wsgi_app, {guard}(..., path="/that/view"))'
-    )
-    if not callable(app):
-        raise ConfigurationError(remedy)
-    if inspect.isfunction(app):
-        try:
-            bound = inspect.signature(app).bind(None, None)
-        except TypeError:
-            raise ConfigurationError(remedy) from None
-        if next(iter(bound.arguments), "") == "request":
-            raise ConfigurationError(remedy)
-    return app
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

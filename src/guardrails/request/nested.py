@@ -14,6 +14,7 @@ from wsgiref.types import StartResponse
 from guardrails.client.identity import Identity
 from guardrails.decision import PASSED, Decision
 from guardrails.guards.bound import BoundGuard, unique_names
+from guardrails.request.build_checks import check_wsgi_app_attribute
 from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
 from guardrails.request.refusal import refuse
 from guardrails.request.routes import RouteTable
@@ -53,6 +54,9 @@ class Nesting:
     ) -> Iterable[bytes]:
         """Do for an inner throttle what `Throttle.__call__` does for the outermost one."""
         throttle = self._throttle
+        if outer.retry_queue is throttle._retry_queue and outer.path == _path(environ):
+            # The request has come back unchanged to the throttle that opened it.
+            check_wsgi_app_attribute(throttle.app)
         exempt_outside = outer.exempt
         open_request: OpenRequest | None = None
         try:
@@ -170,6 +174,10 @@ class Nesting:
                 ]
             )
         return routes
+
+
+def _path(environ: dict[str, Any]) -> str:
+    return str(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
 
 
 def _is_same(store: Store, other: Store) -> bool:

@@ -1,26 +1,26 @@
 """Checks of how guardrails is set up.
 
-The arguments of `throttle()` are checked when it is called: a mistake is a ConfigurationError. Other
-mistakes only show while requests come: the guards do not fit the server, or its traffic. Each of them
-is a warning under a code that stays the same, and never changes what happens to a request. Each code
-has a section in docs/errors.md with cause, remedy and how to silence it.
+The arguments of `throttle()` are checked when it is called (build_checks.py): a mistake is a
+ConfigurationError. Other mistakes only show while requests come: the guards do not fit the server, or
+its traffic. Each of them is a warning under a code that stays the same, and never changes what happens
+to a request. Each code has a section in docs/errors.md with cause, remedy and how to silence it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from guardrails.client.keys import shown_by
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Guard
 from guardrails.guards.bound import BoundGuard
 from guardrails.once import Once
 from guardrails.request.delay_queue import THREADS_PER_WAITING_ONE
 from guardrails.request.routes import MOST_WITHOUT_KEY
-from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, ON, SWITCH_WORDS, Store
+from guardrails.store.contract import Store
+from guardrails.store.memory import MemoryStore
 from guardrails.store.records import GuardCounters
 from guardrails.worker.server import Server
 
@@ -86,9 +86,19 @@ class SetupChecks:
         if first is not None and first(about):
             log.warning(f"{message} [%s]", *values, code)  # noqa: G004 - the code ends each sentence
 
-    def start_process(self, guards: Iterable[BoundGuard], server: Server) -> None:
-        """At the first request of a process: compare the guards with what its server can do."""
+    def start_process(
+        self, guards: Iterable[BoundGuard], server: Server, store: Store, environ: dict[str, Any]
+    ) -> None:
+        """At the first request of a process: compare guards and store with what its server does.
+
+        Args:
+            guards: the guards.
+            server: what runs this process.
+            store: the store that this throttle was given.
+            environ: the environ of the request.
+        """
         self._started_at = monotonic()
+        self._check_store(server, store, environ)
         for bound in guards:
             self._check_cap(bound, server)
             if bound.wait and server.threads is not None and server.threads < THREADS_PER_WAITING_ONE:
@@ -129,6 +139,16 @@ class SetupChecks:
                     bound.name,
                 )
 
+    def warn_no_guards(self) -> None:
+        """Warn of a throttle that was given no guards."""
+        self.warn(
+            "no-guards",
+            "",
+            "throttle() was given no guards, so it refuses nothing: give it some, as in "
+            'throttle(app, SpeedLimit("120/minute")); if it only serves the scoreboard or a watchdog, '
+            'write silence="no-guards"',
+        )
+
     def warn_met_twice(self, bound: BoundGuard) -> None:
         """Warn of a guard that nested throttles meet twice in one request."""
         self.warn(
@@ -156,6 +176,19 @@ class SetupChecks:
             shown_by([*by, "client"] if isinstance(by, tuple) else [by, "client"]),
         )
 
+    def _check_store(self, server: Server, store: Store, environ: dict[str, Any]) -> None:
+        several = bool(environ.get("wsgi.multiprocess"))
+        if server.processes is not None:
+            several = server.processes > 1
+        if several and isinstance(store, MemoryStore):
+            self.warn(
+                "memory-store-per-worker",
+                "",
+                'store="memory:" counts in each process alone, and %s: each of them admits all that '
+                'the guards allow: write store="shm:NAME", which all processes share',
+                f"there are {server.processes}" if server.processes else "there are several",
+            )
+
     def _check_cap(self, bound: BoundGuard, server: Server) -> None:
         requirement, most = bound.usual_requirement, server.at_once
         limits = [slot.limit for slot in requirement.slots] if requirement is not None else []
@@ -170,49 +203,3 @@ class SetupChecks:
                 server,
                 most,
             )
-
-
-def check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
-    """Return guards that were built. Raises ConfigurationError for anything else."""
-    for guard in guards:
-        if not isinstance(guard, Guard):
-            raise ConfigurationError(
-                f"guards: {guard!r} is not a guard: build one first, as in "
-                'throttle(app, SpeedLimit("120/minute"))'
-            )
-    return guards
-
-
-def check_store(store: Store) -> Store:
-    """Return a store that was built. Raises ConfigurationError for anything else."""
-    if not hasattr(store, "enter") or not hasattr(store, "leave"):
-        raise ConfigurationError(
-            f'store: {store!r} is not a store: write a URL, such as "memory:" or "shm:NAME"'
-        )
-    return store
-
-
-def check_slots(guards: Sequence[BoundGuard]) -> None:
-    """Refuse guards that need more slots than a request can hold."""
-    slots = sum(len(requirement.slots) for bound in guards if (requirement := bound.usual_requirement))
-    if slots > MOST_SLOTS:
-        raise ConfigurationError(
-            f"guards: {slots} of them cap concurrent requests, and a request can hold {MOST_SLOTS} "
-            "slots: use one guard for several paths, as in path=[...], or nest a throttle with a "
-            "store= of its own"
-        )
-
-
-def switch_position(enabled: bool, dry_run: bool) -> str:
-    """Return where the switch stands: GUARDRAILS in the environment, else the arguments."""
-    word = os.environ.get("GUARDRAILS", "").strip().lower()
-    if not word:
-        if not enabled:
-            return OFF
-        return DRY_RUN if dry_run else ON
-    if word not in SWITCH_WORDS:
-        raise ConfigurationError(
-            f"GUARDRAILS: {word!r} in the environment is not a position of the switch: write "
-            "on, dry-run or off, or unset it"
-        )
-    return word

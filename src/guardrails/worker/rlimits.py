@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any, Self, Unpack
 
 from guardrails.errors import ConfigurationError
+from guardrails.options import check_bool
 from guardrails.units import parse_count
 from guardrails.worker import cpu_limit
 from guardrails.worker.limit import (
@@ -274,8 +275,8 @@ def rlimits(
     parsed = parse_limits(mapping, limits)
     if defaults is None:
         defaults = defaults_from_environment()
-    elif not isinstance(defaults, bool):
-        raise ConfigurationError(f"defaults: {defaults!r} is neither True nor False: write one of them")
+    else:
+        check_bool(defaults, "defaults")
     budget = None
     if cpu_per_request is not None:
         budget = parse_whole_seconds(cpu_per_request, "cpu_per_request")
