@@ -198,6 +198,19 @@ def test_one_guard_may_be_switched_at_run_time(serve, store, word):
     testing.assert_refused(responses[2], guard="old")
 
 
+def test_a_guard_may_be_switched_before_the_first_request(shared):
+    """A request to /login may be rare; its guard can be switched from the start."""
+    inner = throttle(testing.hello, SpeedLimit("1/minute", name="inner", path="/a"))
+    site = Browser(throttle(inner, SpeedLimit("1/minute", path="/login"), store=shared))
+    site.get("/")
+
+    shared.switch("off", "speed-limit /login client")
+    shared.switch("off", "inner")
+
+    assert site.statuses(2, "/login") == [200, 200]
+    assert site.statuses(2, "/a") == [200, 200]
+
+
 def test_a_guard_that_is_off_is_not_charged(serve, store):
     site = serve(SpeedLimit("1/minute", name="new"))
     store.switch("off", "new")

@@ -181,6 +181,7 @@ class Throttle:
         ]
         check_slots(self._bound_guards)
         self._names = tuple(bound.name for bound in self._bound_guards)
+        store.declare(self._names)
         self._bound_by_name: dict[str, BoundGuard] = {}
         self._exempt = Exemptions(exempt)
         self._exempt_paths = exempt_path_prefixes(exempt_paths)
@@ -294,6 +295,8 @@ class Throttle:
         self._allows_interrupts = (
             self._interruptible and _is_shared(store) and worker.interrupts.install(server)
         )
+        if store is not self.store:
+            store.declare(self._names)
         # The outer throttle has registered this worker already. An inner one does so only in a store of
         # its own, or to show that it allows interrupts.
         if OPEN_REQUEST_KEY not in environ or store is self.store or self._allows_interrupts:
