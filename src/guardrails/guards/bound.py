@@ -39,6 +39,7 @@ class BoundGuard:
         own_key: whether the client's key is the key.
         fixed_key: the key, if all requests have the same one.
         met: whether this process has had a request that the guard covers.
+        path_met: the same, whatever the request's method and host.
         tiers: the requirements that were made of the figures of a user's callable.
         varies: whether the requirement depends on the request.
         usual_requirement: the requirement of most requests, if there is one.
@@ -64,6 +65,7 @@ class BoundGuard:
         "number",
         "own_key",
         "path",
+        "path_met",
         "refuse",
         "shadow_ban",
         "tiers",
@@ -83,7 +85,7 @@ class BoundGuard:
         self.hosts = guard.host and tuple(map(normal_host, guard.host))
         self.exempt = Exemptions(guard.exempt)
         self.exempt_paths = tuple(map(wsgi_text, guard.exempt_paths))
-        self.met = False
+        self.met = self.path_met = False
         self.without_key = 0
         self.wait = parse_duration(getattr(guard, "wait", 0), "wait")
         self.ban_for = parse_duration(guard.ban, "ban") if guard.ban is not None else 0
@@ -132,10 +134,14 @@ class BoundGuard:
 
     def covers(self, method: str, host: str, readings: Readings) -> bool:
         """Whether the guard covers such a request, by any reading of its path."""
+        if not self._covers_path(readings):
+            return False
+        self.path_met = True
         if self.methods is not None and method.upper() not in self.methods:
             return False
-        if self.hosts is not None and normal_host(host) not in self.hosts:
-            return False
+        return self.hosts is None or normal_host(host) in self.hosts
+
+    def _covers_path(self, readings: Readings) -> bool:
         if readings.all_under(self.exempt_paths):
             return False
         path = self.path

@@ -282,7 +282,8 @@ class Throttle:
         self._retry_queue.retry()
         if self._until_checks <= 0:
             self._until_checks = _REQUESTS_BETWEEN_CHECKS
-            self._check(self._checks.check_traffic, self._bound_by_name, store)
+            requests = _REQUESTS_BETWEEN_CHECKS
+            self._check(self._checks.check_traffic, self._bound_by_name, store, requests)
 
     def _start_process(self, worker: WorkerProcess, environ: dict[str, Any], store: Store) -> None:
         """At the first request of a process, and so after every fork."""

@@ -45,6 +45,9 @@ CODES = (
 LONG_ENOUGH = 24 * 3600
 """Seconds after which a guard should have met a request."""
 
+MANY_REQUESTS = 10_000
+"""Requests of one process of which one should have asked for the path of each guard."""
+
 monotonic = time.monotonic
 
 _MOST_SUBJECTS = 16
@@ -72,6 +75,7 @@ class SetupChecks:
                 )
         self._first = {code: Once(most=_MOST_SUBJECTS) for code in CODES if code not in codes}
         self._started_at = 0.0
+        self._requests = 0
 
     def warn(self, code: str, about: object, message: str, *values: object) -> None:
         """Log a warning, unless it is silenced or was logged about this guard or peer.
@@ -98,6 +102,7 @@ class SetupChecks:
             environ: the environ of the request.
         """
         self._started_at = monotonic()
+        self._requests = 0
         self._check_store(server, store, environ)
         for bound in guards:
             self._check_cap(bound, server)
@@ -114,14 +119,19 @@ class SetupChecks:
                     THREADS_PER_WAITING_ONE,
                 )
 
-    def check_traffic(self, guards: Mapping[str, BoundGuard], store: Store) -> None:
-        """Now and then: warn of the guards that have met no request in a day.
+    def check_traffic(self, guards: Mapping[str, BoundGuard], store: Store, requests: int) -> None:
+        """After so many requests: warn of the guards that no request has met.
+
+        This is said of a guard whose path no request has asked for, and after a day of any guard.
 
         Args:
             guards: the guards by their names.
             store: where they count.
+            requests: how many requests have come since the last call.
         """
-        if monotonic() - self._started_at < LONG_ENOUGH:
+        self._requests += requests
+        after_a_day = monotonic() - self._started_at >= LONG_ENOUGH
+        if not after_a_day and self._requests < MANY_REQUESTS:
             return
         bound_guards = list(guards.values())
         met = {bound.number for bound in bound_guards if bound.met}
@@ -130,13 +140,16 @@ class SetupChecks:
             # One that varies may have met requests in other workers and required nothing for them.
             if bound.number in met or bound.varies or bound.usual_requirement is None:
                 continue
+            if not after_a_day and bound.path_met:
+                continue
             if counters.get(bound.name, _NO_COUNTERS) == _NO_COUNTERS:
                 self.warn(
                     "guard-never-matched",
                     bound.name,
-                    "%s: no request that it covers has come in a day: compare its path, methods and "
+                    "%s: no request that it covers has come in %s: compare its path, methods and "
                     "host with what clients ask for (the case of a path counts), or leave it out",
                     bound.name,
+                    "a day" if after_a_day else f"the first {self._requests}",
                 )
 
     def warn_no_guards(self) -> None:
