@@ -30,8 +30,8 @@ class SpeedLimit(CountingGuard):
         burst: how many requests may come at once. By default the count of the rate: "120/minute"
             admits 120 at once, then one each half second, at most 239 in the first minute.
         strict: choose burst and interval so that no window of the period ever admits more than the
-            count. The burst is then half of the count, unless you give one, and a client that never
-            pauses is admitted at about half of the rate. By default False.
+            count. The burst is then half of the count, unless you give one. In the long run about half
+            of the rate is admitted, also to a client that asks evenly. By default False.
         cost: how many units a request costs, or a callable environ -> int. By default 1.
 
     `CountingGuard` and `Guard` describe the other options.
