@@ -167,6 +167,9 @@ class PassingStore:
     def register(self, facts: WorkerFacts) -> None:
         self.inner.register(facts)
 
+    def declare(self, guards: Sequence[str]) -> None:
+        self.inner.declare(guards)
+
     def begin_retiring(self) -> bool:
         return self.inner.begin_retiring()
 

@@ -1,4 +1,4 @@
-"""How options are checked: unknown keywords, words, and options that were renamed."""
+"""How options are checked: unknown keywords, words, True and False, and options that were renamed."""
 
 import inspect
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 import guardrails
-from guardrails import ConfigurationError, SpeedLimit, testing
+from guardrails import BlockAgents, ConfigurationError, SpeedLimit, testing
 from guardrails.options import check_keywords, check_word, warn_renamed
 from guardrails.request.options import ThrottleOptions
 
@@ -54,6 +54,28 @@ def test_the_options_of_a_guard_that_is_called_are_those_of_throttle():
     assert keywords == {
         name: reference.__forward_arg__ for name, reference in ThrottleOptions.__annotations__.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "build"),
+    [
+        ("dry_run", lambda value: SpeedLimit("1/s", dry_run=value)),
+        ("dry_run", lambda value: BlockAgents("curl", dry_run=value)),
+        ("strict", lambda value: SpeedLimit("4/s", strict=value)),
+        ("enabled", lambda value: guardrails.throttle(testing.hello, enabled=value)),
+        ("dry_run", lambda value: guardrails.throttle(testing.hello, dry_run=value)),
+        ("interruptible", lambda value: guardrails.throttle(testing.hello, interruptible=value)),
+        ("dry_run", lambda value: guardrails.watchdog(dry_run=value)),
+        ("interrupt", lambda value: guardrails.watchdog(interrupt=value)),
+        ("defaults", lambda value: guardrails.rlimits(defaults=value)),
+    ],
+)
+@pytest.mark.parametrize("value", ["no", "false", "", 0, 1, []])
+def test_what_is_on_or_off_takes_true_and_false_alone(option, build, value):
+    """A text such as "no" from a settings file would count as true."""
+    assert refused(build, value) == (
+        f"{option}: {value!r} is neither True nor False: write one of them"
+    )
 
 
 @pytest.mark.parametrize("value", ["", "Red", None, True, 1])

@@ -29,6 +29,10 @@ def is_failure(error: BaseException) -> TypeGuard[Exception]:
     )
 
 
+class FigureOfNothingError(ConfigurationError):
+    """A figure is 0, so no request could ever be admitted."""
+
+
 class StoreError(GuardrailsError):
     """A store failed. `throttle(on_store_error=...)` says what then happens to a request."""
 

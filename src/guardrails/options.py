@@ -1,4 +1,4 @@
-"""How options are checked: unknown keywords, words from a list, and options that were renamed."""
+"""How options are checked: unknown keywords, words, True and False, and options that were renamed."""
 
 from __future__ import annotations
 
@@ -92,6 +92,21 @@ def check_word(value: object, words: Any, argument: str) -> Any:
         *others, last = (f'"{word}"' for word in known)
         listed = f"{', '.join(others)} or {last}"
         raise ConfigurationError(f"{argument}: {value!r} is unknown: write {listed}")
+    return value
+
+
+def check_bool(value: object, argument: str) -> bool:
+    """Return True or False. A text such as "no" would count as true, so it is refused.
+
+    Args:
+        value: what was given.
+        argument: what the message calls the option.
+
+    Raises:
+        ConfigurationError: for anything else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{argument}: {value!r} is neither True nor False: write one of them")
     return value
 
 

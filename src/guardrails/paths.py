@@ -19,7 +19,9 @@ A path in normal form has one reading. Nearly all paths are in normal form.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 _ABNORMAL = re.compile(r"//|;|\?|#|/\.{1,2}(?:/|\Z)|\A(?!/)|\0|\n\Z|/@@|[^\x00-\x7f]")
@@ -27,6 +29,7 @@ _SCHEME_AND_HOST = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
 _END = re.compile("[?#\0]")
+_KEPT_SINCE_2008 = re.compile("[\u00df\u03c2\u200c\u200d]")
 
 
 class Readings(NamedTuple):
@@ -124,10 +127,34 @@ def falls_under(path: str, prefixes: Iterable[str]) -> bool:
 
 
 def normal_host(host: str) -> str:
-    """Return a host without port and last dot, in lower case."""
+    """Return a host of the environ without port and last dot, in lower case and in ASCII."""
+    if not host.isascii():
+        with suppress(UnicodeError):
+            host = ascii_host(plain_text(host))
     if host.startswith("["):
         return host.partition("]")[0].lower() + "]"
     return host.partition(":")[0].rstrip(".").lower()
+
+
+def ascii_host(host: str) -> str:
+    """Return a host in the form in which clients send it.
+
+    This is IDNA: "xn--mnchen-3ya.example" for "münchen.example". The encoding of the standard library
+    is the edition of 2003, which writes four characters as others. The present edition, which browsers
+    follow, keeps them.
+
+    Raises:
+        UnicodeError: the host has no such form.
+    """
+    if host.isascii():
+        return host
+    labels = re.split("[.\u3002\uff0e\uff61]", unicodedata.normalize("NFC", host.lower()))
+    return ".".join(
+        f"xn--{label.encode('punycode').decode()}"
+        if _KEPT_SINCE_2008.search(label)
+        else label.encode("idna").decode()
+        for label in labels
+    )
 
 
 def _without_dots(path: str) -> str:

@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, FigureOfNothingError
 
 MICROSECONDS = 1_000_000
 LARGEST_FIGURE = 2**51
@@ -85,7 +85,7 @@ def parse_rates(value: object, argument: str = "rate") -> tuple[Rate, ...]:
     if isinstance(value, Rate):
         return (value,)
     if not isinstance(value, str):
-        raise ConfigurationError(
+        raise _error_for(value)(
             f'{argument}: {value!r} is not a rate: a rate is a text such as "10/second" '
             'or "100 per 2 hours"'
         )
@@ -104,7 +104,7 @@ def _parse_rate(text: str, argument: str) -> Rate:
     count = int(match["count"])
     burst = int(match["burst"] or count)
     if count == 0 or period == 0 or burst == 0:
-        raise ConfigurationError(
+        raise (ConfigurationError if period == 0 else FigureOfNothingError)(
             f"{argument}: {text!r} can never admit a request: count, period and burst are at least "
             "1; to refuse all requests remove the route, to switch the guard off leave it out"
         )
@@ -171,7 +171,7 @@ def parse_percent(value: object, argument: str) -> float:
             f'{argument}: {value!r} is not a percent: write "20%" or 20 for a fifth of one CPU'
         )
     if not 1 <= number <= 100_000:
-        raise ConfigurationError(
+        raise _error_for(number)(
             f"{argument}: {value!r} is outside 1 to 100000 percent of one CPU: a fifth of a CPU "
             'is "20%" or 20, not 0.2'
         )
@@ -194,7 +194,7 @@ def parse_count(
         ConfigurationError: this is not such a number.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigurationError(
+        raise _error_for(value)(
             f"{argument}: {value!r} is not a whole number from {least} to {most}: "
             f"write such a number{instead}"
         )
@@ -219,6 +219,12 @@ def format_duration(microseconds: int) -> str:
             count = microseconds // unit
             return name if count == 1 else f"{count} {name}s"
     return f"{microseconds / MICROSECONDS:g} seconds"
+
+
+def _error_for(value: object) -> type[ConfigurationError]:
+    """Return the error for a wrong figure: one of its own for the number 0."""
+    is_nothing = isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+    return FigureOfNothingError if is_nothing else ConfigurationError
 
 
 def _unit(name: str, argument: str, value: object) -> int:

@@ -50,7 +50,7 @@ USE_A_METHOD = (
 WRITE_A_REFUSAL = "is not an HTTP status of a refusal: write one from 400 to 599, such as 429 or 503"
 USE_BY = (
     'is unknown: use "client", "client+agent", "all", "host", "path", "user", "header:NAME", '
-    '"cookie:NAME" or a callable'
+    '"cookie:NAME", a callable, or a list of these'
 )
 A_LINE_EACH = "name a readable text file in UTF-8 with one regular expression a line"
 
@@ -224,7 +224,7 @@ WRONG_OPTIONS = [
     wrong(
         "by a number",
         lambda: SpeedLimit("1/s", by=7),
-        "by: 7 is neither a text nor a callable: give one of these",
+        "by: 7 is neither a text nor a callable, nor a list of these: give one of these",
     ),
 ]
 

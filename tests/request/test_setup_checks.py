@@ -19,7 +19,7 @@ from guardrails import (
 )
 from guardrails.request import setup_checks
 from guardrails.request.setup_checks import CODES
-from support import JOIN_SECONDS, Browser, PassingStore, lines
+from support import JOIN_SECONDS, Browser, Exchange, PassingStore, lines
 
 REQUESTS_BETWEEN_LOOKS = 1024
 DAY = 24 * 3600
@@ -68,7 +68,7 @@ def days(monkeypatch):
     "trusted", [["0.0.0.0/0"], ["::/0"], ["0.0.0.0/1", "128.0.0.0/1"], ["10.0.0.0/8", "2000::/3"]]
 )
 def test_everything_trusted_is_said_at_the_start(caplog, trusted):
-    throttle(testing.hello, trusted_proxies=trusted)
+    throttle(testing.hello, SpeedLimit("1/s"), trusted_proxies=trusted)
 
     (line,) = lines(caplog, level="WARNING")
     assert line == (
@@ -80,7 +80,7 @@ def test_everything_trusted_is_said_at_the_start(caplog, trusted):
 
 @pytest.mark.parametrize("trusted", [["10.0.0.0/8"], ["private", "loopback"], ["fc00::/7"], [], "unix"])
 def test_what_is_trusted_with_reason_is_not_remarked_on(caplog, trusted):
-    throttle(testing.hello, trusted_proxies=trusted)
+    throttle(testing.hello, SpeedLimit("1/s"), trusted_proxies=trusted)
 
     assert lines(caplog, level="WARNING") == []
 
@@ -142,6 +142,43 @@ def test_a_guard_that_another_worker_met_is_not_remarked_on(serve, caplog, days)
     here.statuses(REQUESTS_BETWEEN_LOOKS)
 
     assert lines(caplog, level="WARNING") == []
+
+
+def test_a_guard_whose_path_nobody_asks_for_is_said_after_ten_thousand_requests(store, caplog):
+    app = throttle(
+        testing.hello,
+        SpeedLimit("1/second", path="/Search"),
+        SpeedLimit("1/second", path="/search", methods=["POST"]),
+        SpeedLimit("1/second", path="/a", host="example.org"),
+        MaxConcurrentReqs(2, path=["/x", "/y"]),
+        store=store,
+    )
+    exchange = Exchange(app)
+    for number in range(10_000):
+        exchange.environ = environ_of_path("/a" if number % 2 else "/search")
+        exchange.finish()
+    assert lines(caplog, level="WARNING") == []
+
+    for _ in range(REQUESTS_BETWEEN_LOOKS):
+        exchange.environ = environ_of_path("/")
+        exchange.finish()
+
+    assert lines(caplog, level="WARNING") == [
+        f"{name}: no request that it covers has come in the first 10240: compare its path, methods and "
+        "host with what clients ask for (the case of a path counts), or leave it out "
+        "[guard-never-matched]"
+        for name in ("speed-limit /Search client", "max-concurrent /x /y all")
+    ]
+
+
+def environ_of_path(path):
+    return {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": path,
+        "SCRIPT_NAME": "",
+        "REMOTE_ADDR": "192.0.2.1",
+        "HTTP_HOST": "localhost",
+    }
 
 
 @pytest.mark.parametrize("guard", [MaxConcurrentReqs(2), CPUThrottle("20%", at_once=2)])
@@ -207,7 +244,10 @@ def test_every_check_can_be_silenced(caplog, days):
     site = Browser(app)
     for peer in ["127.0.0.1", "203.0.113.1", ""]:
         site.get("/", headers={"X-Forwarded-For": "1.2.3.4"}, environ_overrides={"REMOTE_ADDR": peer})
-    throttle(testing.hello, trusted_proxies=["0.0.0.0/0"], silence="everything-trusted")
+    throttle(
+        testing.hello, SpeedLimit("1/s"), trusted_proxies="0.0.0.0/0", silence="everything-trusted"
+    )
+    throttle(testing.hello, silence="no-guards")
     days(1)
     site.statuses(REQUESTS_BETWEEN_LOOKS)
 

@@ -4,7 +4,15 @@ import logging
 
 import pytest
 
-from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing, throttle
+from guardrails import (
+    BlockAgents,
+    CPUThrottle,
+    MaxConcurrentReqs,
+    SpeedLimit,
+    testing,
+    throttle,
+    watchdog,
+)
 from support import Browser, CountingStore, lines, nothing_is_left_in, slots_held
 
 
@@ -124,6 +132,31 @@ def test_the_word_in_the_environment_overrides_the_arguments(
     assert serve(SpeedLimit("1/minute"), **options).statuses(2) == statuses
 
 
+@pytest.mark.parametrize(
+    ("value", "statuses"),
+    [
+        ("", [200, 429]),
+        (" ", [200, 429]),
+        ("OFF", [200, 200]),
+        ("Dry-Run", [200, 200]),
+        ("ON", [200, 429]),
+    ],
+)
+def test_an_empty_word_is_none_and_its_case_does_not_matter(serve, monkeypatch, value, statuses):
+    """A compose file hands on a variable that is not set as an empty one."""
+    monkeypatch.setenv("GUARDRAILS", value)
+
+    assert serve(SpeedLimit("1/minute")).statuses(2) == statuses
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_store_in_the_environment_is_none(monkeypatch, value):
+    monkeypatch.setenv("GUARDRAILS_STORE", value)
+
+    assert repr(throttle(testing.hello).store).startswith("shm:app-")
+    assert watchdog().store_name is None
+
+
 def test_dry_run_in_the_environment_still_says_what_it_would_do(serve, monkeypatch):
     monkeypatch.setenv("GUARDRAILS", "dry-run")
     site = serve(SpeedLimit("1/minute"))
@@ -163,6 +196,19 @@ def test_one_guard_may_be_switched_at_run_time(serve, store, word):
 
     assert [response.status_code for response in responses] == [200, 200, 429]
     testing.assert_refused(responses[2], guard="old")
+
+
+def test_a_guard_may_be_switched_before_the_first_request(shared):
+    """A request to /login may be rare; its guard can be switched from the start."""
+    inner = throttle(testing.hello, SpeedLimit("1/minute", name="inner", path="/a"))
+    site = Browser(throttle(inner, SpeedLimit("1/minute", path="/login"), store=shared))
+    site.get("/")
+
+    shared.switch("off", "speed-limit /login client")
+    shared.switch("off", "inner")
+
+    assert site.statuses(2, "/login") == [200, 200]
+    assert site.statuses(2, "/a") == [200, 200]
 
 
 def test_a_guard_that_is_off_is_not_charged(serve, store):

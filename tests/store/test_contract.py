@@ -16,7 +16,7 @@ from short_forms import (
     slot,
 )
 
-from guardrails.errors import StoreError
+from guardrails.errors import ConfigurationError, StoreError
 from guardrails.store.contract import MOST_SLOTS, Debit
 from guardrails.store.memory import MemoryStore
 
@@ -329,6 +329,7 @@ def test_the_switch_makes_everything_run_dry(store):
 
 def test_one_guard_can_be_switched(store):
     first, second = requirement(meter("a"), guard="a"), requirement(meter("b"), guard="b")
+    store.declare(["a", "b"])
     store.switch("off", guard="a")
     assert admitted(store, first, second)
     result = store.enter(open_request(first, second))
@@ -340,6 +341,58 @@ def test_one_guard_can_be_switched(store):
         "dry-run",
         "on",
     )
+
+
+def test_a_guard_that_is_not_there_cannot_be_switched(store):
+    """A misspelled name must not be answered "off", and must leave nothing behind."""
+    store.declare(["speed-limit /login client"])
+    admitted(store, requirement(meter("other"), guard="other"))
+
+    for switch in (
+        lambda: store.switch("off", "speed-limit /logn client"),
+        lambda: store.switch(guard="speed-limit /logn client"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            switch()
+        assert str(caught.value) == (
+            "switch: 'speed-limit /logn client' is not a guard of this store: the guards are 'other', "
+            "'speed-limit /login client'"
+        )
+    store.reset()
+    assert set(store.counters()) == {"other", "speed-limit /login client"}
+    assert store.switch("off", "speed-limit /login client") == "off"
+
+
+def test_without_any_guard_the_error_says_so(store):
+    with pytest.raises(ConfigurationError, match="the guards are none: no worker has served a request"):
+        store.switch("off", "login")
+
+
+def test_a_guard_that_is_declared_again_keeps_its_counters_and_its_switch(store):
+    admitted(store, requirement(meter("a"), guard="a"))
+    store.switch("dry-run", "a")
+    store.declare(["a", "b"])
+
+    assert store.counters()["a"].admitted == 1
+    assert store.switch(guard="a") == "dry-run"
+    assert store.switch(guard="b") == "on"
+
+
+def test_each_change_of_a_switch_is_one_warning(store, clock, caplog):
+    store.declare(["a"])
+    limit = requirement(meter("a"), guard="a")
+    for words in (("off", "a"), ("off", "a"), ("dry-run",), ("on",), ("on",)):
+        store.switch(*words)
+        for _ in range(3):
+            clock.advance(2)
+            store.enter(open_request(limit))
+
+    assert [record.getMessage().partition(": the ")[2] for record in caplog.records] == [
+        "switch of 'a' was set to \"off\"",
+        'switch was set to "dry-run"',
+        'switch was set to "on"',
+    ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
 def test_the_scoreboard_shows_what_is_in_flight(store, clock):

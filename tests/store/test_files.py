@@ -195,6 +195,7 @@ def test_another_size_carries_the_state_over_and_everybody_follows(folder):
     held = open_request(cap)
     assert old.enter(held).admitted
     assert not spent(old)
+    old.declare(["other"])
     old.switch("dry-run", guard="other")
 
     larger = small(clients=5000)
@@ -422,3 +423,70 @@ def test_a_store_that_is_switched_off_is_left_for_the_one_that_takes_its_name(fo
         store.enter(open_request(requirement(meter("spent"), guard="spent")))
 
     assert store.switch() == "on"
+
+
+def test_a_change_of_the_switch_is_said_by_one_worker_alone(folder, caplog):
+    """Each store is as one in a worker of its own; the operator's has no worker."""
+    clock = Clock()
+    workers = [small(clock=clock) for _ in range(3)]
+    limit = requirement(meter("login"), guard="login")
+    for worker in workers:
+        worker.declare(["login", "search"])
+        worker.enter(open_request(limit))
+    operator = SharedStore("site", create=False)
+    caplog.clear()
+
+    operator.switch("dry-run", "search")
+    for _ in range(3):
+        clock.advance(2)
+        for worker in workers:
+            worker.enter(open_request(limit))
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "store shm:site: the switch of 'search' was set to \"dry-run\""
+    ]
+    operator.close()
+
+
+def test_a_change_of_the_switch_is_said_though_the_file_is_made_larger_meanwhile(folder, caplog):
+    clock = Clock()
+    store = small(clock=clock)
+    store.declare(["login"])
+    store.enter(open_request(requirement(meter("login"), guard="login")))
+    store.switch("off", "login")
+    larger = small(clients=5000, clock=clock)
+
+    clock.advance(2)
+    larger.enter(open_request(requirement(meter("login"), guard="login")))
+
+    assert "the switch of 'login' was set to \"off\"" in caplog.text
+
+
+def test_guards_that_the_table_has_no_room_for_are_an_error(folder, caplog):
+    store = small()
+    store.declare([f"guard {number}" for number in range(130)])
+    store.requests()
+
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert line.startswith("store shm:site: its table of guards is full, so these cannot be switched, ")
+    assert "'guard 127', 'guard 128', 'guard 129'" in line
+    assert len(store.counters()) == 127
+    with pytest.raises(
+        ConfigurationError, match=r"; its table is full, which has room for 127 guards\Z"
+    ):
+        store.switch("off", "guard 129")
+    assert store.switch("off", "guard 126") == "off"
+    assert store.switch() == "on"
+
+
+def test_a_new_file_knows_the_guards_that_were_declared_before(folder):
+    clock = Clock()
+    store = small(clock=clock)
+    store.declare(["login"])
+    store.requests()
+    the_file(folder).unlink()
+    clock.advance(2)
+    for _ in range(2):
+        store.enter(open_request())
+
+    assert set(store.counters()) == {"login"}

@@ -119,6 +119,12 @@ def tenant(environ: dict[str, Any]) -> str | None:
     return environ.get("HTTP_X_TENANT")
 
 
+SpeedLimit("10/second", by=["user", "client"])
+SpeedLimit("10/second", by=("header:X-Api-Key", tenant, "all"))
+SpeedLimit("10/second", by=["user", 7])  # type: ignore[list-item]
+SpeedLimit("10/second", dry_run="no")  # type: ignore[arg-type]
+
+
 def workers(environ: dict[str, Any]) -> int | None:
     return 3
 

@@ -154,7 +154,7 @@ def test_so_are_the_priority_and_the_budget_of_a_request():
         "import logging; logging.basicConfig(level=logging.INFO)\n"
         "from guardrails.worker.server import Server\n"
         "limits = guardrails.rlimits(cpu_per_request='2s', nice=19)\n"
-        "limits._apply(Server('gunicorn (sync)', 2, 1, True, 15), logging.info)"
+        "limits._apply(Server('gunicorn (sync)', 2, 1, True, 15), logging)"
     )
     was = os.getpriority(os.PRIO_PROCESS, 0)
     assert "rlimits: cpu_per_request 2 s (argument)" in ran.stderr
@@ -379,6 +379,90 @@ def test_a_limit_that_is_passed_already_kills_nobody():
         "print('alive')"
     )
     assert ran.stdout == "alive\n"
+
+
+RESERVED = """
+import logging, mmap
+logging.basicConfig(format="%(levelname)s %(message)s")
+reserved = mmap.mmap(-1, 300 << 20, flags=mmap.MAP_PRIVATE)  # as a library does when it is imported
+"""
+
+
+@pytest.mark.parametrize("apply", [".apply()", "()", "(gunicorn_arbiter, gunicorn_worker)"])
+@pytest.mark.parametrize(
+    ("value", "limit"), [("200M:", 200 << 20), (":200M", 200 << 20), ("200M", 200 << 20)]
+)
+def test_a_limit_below_what_the_process_has_is_not_set_and_both_figures_are_logged(apply, value, limit):
+    """Otherwise each allocation fails, and each request with it."""
+    ran = run(
+        RESERVED
+        + f"""
+class gunicorn_arbiter: log = logging.getLogger("gunicorn.error")
+class gunicorn_worker: pass
+before = resource.getrlimit(resource.RLIMIT_DATA)
+reports = guardrails.rlimits(DATA={value!r}, NOFILE="90:"){apply}
+assert resource.getrlimit(resource.RLIMIT_DATA) == before
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 90
+print([report.name for report in reports], len(bytes(50 << 20)))
+"""
+    )
+
+    assert ran.stdout == "['NOFILE'] 52428800\n", ran.stderr
+    (line,) = [line for line in ran.stderr.splitlines() if line.startswith("ERROR")]
+    said = re.fullmatch(
+        rf"ERROR rlimits: this limit is not set: DATA: {limit} is less than the (\d+) that this "
+        "process already has, so each request would fail: write more, or let the process reserve less",
+        line,
+    )
+    assert int(said[1]) > 300 << 20
+
+
+def test_a_limit_below_what_the_process_has_is_refused_where_an_exception_stops_no_site():
+    """In a process that forks the workers, before it forks any, and in a `with` block."""
+    ran = run(
+        RESERVED
+        + """
+from guardrails.worker import rlimits as module
+limits = guardrails.rlimits(DATA="200M:")
+said = []
+try:
+    with limits:
+        pass
+except guardrails.ConfigurationError as error:
+    said.append(str(error))
+module.is_master = lambda: True
+try:
+    limits.apply()
+except guardrails.ConfigurationError as error:
+    said.append(str(error))
+print([sentence[:28] for sentence in said])
+"""
+    )
+
+    assert ran.stdout == f"{['DATA: 209715200 is less than'] * 2}\n", ran.stderr
+
+
+def test_a_limit_of_files_below_those_that_are_open_is_not_set():
+    ran = run(
+        """
+files = [open("/dev/null") for _ in range(50)]
+guardrails.rlimits(NOFILE="20:").apply()
+print(open("/dev/null").read() == "")
+"""
+    )
+
+    assert ran.stdout == "True\n", ran.stderr
+    assert re.search(r"NOFILE: 20 is less than the 5\d that this process already has", ran.stderr)
+
+
+def test_an_empty_limit_in_the_environment_is_none():
+    """A compose file hands on a variable that is not set as an empty one."""
+    assert in_a_process(
+        "print(json.dumps([limit.name for limit in guardrails.rlimits(NOFILE='99:').limits]))",
+        GUARDRAILS_RLIMIT_CPU="",
+        GUARDRAILS_RLIMIT_DATA=" ",
+        GUARDRAILS_RLIMIT_DEFAULTS="",
+    ) == ["NOFILE"]
 
 
 def test_what_is_refused_leaves_all_as_it_was():

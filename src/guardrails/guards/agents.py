@@ -27,6 +27,7 @@ log = logging.getLogger("guardrails")
 Missing = Literal["allow", "refuse"]
 """What BlockAgents does with a request that names no agent."""
 
+_FILE_NAME = re.compile(r"(?<!\\)\.(?:txt|list|lst|conf|cfg|csv|dat|json|ya?ml)\Z", re.IGNORECASE)
 _MEMO_SIZE = 8192
 _CHECK_INTERVAL_SECONDS = 1.0
 
@@ -117,8 +118,9 @@ class BlockAgents(Guard):
 
     Args:
         *patterns: regular expressions, found anywhere in the first 512 characters of the agent, in
-            upper or lower case.
-        missing: what it does with a request that names no agent: "allow" or "refuse".
+            upper or lower case. A request without an agent has an empty one: "^$" is found in it.
+        missing: what it does with a request that names no agent, and in which no pattern is found:
+            "allow" or "refuse".
         **options: the options of every guard: see `Guard`.
 
     Raises:
@@ -150,6 +152,11 @@ class BlockAgents(Guard):
             if not pattern:
                 raise ConfigurationError(
                     "patterns: '' is empty and would be found in every agent: leave it out"
+                )
+            if _FILE_NAME.search(pattern) or (os.sep in pattern and Path(pattern).is_file()):
+                raise ConfigurationError(
+                    f"patterns: {pattern!r} looks like the name of a file: write "
+                    f"BlockAgents.from_file({pattern!r}), or escape the dot if it is a pattern"
                 )
         self._build(patterns, None, missing, options)
 
@@ -202,8 +209,8 @@ class BlockAgents(Guard):
         return True
 
     def requirement(self, bound: BoundGuard, environ: dict[str, Any]) -> Requirement | None:
-        agent = environ.get("HTTP_USER_AGENT")
-        refused = self._list.blocks(agent) if agent else self.missing == "refuse"
+        agent = environ.get("HTTP_USER_AGENT", "")
+        refused = self._list.blocks(agent) or (not agent and self.missing == "refuse")
         return bound.refuse if refused else bound.admit
 
     def counts_by_client(self) -> bool:

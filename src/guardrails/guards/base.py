@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, Typed
 from wsgiref.types import WSGIApplication
 
 from guardrails.client.exemptions import Exempt, Exemptions
-from guardrails.client.keys import By, Request, key_function
+from guardrails.client.keys import By, Request, by_name, checked_by, counts_by_client, key_function
 from guardrails.client.networks import listed
 from guardrails.errors import ConfigurationError
+from guardrails.guards.apps import check_wsgi_app
 from guardrails.guards.option_checks import (
     check_status,
-    check_wsgi_app,
     exempt_path_prefixes,
+    host_names,
     method_names,
     path_prefixes,
-    text_tuple,
 )
-from guardrails.options import check_word, keyword_options, renamed_word
+from guardrails.options import check_bool, check_word, keyword_options, renamed_word
 from guardrails.store.contract import Requirement
 from guardrails.units import parse_duration
 
@@ -102,10 +102,11 @@ class Guard:
     def __post_init__(self) -> None:
         self._set("path", path_prefixes(self.path, "path"))
         self._set("methods", method_names(self.methods))
-        self._set("host", None if self.host is None else text_tuple(self.host, "host"))
+        self._set("host", host_names(self.host))
         self._set("exempt", listed(self.exempt, "exempt"))
         Exemptions(self.exempt)
         self._set("exempt_paths", exempt_path_prefixes(self.exempt_paths))
+        check_bool(self.dry_run, "dry_run")
         self._set("status", check_status(self.status or self.default_status))
         if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
             raise ConfigurationError(
@@ -204,9 +205,10 @@ class CountingGuard(Guard):
 
     Args:
         by: what requests are counted by: "client", "client+agent", "all", "host", "path", "user"
-            (REMOTE_USER), "header:NAME", "cookie:NAME", or a callable environ -> str | None. None
-            means that the guard does not apply. A request without the header or the cookie is
-            counted by its client.
+            (REMOTE_USER), "header:NAME", "cookie:NAME", a callable environ -> str | None, or a list
+            of these. Of a list, the first that has a value counts, as in ["user", "client"]. The
+            guard does not apply to a request for which nothing has a value. A request without the
+            header or the cookie is counted by its client.
         wait: how long a request may be delayed before it is refused, in seconds or as a text such
             as "2s". By default 0.
     """
@@ -221,17 +223,17 @@ class CountingGuard(Guard):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_duration(self.wait, "wait")
+        self._set("by", checked_by(self.by))
         self._set("_key", key_function(self.by))
 
     def _name_parts(self) -> tuple[str, ...]:
-        by = self.by
-        return (by if isinstance(by, str) else getattr(by, "__name__", "callable"),)
+        return (by_name(self.by),)
 
     def fixed_key(self) -> bytes | None:
         return b"" if self.by == "all" else None
 
     def counts_by_client(self) -> bool:
-        return isinstance(self.by, str) and self.by.startswith(("client", "header:", "cookie:"))
+        return counts_by_client(self.by)
 
     def counts_clients_apart(self) -> bool:
         """Whether different clients are meant to have different keys."""

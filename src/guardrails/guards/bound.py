@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from guardrails.client.browser import CROSS_SITE, PREFLIGHT
 from guardrails.client.exemptions import Exemptions
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, FigureOfNothingError
 from guardrails.guards.base import Guard
 from guardrails.memo import Memo
 from guardrails.paths import Readings, falls_under, normal_host, plain_text, wsgi_text
 from guardrails.store.contract import Meter, Requirement
 from guardrails.units import parse_duration
+
+HAS_HAD_A_KEY = -1
+"""The `without_key` of a guard from its first request with a key on."""
 
 _MOST_TIERS = 256
 
@@ -38,12 +41,14 @@ class BoundGuard:
         own_key: whether the client's key is the key.
         fixed_key: the key, if all requests have the same one.
         met: whether this process has had a request that the guard covers.
+        path_met: the same, whatever the request's method and host.
         tiers: the requirements that were made of the figures of a user's callable.
         marked: the requirements that were made for requests with a browser's marks.
         varies: whether the requirement depends on the request.
         usual_requirement: the requirement of most requests, if there is one.
         wait: how long a request may be delayed, in microseconds.
         waits_briefly: whether a request may wait a few milliseconds for a slot of its own client's.
+        without_key: how many requests in a row, from the first one on, had no key for the guard.
     """
 
     __slots__ = (
@@ -65,6 +70,7 @@ class BoundGuard:
         "number",
         "own_key",
         "path",
+        "path_met",
         "refuse",
         "shadow_ban",
         "tiers",
@@ -72,6 +78,7 @@ class BoundGuard:
         "varies",
         "wait",
         "waits_briefly",
+        "without_key",
     )
 
     def __init__(self, guard: Guard, name: str, number: int) -> None:
@@ -84,7 +91,8 @@ class BoundGuard:
         self.hosts = guard.host and tuple(map(normal_host, guard.host))
         self.exempt = Exemptions(guard.exempt)
         self.exempt_paths = tuple(map(wsgi_text, guard.exempt_paths))
-        self.met = False
+        self.met = self.path_met = False
+        self.without_key = 0
         self.wait = parse_duration(getattr(guard, "wait", 0), "wait")
         self.waits_briefly = guard.caps_by_client()
         self.ban_for = parse_duration(guard.ban, "ban") if guard.ban is not None else 0
@@ -140,12 +148,32 @@ class BoundGuard:
     def _names_options(self) -> bool:
         return self.methods is not None and "OPTIONS" in self.methods
 
+    def tier(self, figures: Hashable, make: Callable[[], Requirement]) -> Requirement:
+        """Return the requirement for what a callable of the user's said.
+
+        Args:
+            figures: what it said.
+            make: makes the requirement. With a figure of nothing there is none: the guard refuses.
+        """
+
+        def made() -> Requirement:
+            try:
+                return make()
+            except FigureOfNothingError:
+                return self.refuse
+
+        return self.tiers.get(figures, made)
+
     def covers(self, method: str, host: str, readings: Readings) -> bool:
         """Whether the guard covers such a request, by any reading of its path."""
+        if not self._covers_path(readings):
+            return False
+        self.path_met = True
         if self.methods is not None and method.upper() not in self.methods:
             return False
-        if self.hosts is not None and normal_host(host) not in self.hosts:
-            return False
+        return self.hosts is None or normal_host(host) in self.hosts
+
+    def _covers_path(self, readings: Readings) -> bool:
         if readings.all_under(self.exempt_paths):
             return False
         path = self.path

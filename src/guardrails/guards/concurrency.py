@@ -29,7 +29,7 @@ class MaxConcurrentReqs(CountingGuard):
 
     Args:
         limit: how many requests may be open at once, or a callable environ -> int | None. None means
-            that the guard does not apply.
+            that the guard does not apply, and 0 that it refuses.
         by: what requests are counted by. By default "all", one limit for all clients together;
             "client" is a limit for each client.
         hold: how long a request holds its slot: "response", until its response is closed, or "call",
@@ -75,7 +75,7 @@ class MaxConcurrentReqs(CountingGuard):
         limit = self.limit(environ) if callable(self.limit) else self.limit
         if limit is None:
             return None
-        return bound.tiers.get(limit, lambda: self._requirement(bound, parse_count(limit, "limit")))
+        return bound.tier(limit, lambda: self._requirement(bound, parse_count(limit, "limit")))
 
     def _requirement(self, bound: BoundGuard, limit: int) -> Requirement:
         slot = Slot(

@@ -28,7 +28,8 @@ class CPUThrottle(CountingGuard):
 
     Args:
         percent: the share of one CPU that each client may use in the long run, such as "20%" or 20,
-            or a callable environ -> such a value | None. None means that the guard does not apply.
+            or a callable environ -> such a value | None. None means that the guard does not
+            apply, and 0 that it refuses.
         window: how much a client may use in advance, in seconds or as a text: with "20%" and "15s",
             3 seconds of CPU at once. At least a second.
         resume: the part of the window, from 0 to 1, to which the use of a refused client must sink
@@ -86,9 +87,7 @@ class CPUThrottle(CountingGuard):
         percent = self.percent(environ) if callable(self.percent) else self.percent
         if percent is None:
             return None
-        return bound.tiers.get(
-            percent, lambda: self._requirement(bound, parse_percent(percent, "percent"))
-        )
+        return bound.tier(percent, lambda: self._requirement(bound, parse_percent(percent, "percent")))
 
     def _requirement(self, bound: BoundGuard, share: float) -> Requirement:
         window = parse_duration(self.window, "window")

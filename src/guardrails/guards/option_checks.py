@@ -1,17 +1,18 @@
-"""Checks of the options that all guards have, and of the app that a guard wraps.
+"""Checks of the options that all guards have.
 
 Each function returns the option in the form that guards keep, or raises ConfigurationError.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable
 from http import HTTPMethod
 from typing import Any
 
 from guardrails.errors import ConfigurationError
+from guardrails.guards.hosts import checked_host
+from guardrails.guards.prefixes import checked_pattern, checked_prefix
 
 _WEBDAV_METHODS = frozenset(
     [
@@ -46,6 +47,16 @@ def text_tuple(value: Any, argument: str) -> tuple[str, ...]:
     return texts
 
 
+def some_texts(value: Any, argument: str) -> tuple[str, ...]:
+    """Return one text, or several, as a tuple that is not empty: with none, a guard covers nothing."""
+    texts = text_tuple(value, argument)
+    if not texts:
+        raise ConfigurationError(
+            f"{argument}: {value!r} is empty, so the guard would cover nothing: leave it out for all"
+        )
+    return texts
+
+
 def path_prefixes(value: Any, argument: str) -> tuple[str, ...] | re.Pattern[str] | None:
     """Return the prefixes without a last slash; a pattern and None are returned as they are.
 
@@ -53,28 +64,30 @@ def path_prefixes(value: Any, argument: str) -> tuple[str, ...] | re.Pattern[str
         value: a prefix, several prefixes, a compiled pattern, or None for all paths.
         argument: what the message calls the option.
     """
-    if value is None or isinstance(value, re.Pattern):
-        return value
-    prefixes = []
-    for prefix in text_tuple(value, argument):
-        if not prefix.startswith("/"):
-            raise ConfigurationError(
-                f"{argument}: {prefix!r} does not start with a slash: write the path as clients "
-                f'request it, such as "/{prefix}"'
-            )
-        prefixes.append(prefix.rstrip("/") or "/")
-    return tuple(prefixes)
+    if value is None:
+        return None
+    if isinstance(value, re.Pattern):
+        return checked_pattern(value, argument)
+    prefixes = some_texts(value, argument)
+    return tuple(checked_prefix(prefix, argument, takes_patterns=True) for prefix in prefixes)
 
 
 def exempt_path_prefixes(value: Any) -> tuple[str, ...]:
     """Return the prefixes of an `exempt_paths` option, which takes no pattern."""
-    paths = path_prefixes(value, "exempt_paths")
-    if isinstance(paths, re.Pattern):
+    if isinstance(value, re.Pattern):
         raise ConfigurationError(
-            f"exempt_paths: {paths.pattern!r} is a pattern: give prefixes, such as "
+            f"exempt_paths: {value.pattern!r} is a pattern: give prefixes, such as "
             '["/static/", "/healthz"]'
         )
-    return paths or ()
+    prefixes = text_tuple(value, "exempt_paths")
+    return tuple(checked_prefix(prefix, "exempt_paths", takes_patterns=False) for prefix in prefixes)
+
+
+def host_names(value: Any) -> tuple[str, ...] | None:
+    """Return hosts in the form in which clients send them; None stands for all hosts."""
+    if value is None:
+        return None
+    return tuple(checked_host(host) for host in some_texts(value, "host"))
 
 
 def method_names(value: Any) -> tuple[str, ...] | None:
@@ -82,7 +95,7 @@ def method_names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     methods = []
-    for method in _as_tuple(value):
+    for method in _as_tuple(value) or some_texts(value, "methods"):
         name = method.upper() if isinstance(method, str) else method
         if name not in HTTPMethod.__members__ and name not in _WEBDAV_METHODS:
             raise ConfigurationError(
@@ -104,31 +117,6 @@ def check_status(status: object) -> int:
             "such as 429 or 503"
         )
     return status
-
-
-def check_wsgi_app(app: Any, guard: str, caller: str = "") -> Any:
-    """Return a WSGI app. The usual mistake is a guard that decorates a view function.
-
-    Args:
-        app: what is to be wrapped.
-        guard: the class of guard that the remedy shows.
-        caller: what was called, as the message names it; the guard by default.
-    """
-    remedy = (
-        f"{caller or guard}: {getattr(app, '__name__', app)!r} is not a WSGI app, which takes "
-        f"(environ, start_response): wrap the app and name the view by its path, as in "
-        f'app.wsgi_app = guardrails.throttle(app.wsgi_app, {guard}(..., path="/that/view"))'
-    )
-    if not callable(app):
-        raise ConfigurationError(remedy)
-    if inspect.isfunction(app):
-        try:
-            bound = inspect.signature(app).bind(None, None)
-        except TypeError:
-            raise ConfigurationError(remedy) from None
-        if next(iter(bound.arguments), "") == "request":
-            raise ConfigurationError(remedy)
-    return app
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

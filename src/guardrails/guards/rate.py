@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from guardrails.errors import ConfigurationError
 from guardrails.guards.base import CountingGuard, checked_keywords
 from guardrails.guards.bound import BoundGuard
+from guardrails.options import check_bool
 from guardrails.store.contract import Meter, Requirement
 from guardrails.units import Rate, check_figure, format_duration, parse_count, parse_rates
 
@@ -25,12 +26,13 @@ class SpeedLimit(CountingGuard):
 
     Args:
         rate: one or several rates, such as "120/minute", "100 per 2 hours" or "5/second burst 20;
-            500/hour", or a callable environ -> str | None. None means that the guard does not apply.
+            500/hour", or a callable environ -> str | None. None means that the guard does not apply,
+            and a rate of nothing ("0/minute") that it refuses.
         burst: how many requests may come at once. By default the count of the rate: "120/minute"
             admits 120 at once, then one each half second, at most 239 in the first minute.
         strict: choose burst and interval so that no window of the period ever admits more than the
-            count. The burst is then half of the count, unless you give one, and a client that never
-            pauses is admitted at about half of the rate. By default False.
+            count. The burst is then half of the count, unless you give one. In the long run about half
+            of the rate is admitted, also to a client that asks evenly. By default False.
         cost: how many units a request costs, or a callable environ -> int. By default 1.
 
     `CountingGuard` and `Guard` describe the other options.
@@ -50,6 +52,7 @@ class SpeedLimit(CountingGuard):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_bool(self.strict, "strict")
         if self.burst is not None:
             parse_count(self.burst, "burst", most=2**40)
         if not callable(self.rate):
@@ -76,7 +79,7 @@ class SpeedLimit(CountingGuard):
         if rate is None:
             return None
         cost = self.cost(environ) if callable(self.cost) else self.cost
-        return bound.tiers.get((rate, cost), lambda: self._tier(bound, rate, cost))
+        return bound.tier((rate, cost), lambda: self._tier(bound, rate, cost))
 
     def _tier(self, bound: BoundGuard, rate: str, cost: object) -> Requirement:
         rates = self._effective(parse_rates(rate)) if callable(self.rate) else self._rates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guardrails.client.keys import shown_key
@@ -18,10 +18,11 @@ from guardrails.decision import (
 from guardrails.errors import ConfigurationError
 from guardrails.guards.base import Guard
 from guardrails.guards.bound import BoundGuard
+from guardrails.request.ban_log import BanLog
 from guardrails.request.failures import FailureLog
 from guardrails.request.open_request import OpenRequest
 from guardrails.request.options import OnDecision
-from guardrails.store.contract import PENALIZED, PENALTY_GUARD, EnterResult, StoreRequest
+from guardrails.store.contract import PENALIZED, PENALTY_GUARD, EnterResult, Refusal, StoreRequest
 
 log = logging.getLogger("guardrails")
 
@@ -53,6 +54,7 @@ class DecisionMaker:
         self._guards = guards
         self._failures = failures
         self._on_decision = on_decision
+        self._bans = BanLog()
 
     def decide(
         self, result: EnterResult | None, open_request: OpenRequest, environ: dict[str, Any]
@@ -92,6 +94,8 @@ class DecisionMaker:
         open_request.may_drain = not any(
             refusal.banned or refusal.keyed.requirement.refused for refusal in refusals
         )
+        if result.refusals and result.number:
+            self._log_new_bans(result.refusals, open_request)
         first = refusals[0]
         if first.keyed is PENALIZED:
             return self._penalty(result, open_request)
@@ -119,6 +123,13 @@ class DecisionMaker:
             status=None if result.admitted else bound.guard.status,
             id=result.number,
         )
+
+    def _log_new_bans(self, refusals: Sequence[Refusal], open_request: OpenRequest) -> None:
+        """Log the bans that begin with this refusal. A request of a banned client begins none."""
+        for refusal in refusals:
+            ban_for = refusal.keyed.requirement.ban_for
+            if ban_for and not refusal.banned and open_request.ban_key:
+                self._bans.begins(refusal.keyed.requirement.guard, open_request, ban_for)
 
     def _penalty(self, result: EnterResult, open_request: StoreRequest) -> Decision:
         """Return the decision about a client whose request for this path a watchdog has killed."""

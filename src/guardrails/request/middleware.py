@@ -10,7 +10,6 @@ counted, and the request goes on. And each request that entered the store leaves
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -24,23 +23,30 @@ from guardrails.decision import Decision
 from guardrails.errors import StoreError
 from guardrails.guards.base import Guard
 from guardrails.guards.bound import BoundGuard, unique_names
-from guardrails.guards.option_checks import check_wsgi_app, exempt_path_prefixes
-from guardrails.options import keyword_options, renamed_word
+from guardrails.guards.option_checks import exempt_path_prefixes
+from guardrails.options import check_bool, keyword_options, renamed_word
 from guardrails.request.admission import Admission
-from guardrails.request.decisions import DecisionMaker
-from guardrails.request.failures import FailureLog
-from guardrails.request.nested import Nesting
-from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
-from guardrails.request.options import ClientCallable, OnDecision, OnStoreError
-from guardrails.request.refusal import refuse
-from guardrails.request.routes import NO_REQUIREMENTS, RouteTable
-from guardrails.request.setup_checks import (
-    SetupChecks,
+from guardrails.request.build_checks import (
+    check_app,
+    check_exempt_paths,
     check_guards,
     check_slots,
     check_store,
     switch_position,
 )
+from guardrails.request.decisions import DecisionMaker
+from guardrails.request.failures import FailureLog
+from guardrails.request.nested import Nesting
+from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
+from guardrails.request.options import ClientCallable, OnDecision, OnStoreError
+from guardrails.request.place_of_call import (
+    place_of_call,
+    warn_of_built_in_a_request,
+    warn_of_moving_store,
+)
+from guardrails.request.refusal import refuse
+from guardrails.request.routes import NO_REQUIREMENTS, RouteTable
+from guardrails.request.setup_checks import SetupChecks
 from guardrails.store.contract import DRY_RUN, OFF, Requirement, Store
 from guardrails.store.records import WorkerFacts
 from guardrails.store.urls import store_from_url, unnamed_store
@@ -107,9 +113,13 @@ def throttle(
     Raises:
         ConfigurationError: an argument is wrong.
     """
+    checks = SetupChecks(silence)
+    place = place_of_call()
+    warn_of_built_in_a_request(checks.warn, place)
     own_store = store is not None
     if store is None or store == "shm:":
-        store = unnamed_store(*_place_of_call())
+        store = unnamed_store(place.file, place.line)
+        warn_of_moving_store(checks.warn, place, store)
     else:
         store = store_from_url(store) if isinstance(store, str) else check_store(store)
     return Throttle(
@@ -120,7 +130,7 @@ def throttle(
         identity=Identity(trusted_proxies, proxy_hops, forwarded, client, ipv6_prefix),
         exempt=exempt,
         exempt_paths=exempt_paths,
-        silence=silence,
+        checks=checks,
         interruptible=interruptible,
         position=switch_position(enabled, dry_run),
         on_decision=on_decision,
@@ -148,21 +158,23 @@ class Throttle:
         identity: Identity,
         exempt: Exempt,
         exempt_paths: str | Iterable[str],
-        silence: str | Iterable[str],
+        checks: SetupChecks,
         interruptible: bool,
         position: str,
         on_decision: OnDecision | None,
         on_store_error: OnStoreError,
     ) -> None:
-        self.app: WSGIApplication = check_wsgi_app(app, "SpeedLimit", caller="throttle")
+        self.app: WSGIApplication = check_app(app)
         self.guards = tuple(check_guards(guards))
         self.store = store
         self._off = position == OFF
         self._dry_run = position == DRY_RUN
-        self._interruptible = interruptible
+        self._interruptible = check_bool(interruptible, "interruptible")
         self._failures = FailureLog()
         self.errors = self._failures.errors
-        self._checks = SetupChecks(silence)
+        self._checks = checks
+        if not self.guards and position != OFF and not interruptible:
+            checks.warn_no_guards()
         self._bound_guards = [
             BoundGuard(guard, name, number)
             for number, (guard, name) in enumerate(
@@ -171,9 +183,11 @@ class Throttle:
         ]
         check_slots(self._bound_guards)
         self._names = tuple(bound.name for bound in self._bound_guards)
+        store.declare(self._names)
         self._bound_by_name: dict[str, BoundGuard] = {}
         self._exempt = Exemptions(exempt)
         self._exempt_paths = exempt_path_prefixes(exempt_paths)
+        check_exempt_paths(self._bound_guards, self._exempt_paths)
         self._routes = self._make_routes(self._bound_guards)
         self._clients = ClientReader(
             identity,
@@ -233,6 +247,8 @@ class Throttle:
         if worker.hooks.before_request:
             worker.hooks.request_comes()
         client = self._one_client.read(environ)
+        # Before the first callable of the user's, which may count by it.
+        environ["guardrails.client"] = (client.text or None) if client is not None else None
         route = self._routes.find(environ)
         requirements = self._routes.requirements(route, client, environ)
         open_request = OpenRequest(
@@ -249,7 +265,6 @@ class Throttle:
         # An exempt request enters the store too, so that the scoreboard shows it.
         open_request.exempt = requirements is NO_REQUIREMENTS
         open_request.interruptible = self._allows_interrupts
-        environ["guardrails.client"] = open_request.client or None
         environ[OPEN_REQUEST_KEY] = open_request
         return open_request
 
@@ -274,7 +289,8 @@ class Throttle:
         if self._until_checks <= 0:
             self._until_checks = _REQUESTS_BETWEEN_CHECKS
             self._one_client.begin()
-            self._check(self._checks.check_traffic, self._bound_by_name, store)
+            requests = _REQUESTS_BETWEEN_CHECKS
+            self._check(self._checks.check_traffic, self._bound_by_name, store, requests)
 
     def _start_process(self, worker: WorkerProcess, environ: dict[str, Any], store: Store) -> None:
         """At the first request of a process, and so after every fork."""
@@ -283,10 +299,13 @@ class Throttle:
         self._admission.start_process()
         cpu_clock.follow_greenlets()
         server = running_server(environ)
-        self._check(self._checks.start_process, list(self._bound_by_name.values()), server)
+        guards = list(self._bound_by_name.values())
+        self._check(self._checks.start_process, guards, server, self.store, environ)
         self._allows_interrupts = (
             self._interruptible and _is_shared(store) and worker.interrupts.install(server)
         )
+        if store is not self.store:
+            store.declare(self._names)
         # The outer throttle has registered this worker already. An inner one does so only in a store of
         # its own, or to show that it allows interrupts.
         if OPEN_REQUEST_KEY not in environ or store is self.store or self._allows_interrupts:
@@ -327,6 +346,7 @@ class Throttle:
             callable_failed=self._callable_failed,
             exempt_failed=self._exempt_failed,
             met_twice=self._checks.warn_met_twice,
+            gives_nothing=self._checks.warn_gives_nothing,
         )
 
     def _callable_failed(
@@ -357,17 +377,6 @@ class Throttle:
     def __repr__(self) -> str:
         names = ", ".join(map(repr, self._bound_by_name))
         return f"<Throttle {names} before {self.app!r}, state in {self.store!r}>"
-
-
-def _place_of_call() -> tuple[str, int]:
-    """Return file and line of the call of throttle(), which name an unnamed store."""
-    frame = sys._getframe(1)  # noqa: SLF001 - the place of the call is not an argument
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")) in _OWN_FRAMES:
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
-
-
-_OWN_FRAMES = (__name__, "guardrails.guards.base", "guardrails.options")
 
 
 def _is_shared(store: Store) -> bool:

@@ -14,6 +14,7 @@ from wsgiref.types import StartResponse
 from guardrails.client.identity import Identity
 from guardrails.decision import PASSED, Decision
 from guardrails.guards.bound import BoundGuard, unique_names
+from guardrails.request.build_checks import check_wsgi_app_attribute
 from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
 from guardrails.request.refusal import refuse
 from guardrails.request.routes import RouteTable
@@ -53,6 +54,9 @@ class Nesting:
     ) -> Iterable[bytes]:
         """Do for an inner throttle what `Throttle.__call__` does for the outermost one."""
         throttle = self._throttle
+        if outer.retry_queue is throttle._retry_queue and outer.path == _path(environ):
+            # The request has come back unchanged to the throttle that opened it.
+            check_wsgi_app_attribute(throttle.app)
         exempt_outside = outer.exempt
         open_request: OpenRequest | None = None
         try:
@@ -103,6 +107,8 @@ class Nesting:
             client = throttle._clients.read(environ)
         else:
             client = outer.who and throttle._clients.same(outer.who)
+        if self._own_client:
+            environ["guardrails.client"] = (client.text or None) if client is not None else None
         same_store = not self._own_store or _is_same(throttle.store, outer.store)
         asked_there = same_store and outer.is_open() and outer.worker is worker
         # A request is charged to its client, and its client is banned: another client has its own.
@@ -146,8 +152,6 @@ class Nesting:
             open_request.store = outer.store
             open_request.guards = outer.guards + throttle.guards
             open_request.names = outer.names + routes.names
-        if self._own_client:
-            environ["guardrails.client"] = open_request.client or None
         environ[OPEN_REQUEST_KEY] = open_request
         return open_request
 
@@ -171,6 +175,10 @@ class Nesting:
                 ]
             )
         return routes
+
+
+def _path(environ: dict[str, Any]) -> str:
+    return str(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
 
 
 def _is_same(store: Store, other: Store) -> bool:

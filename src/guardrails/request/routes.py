@@ -17,13 +17,16 @@ from guardrails.client.identity import Client
 from guardrails.client.keys import Request
 from guardrails.errors import is_failure
 from guardrails.guards.base import Guard
-from guardrails.guards.bound import BoundGuard
+from guardrails.guards.bound import HAS_HAD_A_KEY, BoundGuard
 from guardrails.paths import canonical_path, path_readings, wsgi_text
 from guardrails.request.robots import ROBOTS_TXT, BeyondAllowance
 from guardrails.store.contract import KeyedRequirement, Requirement, RouteRequirements
 
 NO_REQUIREMENTS = RouteRequirements()
 """The requirements for an exempt request."""
+
+MOST_WITHOUT_KEY = 1000
+"""How many covered requests in a row, from the first one on, may have no key."""
 
 _MOST_ROUTES = 4096
 _LONGEST_REMEMBERED = 512
@@ -88,6 +91,7 @@ class RouteTable:
             requirement that the guard has then, None for none.
         exempt_failed: called when an exempting callable raises.
         met_twice: called when an outer throttle has asked a guard already.
+        gives_nothing: called when the first MOST_WITHOUT_KEY requests had no key for a guard.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class RouteTable:
         callable_failed: Callable[[BoundGuard, Exception], tuple[bytes | None, Requirement | None]],
         exempt_failed: Callable[[Exception], object],
         met_twice: Callable[[BoundGuard], object],
+        gives_nothing: Callable[[BoundGuard], object],
     ) -> None:
         self._guards = guards
         self.names = tuple(bound.name for bound in guards)
@@ -111,6 +116,7 @@ class RouteTable:
         self._callable_failed = callable_failed
         self._exempt_failed = exempt_failed
         self._met_twice = met_twice
+        self._gives_nothing = gives_nothing
         # On the hot path, where an OrderedDict costs half of what cachetools does.
         self._routes: OrderedDict[tuple[str, str, str, str, int], Route] = OrderedDict()
 
@@ -197,15 +203,26 @@ class RouteTable:
                 requirements.append(KeyedRequirement(bound.ban_only, b"", dry_run))
                 continue
             key, requirement = self._key(bound, request)
-            if key is not None and requirement is None:
+            if key is None:
+                self._note_no_key(bound)
+                continue
+            bound.without_key = HAS_HAD_A_KEY
+            if requirement is None:
                 failed_key, requirement = self._requirement(bound, environ)
                 key = failed_key or key
-            if key is not None and requirement is not None:
+            if requirement is not None:
                 requirement = bound.as_marked(requirement, route.marks)
                 requirements.append(KeyedRequirement(requirement, key, dry_run))
         if route.is_robots_txt and not environ.get("QUERY_STRING"):
             return BeyondAllowance(requirements)
         return requirements
+
+    def _note_no_key(self, bound: BoundGuard) -> None:
+        """Note that a guard does not apply for want of a key; tell it once that was always so."""
+        if bound.without_key != HAS_HAD_A_KEY:
+            bound.without_key += 1
+            if bound.without_key == MOST_WITHOUT_KEY:
+                self._gives_nothing(bound)
 
     def _make(self, method: str, host: str, path: str, sent_script: str, marks: int) -> Route:
         route = Route(method, host, path, marks, self._covering(method, host, path, sent_script))

@@ -1,24 +1,26 @@
 """Checks of how guardrails is set up.
 
-The arguments of `throttle()` are checked when it is called: a mistake is a ConfigurationError. Other
-mistakes only show while requests come: the guards do not fit the server, or its traffic. Each of them
-is a warning under a code that stays the same, and never changes what happens to a request. Each code
-has a section in docs/errors.md with cause, remedy and how to silence it.
+The arguments of `throttle()` are checked when it is called (build_checks.py): a mistake is a
+ConfigurationError. Other mistakes only show while requests come: the guards do not fit the server, or
+its traffic. Each of them is a warning under a code that stays the same, and never changes what happens
+to a request. Each code has a section in docs/errors.md with cause, remedy and how to silence it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from guardrails.client.keys import shown_by
 from guardrails.errors import ConfigurationError
-from guardrails.guards.base import Guard
 from guardrails.guards.bound import BoundGuard
 from guardrails.once import Once
 from guardrails.request.delay_queue import THREADS_PER_WAITING_ONE
-from guardrails.store.contract import DRY_RUN, MOST_SLOTS, OFF, ON, SWITCH_WORDS, Store
+from guardrails.request.routes import MOST_WITHOUT_KEY
+from guardrails.store.contract import Store
+from guardrails.store.memory import MemoryStore
 from guardrails.store.records import GuardCounters
 from guardrails.worker.server import Server
 
@@ -35,10 +37,18 @@ CODES = (
     "guard-never-matched",
     "cap-above-threads",
     "wait-without-threads",
+    "by-gives-nothing",
+    "no-guards",
+    "memory-store-per-worker",
+    "unnamed-store-moves",
+    "built-in-a-request",
 )
 
 LONG_ENOUGH = 24 * 3600
 """Seconds after which a guard should have met a request."""
+
+MANY_REQUESTS = 10_000
+"""Requests of one process of which one should have asked for the path of each guard."""
 
 monotonic = time.monotonic
 
@@ -67,6 +77,7 @@ class SetupChecks:
                 )
         self._first = {code: Once(most=_MOST_SUBJECTS) for code in CODES if code not in codes}
         self._started_at = 0.0
+        self._requests = 0
 
     def warn(self, code: str, about: object, message: str, *values: object) -> None:
         """Log a warning, unless it is silenced or was logged about this guard or peer.
@@ -81,9 +92,20 @@ class SetupChecks:
         if first is not None and first(about):
             log.warning(f"{message} [%s]", *values, code)  # noqa: G004 - the code ends each sentence
 
-    def start_process(self, guards: Iterable[BoundGuard], server: Server) -> None:
-        """At the first request of a process: compare the guards with what its server can do."""
+    def start_process(
+        self, guards: Iterable[BoundGuard], server: Server, store: Store, environ: dict[str, Any]
+    ) -> None:
+        """At the first request of a process: compare guards and store with what its server does.
+
+        Args:
+            guards: the guards.
+            server: what runs this process.
+            store: the store that this throttle was given.
+            environ: the environ of the request.
+        """
         self._started_at = monotonic()
+        self._requests = 0
+        self._check_store(server, store, environ)
         for bound in guards:
             self._check_cap(bound, server)
             if bound.wait and server.threads is not None and server.threads < THREADS_PER_WAITING_ONE:
@@ -99,14 +121,19 @@ class SetupChecks:
                     THREADS_PER_WAITING_ONE,
                 )
 
-    def check_traffic(self, guards: Mapping[str, BoundGuard], store: Store) -> None:
-        """Now and then: warn of the guards that have met no request in a day.
+    def check_traffic(self, guards: Mapping[str, BoundGuard], store: Store, requests: int) -> None:
+        """After so many requests: warn of the guards that no request has met.
+
+        This is said of a guard whose path no request has asked for, and after a day of any guard.
 
         Args:
             guards: the guards by their names.
             store: where they count.
+            requests: how many requests have come since the last call.
         """
-        if monotonic() - self._started_at < LONG_ENOUGH:
+        self._requests += requests
+        after_a_day = monotonic() - self._started_at >= LONG_ENOUGH
+        if not after_a_day and self._requests < MANY_REQUESTS:
             return
         bound_guards = list(guards.values())
         met = {bound.number for bound in bound_guards if bound.met}
@@ -115,14 +142,27 @@ class SetupChecks:
             # One that varies may have met requests in other workers and required nothing for them.
             if bound.number in met or bound.varies or bound.usual_requirement is None:
                 continue
+            if not after_a_day and bound.path_met:
+                continue
             if counters.get(bound.name, _NO_COUNTERS) == _NO_COUNTERS:
                 self.warn(
                     "guard-never-matched",
                     bound.name,
-                    "%s: no request that it covers has come in a day: compare its path, methods and "
+                    "%s: no request that it covers has come in %s: compare its path, methods and "
                     "host with what clients ask for (the case of a path counts), or leave it out",
                     bound.name,
+                    "a day" if after_a_day else f"the first {self._requests}",
                 )
+
+    def warn_no_guards(self) -> None:
+        """Warn of a throttle that was given no guards."""
+        self.warn(
+            "no-guards",
+            "",
+            "throttle() was given no guards, so it refuses nothing: give it some, as in "
+            'throttle(app, SpeedLimit("120/minute")); if it only serves the scoreboard or a watchdog, '
+            'write silence="no-guards"',
+        )
 
     def warn_met_twice(self, bound: BoundGuard) -> None:
         """Warn of a guard that nested throttles meet twice in one request."""
@@ -134,6 +174,35 @@ class SetupChecks:
             "name",
             bound.name,
         )
+
+    def warn_gives_nothing(self, bound: BoundGuard) -> None:
+        """Warn of a guard whose `by` has given no request a key."""
+        if bound.by_client:
+            return  # then no request has an address, which a check of its own says
+        by = getattr(bound.guard, "by", "client")
+        self.warn(
+            "by-gives-nothing",
+            bound.name,
+            "%s: by=%s gave none of the first %d requests a key, so the guard has not applied to any: "
+            "correct it, or name what counts instead, as in by=%s",
+            bound.name,
+            shown_by(by),
+            MOST_WITHOUT_KEY,
+            shown_by([*by, "client"] if isinstance(by, tuple) else [by, "client"]),
+        )
+
+    def _check_store(self, server: Server, store: Store, environ: dict[str, Any]) -> None:
+        several = bool(environ.get("wsgi.multiprocess"))
+        if server.processes is not None:
+            several = server.processes > 1
+        if several and isinstance(store, MemoryStore):
+            self.warn(
+                "memory-store-per-worker",
+                "",
+                'store="memory:" counts in each process alone, and %s: each of them admits all that '
+                'the guards allow: write store="shm:NAME", which all processes share',
+                f"there are {server.processes}" if server.processes else "there are several",
+            )
 
     def _check_cap(self, bound: BoundGuard, server: Server) -> None:
         requirement, most = bound.usual_requirement, server.at_once
@@ -149,49 +218,3 @@ class SetupChecks:
                 server,
                 most,
             )
-
-
-def check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
-    """Return guards that were built. Raises ConfigurationError for anything else."""
-    for guard in guards:
-        if not isinstance(guard, Guard):
-            raise ConfigurationError(
-                f"guards: {guard!r} is not a guard: build one first, as in "
-                'throttle(app, SpeedLimit("120/minute"))'
-            )
-    return guards
-
-
-def check_store(store: Store) -> Store:
-    """Return a store that was built. Raises ConfigurationError for anything else."""
-    if not hasattr(store, "enter") or not hasattr(store, "leave"):
-        raise ConfigurationError(
-            f'store: {store!r} is not a store: write a URL, such as "memory:" or "shm:NAME"'
-        )
-    return store
-
-
-def check_slots(guards: Sequence[BoundGuard]) -> None:
-    """Refuse guards that need more slots than a request can hold."""
-    slots = sum(len(requirement.slots) for bound in guards if (requirement := bound.usual_requirement))
-    if slots > MOST_SLOTS:
-        raise ConfigurationError(
-            f"guards: {slots} of them cap concurrent requests, and a request can hold {MOST_SLOTS} "
-            "slots: use one guard for several paths, as in path=[...], or nest a throttle with a "
-            "store= of its own"
-        )
-
-
-def switch_position(enabled: bool, dry_run: bool) -> str:
-    """Return where the switch stands: GUARDRAILS in the environment, else the arguments."""
-    word = os.environ.get("GUARDRAILS", "").strip().lower()
-    if not word:
-        if not enabled:
-            return OFF
-        return DRY_RUN if dry_run else ON
-    if word not in SWITCH_WORDS:
-        raise ConfigurationError(
-            f"GUARDRAILS: {word!r} in the environment is not a position of the switch: write "
-            "on, dry-run or off, or unset it"
-        )
-    return word

@@ -317,14 +317,29 @@ def check_switch_word(word: str) -> str:
     return word
 
 
-def warn_of_unknown_guard(guard: str | None, known: Iterable[str]) -> None:
-    """Warn if no guard of that name is known, since its name may be misspelled."""
+def check_known_guard(guard: str | None, known: Iterable[str], problem: str = "") -> None:
+    """Refuse to switch a guard that the store does not know.
+
+    Args:
+        guard: the guard's name; None for the whole store.
+        known: the names of the guards that there are.
+        problem: why the store may not know a guard that there is.
+
+    Raises:
+        ConfigurationError: names the guards that there are.
+    """
     if guard is not None and guard not in known:
-        log.warning(
-            "switch: no guard %r has used this store yet; the guards that have are: %s",
-            guard,
-            ", ".join(map(repr, known)) or "none",
+        raise ConfigurationError(
+            f"switch: {guard!r} is not a guard of this store: the guards are "
+            + (", ".join(map(repr, sorted(known))) or "none: no worker has served a request yet")
+            + problem
         )
+
+
+def warn_of_switched(store: object, position: str, guard: str) -> None:
+    """Say that a switch has changed. `guard` is empty for the whole store."""
+    of_guard = f" of {guard!r}" if guard else ""
+    log.warning('store %r: the switch%s was set to "%s"', store, of_guard, position)
 
 
 class Store(Protocol):
@@ -415,6 +430,15 @@ class Store(Protocol):
             What was done; None if that request is over.
         """
 
+    def declare(self, guards: Sequence[str]) -> None:
+        """Make guards known, so that each can be switched before it has met a request.
+
+        Nothing is opened for this. A store that is opened later knows them from then on.
+
+        Args:
+            guards: their names.
+        """
+
     def slots_held(self) -> Mapping[str, int]:
         """Return how many slots are held, over all keys and workers, by the slot's name."""
 
@@ -435,7 +459,7 @@ class Store(Protocol):
             The position of the switch after the call.
 
         Raises:
-            ConfigurationError: the word is not a position.
+            ConfigurationError: the word is not a position, or there is no such guard.
         """
 
     def reset(self) -> None:

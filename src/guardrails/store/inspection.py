@@ -6,11 +6,22 @@ run under the lock.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 from guardrails.store import layout
 from guardrails.store.contract import SWITCH_WORDS
 from guardrails.store.engine.file import StoreFile
-from guardrails.store.layout import G_ADMITTED, G_SWITCH, H_SWITCH, H_SWITCHED
+from guardrails.store.layout import (
+    G_ADMITTED,
+    G_HASH,
+    G_SWITCH,
+    G_SWITCH_NEWS,
+    H_SWITCH,
+    H_SWITCH_NEWS,
+    H_SWITCHED,
+    OF_A_GUARD,
+    OF_THE_STORE,
+)
 from guardrails.store.processes import is_dead
 from guardrails.store.records import GuardCounters, InFlight, Records
 
@@ -94,15 +105,42 @@ def positions(file: StoreFile) -> dict[str, str]:
     return {name: SWITCH_WORDS[position] for name, position in words.items() if position}
 
 
+def declare(file: StoreFile, guards: Iterable[str], _second: None, _number: int) -> list[str]:
+    """Give each guard a record. Return the guards for which the table has no room."""
+    return [
+        guard
+        for guard in guards
+        if file.words[file.record("guards", guard) + G_HASH] != file.name_hash(guard)
+    ]
+
+
 def switch(file: StoreFile, position: int | None, guard: str | None, _number: int) -> int:
     """Set the switch of the store or of a guard, unless `position` is None; return its position."""
-    word = H_SWITCH if guard is None else file.record("guards", guard) + G_SWITCH
-    if position is not None:
+    record = 0 if guard is None else file.record("guards", guard)
+    word = record + G_SWITCH if record else H_SWITCH
+    if position not in (None, file.words[word]):
         file.words[word] = position
+        file.words[record + G_SWITCH_NEWS if record else H_SWITCH_NEWS] |= OF_THE_STORE
+        file.words[H_SWITCH_NEWS] |= OF_A_GUARD if record else 0
         switched = [file.words[record + G_SWITCH] for record in file.names("guards")]
         penalties = file.words[H_SWITCHED] & layout.HAS_PENALTIES
         file.words[H_SWITCHED] = any((file.words[H_SWITCH], *switched)) | penalties
     return file.words[word]
+
+
+def take_switch_news(file: StoreFile, _first: None, _second: None, _number: int) -> dict[str, str]:
+    """Return the positions that were set and have not been said, by guard; "" is the store.
+
+    From then on they count as said.
+    """
+    words = file.words
+    news = {"": SWITCH_WORDS[words[H_SWITCH]]} if words[H_SWITCH_NEWS] & OF_THE_STORE else {}
+    for record, name in file.names("guards").items():
+        if words[record + G_SWITCH_NEWS]:
+            words[record + G_SWITCH_NEWS] = 0
+            news[name] = SWITCH_WORDS[words[record + G_SWITCH]]
+    words[H_SWITCH_NEWS] = 0
+    return news
 
 
 def reset(file: StoreFile, _first: None, _second: None, _number: int) -> None:

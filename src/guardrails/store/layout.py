@@ -17,7 +17,8 @@ Sections of layout 4
               deadline, slot record).
     guards    256 bytes: name hash, switch, admitted, refused, delayed, refused in a dry run; the meter
               that is charged with CPU, the charge for each unit of CPU (16 bits after the binary
-              point), that meter's horizon; text of the name.
+              point), that meter's horizon; whether a change of the switch has yet to be said;
+              text of the name.
     slots     256 bytes: name hash, mean service time; text of the name.
     workers   128 bytes: pid (0: free), start time, pid namespace, started, last seen, requests
               served, parent, threads, flags, retiring since; text of the server's name.
@@ -65,6 +66,9 @@ reading or writing several words at once is far cheaper than one by one."""
 SWITCHED, HAS_PENALTIES = 1, 2
 H_ALARMS = 16
 H_PENALIZED_UNTIL = 24
+H_SWITCH_NEWS = 25
+"""Not 0 if a switch was set and no worker has said so: OF_THE_STORE, OF_A_GUARD, or both."""
+OF_THE_STORE, OF_A_GUARD = 1, 2
 ALARMS = ("evicted", "garbage", "repaired", "reclaimed", "held_too_long")
 A_EVICTED, A_GARBAGE, A_REPAIRED, A_RECLAIMED, A_HELD_TOO_LONG = range(H_ALARMS, H_ALARMS + 5)
 SECRET_BYTES = 16
@@ -116,7 +120,8 @@ ROW_TEXT = struct.Struct(f"=48s16s64s{ROW_PATH_BYTES}s")
     G_METER,
     G_CPU,
     G_HORIZON,
-) = range(9)
+    G_SWITCH_NEWS,
+) = range(10)
 CPU_BITS = 16
 """Bits after the binary point of G_CPU."""
 L_MEAN = 1

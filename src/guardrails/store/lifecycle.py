@@ -33,6 +33,7 @@ from guardrails.store.layout import (
     H_RETIRED,
     H_SECRET,
     H_SWITCH,
+    H_SWITCH_NEWS,
     H_SWITCHED,
     H_TIME_NAMESPACE,
     H_UNDER_WAY,
@@ -336,7 +337,7 @@ def _copy(old: StoreFile, new: StoreFile, *, without: int) -> None:
     """Copy secret, switch, records, rows and cells. The slot counts are derived from the rows."""
     secret = H_SECRET * 8
     new.buffer[secret : secret + SECRET_BYTES] = old.buffer[secret : secret + SECRET_BYTES]
-    for word in (H_SWITCH, H_SWITCHED, *range(layout.H_ALARMS, layout.H_ALARMS + 8)):
+    for word in (H_SWITCH, H_SWITCHED, H_SWITCH_NEWS, *range(layout.H_ALARMS, layout.H_ALARMS + 8)):
         new.words[word] = old.words[word]
     new.words[H_NUMBER] = max(old.words[H_NUMBER], old.words[H_UNDER_WAY], without) + 1
     new.words[H_PENALIZED_UNTIL] = old.words[H_PENALIZED_UNTIL]

@@ -18,10 +18,11 @@ from guardrails.store.contract import (
     EnterResult,
     Slot,
     StoreRequest,
+    check_known_guard,
     check_switch_word,
     monotonic_microseconds,
     sleep_seconds,
-    warn_of_unknown_guard,
+    warn_of_switched,
 )
 from guardrails.store.model import Model
 from guardrails.store.processes import limits_of, process_facts, this_process
@@ -183,6 +184,11 @@ class MemoryStore:
             self._changing = False
             return penalty
 
+    def declare(self, guards: Sequence[str]) -> None:
+        with self._exclusive():
+            for guard in guards:
+                self._model.counters.setdefault(guard, Counter())
+
     def slots_held(self) -> Mapping[str, int]:
         with self._exclusive():
             held: Counter[str] = Counter()
@@ -201,10 +207,13 @@ class MemoryStore:
     def switch(self, word: str | None = None, guard: str | None = None) -> str:
         with self._exclusive():
             positions = self._model.switch
-            if word is not None:
-                positions[guard or ""] = check_switch_word(word)
-                warn_of_unknown_guard(guard, self._model.counters)
-            return positions.get(guard or "", ON)
+            check_known_guard(guard, self._model.counters)
+            before = positions.get(guard or "", ON)
+            position = before if word is None else check_switch_word(word)
+            positions[guard or ""] = position
+        if position != before:
+            warn_of_switched(self, position, guard or "")
+        return position
 
     def reset(self) -> None:
         with self._exclusive():

@@ -160,10 +160,10 @@ class Model:
         )
 
     def reset(self) -> None:
-        """Clear everything but the rows and the switch."""
+        """Clear everything but the rows, the switch and the names of the guards."""
         self.words.clear()
         self._penalties.clear()
-        self.counters.clear()
+        self.counters = {guard: Counter() for guard in self.counters}
         self._service_times.clear()
 
     def drop_rows(self) -> None:

@@ -28,21 +28,21 @@ from typing import Any
 from guardrails.errors import InsideError, StoreBusyError, StoreError
 from guardrails.store import dead_workers, inspection, layout, lifecycle, process_files, scoreboard
 from guardrails.store.contract import (
-    ON,
     REAP_INTERVAL,
     SWITCH_WORDS,
     Debit,
     EnterResult,
     Slot,
     StoreRequest,
+    check_known_guard,
     check_switch_word,
     monotonic_microseconds,
     sleep_seconds,
-    warn_of_unknown_guard,
+    warn_of_switched,
 )
 from guardrails.store.engine import decisions, leaving
 from guardrails.store.engine.file import LostError, StoreFile
-from guardrails.store.layout import H_NUMBER, H_RETIRED, H_SWITCHED
+from guardrails.store.layout import H_NUMBER, H_RETIRED, H_SWITCH_NEWS, H_SWITCHED
 from guardrails.store.records import (
     Death,
     GuardCounters,
@@ -111,6 +111,7 @@ class SharedStore:
         self._facts: WorkerFacts | None = None
         self._is_registered = False
         self._facts_pid = 0
+        self._guards: dict[str, None] = {}
 
     def __repr__(self) -> str:
         return f"shm:{self.name}"
@@ -210,6 +211,13 @@ class SharedStore:
         penalty: Penalty | None = self._call(os.getpid(), scoreboard.penalize, request, charge)
         return penalty
 
+    def declare(self, guards: Sequence[str]) -> None:
+        self._guards.update(dict.fromkeys(guards))
+        file = self._file
+        if file is not None and file.pid == os.getpid():
+            with suppress(StoreError):  # the next file is told again
+                self._declare_to(file)
+
     def slots_held(self) -> Mapping[str, int]:
         return inspection.slots_held(self._usable(os.getpid()))
 
@@ -222,11 +230,10 @@ class SharedStore:
     def switch(self, word: str | None = None, guard: str | None = None) -> str:
         position = None if word is None else SWITCH_WORDS.index(check_switch_word(word))
         known = self.counters()
-        if position is None and guard is not None and guard not in known:
-            return ON
+        room = self._usable(os.getpid()).sections["guards"].records - 1
+        full = f"; its table is full, which has room for {room} guards" if len(known) >= room else ""
+        check_known_guard(guard, known, full)
         found: int = self._call(os.getpid(), inspection.switch, position, guard)
-        if position is not None:
-            warn_of_unknown_guard(guard, known)
         return SWITCH_WORDS[found]
 
     def reset(self) -> None:
@@ -313,7 +320,21 @@ class SharedStore:
         if self._facts is not None and self._facts_pid == file.pid:
             with suppress(StoreError):
                 self.register(self._facts)
+        if self._guards:
+            with suppress(StoreError):
+                self._declare_to(file)
         return file
+
+    def _declare_to(self, file: StoreFile) -> None:
+        """Give the guards of this process their records in a file."""
+        left_out = self._call(file.pid, inspection.declare, tuple(self._guards), None)
+        if left_out:
+            log.error(
+                "store %r: its table of guards is full, so these cannot be switched, and are counted "
+                "together: %s; give some apps a store of their own, or remove the store's file",
+                self,
+                ", ".join(map(repr, left_out)),
+            )
 
     def _reaped_file(self) -> StoreFile:
         """Return the current file, after freeing the rows of dead processes in it."""
@@ -358,11 +379,20 @@ class SharedStore:
         if not lifecycle.is_current(file) and self._file is file:
             self._file = None
             return True
+        if file.words[H_SWITCH_NEWS]:
+            with suppress(StoreError):
+                self._say_switched(file)
         if not self._is_registered and self._facts is not None and self._facts_pid == file.pid:
             # The lock could not be taken when this process registered.
             with suppress(StoreError):
                 self.register(self._facts)
         return False
+
+    def _say_switched(self, file: StoreFile) -> None:
+        """Say each change of a switch: of all workers, the first one that comes here does."""
+        news = self._call(file.pid, inspection.take_switch_news, None, None)
+        for guard, position in news.items():
+            warn_of_switched(self, position, guard)
 
     def _reap(self, file: StoreFile, *, this_process_too: bool = False) -> None:
         """Free the rows of dead processes, and the slots that were held for too long.

@@ -12,6 +12,9 @@ from guardrails.store.contract import Store
 from guardrails.store.memory import MemoryStore
 from guardrails.units import number_of_text, parse_count
 
+_UNNAMED = "app-"
+"""What the name of a store begins with that the user has not named."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _FLAGS = {"", "1", "yes", "true"}
 _MOST_CLIENTS = 50_000_000
@@ -29,6 +32,7 @@ def store_from_url(url: str) -> Store:
         ConfigurationError: the URL names no store, or an option of it is wrong.
     """
     scheme, colon, rest = url.partition(":")
+    scheme = scheme.lower()
     if scheme == "memory" and colon and not rest:
         return MemoryStore()
     if scheme == "shm" and colon:
@@ -56,7 +60,7 @@ def unnamed_store(file: str, line: int) -> Store:
     Raises:
         ConfigurationError: GUARDRAILS_STORE names no store.
     """
-    url = os.environ.get("GUARDRAILS_STORE")
+    url = os.environ.get("GUARDRAILS_STORE", "").strip()
     if url and url != "shm:":
         return store_from_url(url)
     if not _has_shared_memory():
@@ -67,7 +71,12 @@ def unnamed_store(file: str, line: int) -> Store:
     if line not in lines:
         lines.append(line)
     call = f"{Path(file).resolve()}\0{lines.index(line)}"
-    return SharedStore("app-" + hashlib.blake2b(call.encode(), digest_size=8).hexdigest())
+    return SharedStore(_UNNAMED + hashlib.blake2b(call.encode(), digest_size=8).hexdigest())
+
+
+def is_unnamed(store: Store) -> bool:
+    """Return whether a store has its name from `unnamed_store`."""
+    return str(getattr(store, "name", "")).startswith(_UNNAMED)
 
 
 def open_store(url: str | None = None) -> Store:
@@ -87,8 +96,8 @@ def open_store(url: str | None = None) -> Store:
         ConfigurationError: the URL names no store; or none is given, and the user has no store or
             several.
     """
-    url = url or os.environ.get("GUARDRAILS_STORE")
-    if url is not None and url != "shm:":
+    url = url or os.environ.get("GUARDRAILS_STORE", "").strip()
+    if url and url != "shm:":
         return _only_existing(store_from_url(url))
     from guardrails.store import directory, lifecycle  # noqa: PLC0415 - needs POSIX
     from guardrails.store.shared import SharedStore  # noqa: PLC0415 - as above

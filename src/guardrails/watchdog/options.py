@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from guardrails.errors import ConfigurationError
 from guardrails.guards.option_checks import exempt_path_prefixes
-from guardrails.options import keyword_options, renamed_keywords
+from guardrails.options import check_bool, keyword_options, renamed_keywords
 from guardrails.paths import wsgi_text
 from guardrails.store.urls import store_from_url
 from guardrails.units import number_of_text, parse_count, parse_seconds
@@ -232,10 +232,8 @@ def watchdog(
     given = dict(locals())
     for option in command_options():
         value = given[option.name]
-        if option.is_flag and not isinstance(value, bool):
-            raise ConfigurationError(
-                f"{option.name}: {value!r} is neither True nor False: write one of them"
-            )
+        if option.is_flag:
+            check_bool(value, option.name)
         if option.is_repeated:
             given[option.name] = _several(value)
     if on_event is not None:
@@ -305,8 +303,8 @@ def _policy(given: Mapping[str, Any]) -> Policy:
 
 def _store_name(url: str | None) -> str | None:
     """The name of the store that the option names, or GUARDRAILS_STORE where it is not given."""
-    url = url or os.environ.get("GUARDRAILS_STORE")
-    if url is None or url == "shm:":
+    url = url or os.environ.get("GUARDRAILS_STORE", "").strip()
+    if not url or url == "shm:":
         return None
     name: str | None = getattr(store_from_url(url), "name", None)
     if name is None:

@@ -126,7 +126,7 @@ def _set(resource: Any, limit: Limit) -> LimitReport:
     """Set one limit."""
     which = getattr(resource, f"RLIMIT_{limit.name}")
     before = resource.getrlimit(which)
-    both = _both_sides(limit, before)
+    both = both_sides(limit, before)
     try:
         resource.setrlimit(which, both)
     except (ValueError, OSError, OverflowError) as error:
@@ -151,7 +151,7 @@ def check(resource: Any, limit: Limit) -> None:
     """
     which = getattr(resource, f"RLIMIT_{limit.name}")
     before = resource.getrlimit(which)
-    soft, hard = _both_sides(limit, before)
+    soft, hard = both_sides(limit, before)
     try:
         if is_above(soft, hard):
             resource.setrlimit(which, (soft, hard))
@@ -162,7 +162,7 @@ def check(resource: Any, limit: Limit) -> None:
         raise _refused(limit, (soft, hard), before, error) from None
 
 
-def _both_sides(limit: Limit, before: tuple[int, int]) -> tuple[int, int]:
+def both_sides(limit: Limit, before: tuple[int, int]) -> tuple[int, int]:
     """Return the soft and the hard limit to set. A hard limit alone lowers a soft one above it."""
     hard = before[1] if limit.hard is None else limit.hard
     soft = before[0] if limit.soft is None else limit.soft

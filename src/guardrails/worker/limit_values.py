@@ -139,7 +139,8 @@ def _limits_from_environment() -> dict[str, str]:
     return {
         name.removeprefix(ENVIRONMENT): value
         for name, value in sorted(os.environ.items())
-        if name.startswith(ENVIRONMENT) and name != ENVIRONMENT + _DEFAULTS
+        # An empty value is no value: a compose file writes one for a variable that is not set.
+        if name.startswith(ENVIRONMENT) and name != ENVIRONMENT + _DEFAULTS and value.strip()
     }
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self, Unpack
 
 from guardrails.errors import ConfigurationError
+from guardrails.options import check_bool
 from guardrails.units import parse_count
 from guardrails.worker import cpu_limit
 from guardrails.worker.limit import (
@@ -29,6 +30,7 @@ from guardrails.worker.limit import (
     set_all,
 )
 from guardrails.worker.limit_defaults import default_limits
+from guardrails.worker.limit_passed import passed_limits, refuse_passed_limits
 from guardrails.worker.limit_values import (
     LimitOptions,
     LimitValue,
@@ -48,9 +50,6 @@ from guardrails.worker.server import (
 )
 
 log = logging.getLogger("guardrails")
-
-Say = Callable[[str], object]
-"""Logs one line."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,18 @@ class ResourceLimits:
 
         In a process that forks the workers, nothing is set: each worker sets the limits after its fork.
 
+        A limit below what the process already has would fail each request. It is not set, and an error
+        is logged with both figures: an exception would keep the worker from starting. In a process
+        that forks the workers it is a ConfigurationError.
+
         Returns:
-            A report of each limit; nothing in a process that forks the workers.
+            A report of each limit that was set; nothing in a process that forks the workers.
 
         Raises:
             ConfigurationError: the system refuses a limit, this server cannot have it, or there are no
                 limits on this system. All limits are as they were.
         """
-        return self._apply(running_server({}), log.info)
+        return self._apply(running_server({}), log)
 
     def __call__(
         self, _server: Any = None, _worker: Any = None, *more: Any, **_named: Any
@@ -101,8 +104,9 @@ class ResourceLimits:
             ConfigurationError: as `apply()`.
         """
         # gunicorn counts a hook's named arguments before it accepts the hook, so two have names.
-        say = getattr(getattr(_server, "log", None), "info", log.info)
-        return self._apply(server_of_hook(_server, _worker, *more), say)
+        out = getattr(_server, "log", None)
+        has_levels = hasattr(out, "info") and hasattr(out, "error")
+        return self._apply(server_of_hook(_server, _worker, *more), out if has_levels else log)
 
     def __enter__(self) -> Self:
         permanent = self.cpu_per_request is not None or self.nice is not None or self.defaults
@@ -112,13 +116,15 @@ class ResourceLimits:
                 '":HARD", defaults, nice and cpu_per_request, or call apply() in a process of its own'
             )
         soft = [limit._replace(hard=None) for limit in self.limits]
-        _entered.setdefault(self, []).append(set_all(resource_module(), soft))
+        resource = resource_module()
+        refuse_passed_limits(resource, soft)
+        _entered.setdefault(self, []).append(set_all(resource, soft))
         return self
 
     def __exit__(self, *_error: object) -> None:
         restore(resource_module(), _entered[self].pop())
 
-    def _apply(self, server: Server, say: Say) -> tuple[LimitReport, ...]:
+    def _apply(self, server: Server, out: Any) -> tuple[LimitReport, ...]:
         if is_master():
             self._check(server)
             _apply_after_fork(self)
@@ -136,10 +142,14 @@ class ResourceLimits:
             check(resource, limit)
         if self.nice is not None:
             check_priority(self.nice)
+        passed = passed_limits(resource, requested)
+        requested = [limit for limit in requested if limit not in passed]
         self._watch_cpu(server, requested)
         nice_before = priority()
         reports = tuple(set_all(resource, requested, self.nice))
-        self._report(reports, nice_before, say)
+        self._report(reports, nice_before, out)
+        for sentence in passed.values():
+            out.error(f"rlimits: this limit is not set: {sentence}")
         warn_of_misleading(reports, server)
         if requested and not server.respawns:
             process.hooks.when_started(warn_without_restart)
@@ -161,10 +171,11 @@ class ResourceLimits:
         if soft is not None or self.cpu_per_request is not None:
             cpu_limit.watch(server, soft, self.cpu_per_request)
 
-    def _report(self, reports: tuple[LimitReport, ...], nice_before: int, say: Say) -> None:
+    def _report(self, reports: tuple[LimitReport, ...], nice_before: int, out: Any) -> None:
+        say = out.info
         for report in reports:
             line = f"rlimits: {report}"
-            if report.origin == "default" and say == log.info and not log.isEnabledFor(logging.INFO):
+            if report.origin == "default" and out is log and not log.isEnabledFor(logging.INFO):
                 # No configuration names this limit, so show it also where INFO is not logged.
                 print(line, file=sys.stderr)  # noqa: T201 - see above
             else:
@@ -181,6 +192,7 @@ class ResourceLimits:
             cpu_limit.check_one_at_a_time(server)
         for limit in self.limits:
             check(resource, limit)
+        refuse_passed_limits(resource, self.limits)
         if self.nice is not None:
             check_priority(self.nice)
 
@@ -274,8 +286,8 @@ def rlimits(
     parsed = parse_limits(mapping, limits)
     if defaults is None:
         defaults = defaults_from_environment()
-    elif not isinstance(defaults, bool):
-        raise ConfigurationError(f"defaults: {defaults!r} is neither True nor False: write one of them")
+    else:
+        check_bool(defaults, "defaults")
     budget = None
     if cpu_per_request is not None:
         budget = parse_whole_seconds(cpu_per_request, "cpu_per_request")
