@@ -35,7 +35,8 @@ def check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
     for guard in guards:
         if isinstance(guard, list | tuple):
             raise ConfigurationError(
-                f"guards: {guard!r} is a list, and each guard is an argument: write throttle(app, *guards)"
+                f"guards: {guard!r} is a list, and each guard is an argument: write "
+                "throttle(app, *guards)"
             )
         if not isinstance(guard, Guard):
             raise ConfigurationError(
