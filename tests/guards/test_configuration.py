@@ -274,6 +274,12 @@ WRONG_THROTTLES = [
         'SpeedLimit("120/minute"))',
     ),
     wrong(
+        "guards in a list",
+        lambda: throttle(hello, [SpeedLimit("1/s", name="a")]),
+        f"guards: {[SpeedLimit('1/s', name='a')]!r} is a list, and each guard is an argument: write "
+        "throttle(app, *guards)",
+    ),
+    wrong(
         "equal names",
         lambda: throttle(hello, SpeedLimit("1/s", name="login"), SpeedLimit("9/s", name="login")),
         "name: 'login' is given to 2 guards, and each keeps its state under its name: give each its "

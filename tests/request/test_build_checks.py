@@ -132,6 +132,15 @@ def test_a_path_of_a_file_that_is_there_is_refused_whatever_its_name(tmp_path):
     assert "looks like the name of a file" in refusal_of(lambda: BlockAgents(str(tmp_path / "agents")))
 
 
+def test_a_file_without_patterns_is_said(tmp_path, caplog):
+    (tmp_path / "agents.txt").write_text("# none yet\n\n")
+    BlockAgents.from_file(tmp_path / "agents.txt")
+
+    assert lines(caplog, level="WARNING") == [
+        f"block-agents: {tmp_path}/agents.txt has no pattern, so it refuses nothing until it has one"
+    ]
+
+
 @pytest.mark.parametrize("pattern", ["Mozilla/5.0", r"fetcher\.txt", "curl", "/bot.html"])
 def test_a_pattern_that_is_no_file_name_is_taken(pattern):
     BlockAgents(pattern)

@@ -68,6 +68,10 @@ class _AgentList:
             memo[agent] = verdict
         return verdict
 
+    def is_empty(self) -> bool:
+        """Whether there is no pattern."""
+        return self._search is None
+
     def _compile(self, patterns: tuple[str, ...], source: str) -> None:
         for number, pattern in enumerate(patterns, 1):
             try:
@@ -181,6 +185,8 @@ class BlockAgents(Guard):
         """
         guard = cls.__new__(cls)
         guard._build((), Path(file), missing, options)  # noqa: SLF001 - of this class
+        if missing == "allow" and guard._list.is_empty():  # noqa: SLF001 - as above
+            log.warning("block-agents: %s has no pattern, so it refuses nothing until it has one", file)
         return guard
 
     def _build(

@@ -52,6 +52,6 @@ def _is_asgi(app: Any) -> bool:
         return True
     try:
         names = tuple(inspect.signature(app).parameters)
-    except (TypeError, ValueError):  # a callable of C code may have no signature
+    except Exception:  # a callable of C code has no signature, and a proxy may not be ready yet
         return False
     return names[:3] == _ASGI_ARGUMENTS

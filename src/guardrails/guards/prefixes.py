@@ -1,4 +1,4 @@
-r"""Prefixes of paths, as `path` and `exempt_paths` take them.
+"""Prefixes of paths, as `path` and `exempt_paths` take them.
 
 Other tools write paths with stars ("/login/*"), with placeholders ("/user/<int:id>", "/user/{id}",
 "/user/:id"), as URLs, or as regular expressions. Here such a text would never match, so it is refused,

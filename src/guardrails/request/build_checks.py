@@ -33,6 +33,11 @@ def check_app(app: Any) -> WSGIApplication:
 def check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
     """Return guards that were built. Raises ConfigurationError for anything else."""
     for guard in guards:
+        if isinstance(guard, list | tuple):
+            raise ConfigurationError(
+                f"guards: {guard!r} is a list, and each guard is an argument: write "
+                "throttle(app, *guards)"
+            )
         if not isinstance(guard, Guard):
             raise ConfigurationError(
                 f"guards: {guard!r} is not a guard: build one first, as in "
