@@ -316,6 +316,29 @@ def test_the_size_is_right_also_when_somebody_takes_its_descriptor(tmp_path):
     os.close(other)
 
 
+@pytest.mark.parametrize(
+    ("groups", "file", "text"),
+    [
+        ("0::/app.service\n", "app.service/memory.events", "oom 5\noom_kill 3\noom_group_kill 0\n"),
+        (
+            "5:cpu:/\n4:memory:/docker/abc\n",
+            "memory/docker/abc/memory.oom_control",
+            "oom_kill_disable 0\noom_kill 3\n",
+        ),
+    ],
+)
+def test_the_kills_of_a_cgroup_for_lack_of_memory_are_counted(tmp_path, groups, file, text):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cgroup").write_text(groups)
+    assert memory.oom_file(tmp_path / "proc", tmp_path / "cg") is None
+    (tmp_path / "cg" / file).parent.mkdir(parents=True)
+    (tmp_path / "cg" / file).write_text(text)
+    found = memory.oom_file(tmp_path / "proc", tmp_path / "cg")
+    assert memory.oom_kills(found) == 3
+    found.unlink()
+    assert memory.oom_kills(found) is None
+
+
 def test_no_cgroup_is_no_limit(tmp_path):
     assert memory.cgroup_limit(tmp_path, tmp_path) is None
 
