@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -27,6 +28,8 @@ MOST_WAITING = 200
 
 LONGEST_COMMAND = 60.0
 """Seconds after which a command is killed, with the processes that it has started."""
+
+_MOST_CHARACTERS = 200
 
 Notify = Callable[..., None]
 """notify(event, message, level=WARNING, **facts)"""
@@ -53,6 +56,28 @@ def command_words(command: str, argument: str) -> tuple[str, ...]:
             f"{argument}: {command!r} names no program: write one, such as /usr/local/bin/tell"
         )
     return words
+
+
+def check_program(words: tuple[str, ...], argument: str) -> None:
+    """Refuse a command whose program cannot be found.
+
+    Args:
+        words: the program and its arguments.
+        argument: what errors call the command.
+
+    Raises:
+        ConfigurationError: there is no such program that this user may run.
+    """
+    if shutil.which(words[0]) is None:
+        raise ConfigurationError(
+            f"{argument}: there is no program {words[0]!r} that uid {os.geteuid()} may run: write its "
+            "whole path"
+        )
+
+
+def brief(text: str) -> str:
+    """Return a text of another program, short and printable, as it goes into an event."""
+    return printable(text.strip())[:_MOST_CHARACTERS]
 
 
 def printable(text: str) -> str:

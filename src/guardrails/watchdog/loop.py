@@ -102,6 +102,11 @@ class WatchdogLoop:
         finally:
             self._report.report_ends()
 
+    @property
+    def stores(self) -> list[WatchedStore]:
+        """The stores of the last look."""
+        return self._view.stores
+
     def close(self) -> None:
         """Report what is known by now of requests that have ended. No look follows."""
         self._report.report_ends(at_once=True)

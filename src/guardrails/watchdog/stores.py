@@ -55,8 +55,10 @@ class Stores:
         self._assigned: set[str] = set()
         self._only: Lock | None = None
         self._first_time = Once(_REPEAT_SECONDS)
+        self.reason = ""
 
     def __call__(self) -> Iterable[WatchedStore]:
+        self.reason = ""  # why there is no store to look at
         found = _found_stores()
         for gone in self._opened.keys() - found.keys():
             del self._opened[gone]
@@ -66,12 +68,24 @@ class Stores:
             self._opened[name] = WatchedStore(store, f"shm:{name}")
         if self._name is not None:
             if self._name not in found:
-                self._log_once(_waits(f"no store {self._name}"))
+                others = ", ".join(f"shm:{name}" for name in sorted(found))
+                there_are = f"; the stores there are: {others}" if others else ""
+                self._log_once(_waits(f"no store {self._name}") + there_are)
             return [each for name, each in self._opened.items() if name == self._name]
         if not self._serving or self._monotonic() >= self._search_at:
             self._search_at = self._monotonic() + _SEARCH_SECONDS
             self._serving = {name for name, each in self._opened.items() if self._serves(each)}
         return self._the_only_one() if self._parent is None else self._of_the_server()
+
+    def serving(self) -> list[str]:
+        """Return the names of all stores with living workers, as in `--store`; none is kept open."""
+        names = []
+        for name, private in _found_stores().items():
+            store = SharedStore(name, private=private, create=False)
+            if self._serves(WatchedStore(store, f"shm:{name}")):
+                names.append(f"shm:{name}")
+            store.close()
+        return sorted(names)
 
     def close(self) -> None:
         """Release the lock of the only store, if this watchdog has it."""
@@ -124,6 +138,7 @@ class Stores:
             return False
 
     def _log_once(self, what: str) -> None:
+        self.reason = what
         if self._first_time(what, now=self._monotonic()):
             log.warning("watchdog: %s", what)
 
