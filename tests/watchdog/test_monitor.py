@@ -204,7 +204,7 @@ def test_mappings_are_as_good(told, tmp_path):
         ({"on_failure": '"'}, "on_failure: '\"' cannot be split"),
         ({"on_failure": "true"}, "on_failure: 'true' has no effect without probe: give probe"),
         ({"master": 5}, "master: 5 has no effect without probe: give probe"),
-        ({"probe": "http://a/", "master": "1"}, "master: 1 is not the pid of a server"),
+        ({"probe": "http://a/", "master": "0"}, "master: 0 is not the pid of a server"),
         ({"log_max": "0"}, "log_max: '0' is always exceeded"),
         ({"growth": "x"}, "growth: 'x' is not a size"),
         ({"log": ""}, "log: '' is not the path of a file"),

@@ -418,7 +418,7 @@ def test_a_log_file_named_from_here_lies_here(store, tmp_path):
         (["--on-event=/nowhere/tell me", "start"], "guardrails: on_event: there is no program"),
         (["--on-event=/nowhere/tell me", "run"], "guardrails: on_event: there is no program"),
         ([PROBE, "--on-failure=/nowhere/x", "start"], "guardrails: on_failure: there is no program"),
-        ([PROBE, "--on-failure=SIGHUP", "start"], "guardrails: on_failure: SIGHUP is a signal, and no"),
+        ([PROBE, "--on-failure=SIGHUP", "start"], "guardrails: master: no process is named, so"),
         ([PROBE, "--master=4000000", "start"], "guardrails: master: there is no process 4000000"),
         (
             [PROBE, "--master=/nowhere/x", "start"],

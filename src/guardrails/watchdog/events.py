@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import threading
@@ -56,23 +55,6 @@ def command_words(command: str, argument: str) -> tuple[str, ...]:
             f"{argument}: {command!r} names no program: write one, such as /usr/local/bin/tell"
         )
     return words
-
-
-def check_program(words: tuple[str, ...], argument: str) -> None:
-    """Refuse a command whose program cannot be found.
-
-    Args:
-        words: the program and its arguments.
-        argument: what errors call the command.
-
-    Raises:
-        ConfigurationError: there is no such program that this user may run.
-    """
-    if shutil.which(words[0]) is None:
-        raise ConfigurationError(
-            f"{argument}: there is no program {words[0]!r} that uid {os.geteuid()} may run: write its "
-            "whole path"
-        )
 
 
 def brief(text: str) -> str:

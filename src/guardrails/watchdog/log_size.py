@@ -10,11 +10,10 @@ from collections import deque
 
 from guardrails.errors import ConfigurationError
 from guardrails.once import Once
-from guardrails.units import parse_size
 from guardrails.watchdog.events import Notify, brief, printable
 from guardrails.watchdog.logrotate import Logrotate, Rotation
+from guardrails.watchdog.option_values import absolute_path, positive_size
 from guardrails.watchdog.pressure import megabytes
-from guardrails.watchdog.process_signal import absolute_path
 
 MINUTE = 60.0
 TEN_MINUTES = 600.0
@@ -197,13 +196,3 @@ class LogFile:
 
 _REPEATED = {"log-missing": TEN_MINUTES, "log-too-large": HOUR, "log-explodes": TEN_MINUTES}
 """Seconds after which an event about a log comes again, if what it says still holds."""
-
-
-def positive_size(value: object, argument: str) -> int:
-    """Return a size above 0 in bytes. Raises ConfigurationError."""
-    size = parse_size(value, argument)
-    if size == 0:
-        raise ConfigurationError(
-            f'{argument}: {value!r} is always exceeded: write a size above 0, such as "100M"'
-        )
-    return size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -10,9 +9,8 @@ import subprocess
 from contextlib import suppress
 
 from guardrails.errors import ConfigurationError
-from guardrails.store import directory
 from guardrails.watchdog.events import brief, printable
-from guardrails.watchdog.process_signal import absolute_path
+from guardrails.watchdog.option_values import absolute_path
 
 LONGEST_ROTATION = 600.0
 """Seconds after which logrotate is killed: it may compress a large log."""
@@ -22,8 +20,6 @@ _MOST_SAID = 4096
 
 class Logrotate:
     """logrotate with one configuration file. One run at a time, for all logs that the file names.
-
-    Its state file is in the folder of the stores. With --force, nothing depends on that file.
 
     Args:
         configuration: the path of the file.
@@ -65,12 +61,10 @@ class Logrotate:
         """
         if self._running is not None and self._running.error(now) is None:
             return None
-        # A file of its own: the usual one belongs to root, and another logrotate may have it locked.
-        name = hashlib.blake2b(bytes(self._configuration), digest_size=4).hexdigest()
-        state = directory.own_folder() / f"logrotate-{name}"
-        program = _program() or "logrotate"
-        words = [program, "--state", str(state), "--force", str(self._configuration)]
-        self._running = Rotation(words, now)
+        # Without a state file, which --force does not need: the usual one belongs to root, and
+        # another logrotate may have it locked.
+        words = [_program() or "logrotate", "--state", "/dev/null", "--force"]
+        self._running = Rotation([*words, str(self._configuration)], now)
         return self._running
 
 

@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.once import Once
 from guardrails.units import parse_size
 from guardrails.watchdog.events import Notify, brief, printable
+from guardrails.watchdog.option_values import positive_number
 
 REPEAT = 600.0
 """Seconds after which a figure that stays beyond its threshold is reported again."""
@@ -162,16 +162,6 @@ def megabytes(size: int) -> str:
     if abs(size) >= 10**9:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if abs(size) >= 10**5 else f"{size} bytes"
-
-
-def positive_number(value: object, argument: str) -> float:
-    """Return a number above 0, also of a text. Raises ConfigurationError."""
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            number = float(value)
-            if math.isfinite(number) and number > 0:
-                return number
-    raise ConfigurationError(f"{argument}: {value!r} is not a number above 0: write one, such as 1.5")
 
 
 def _short(name: str, kind: str, size: int, wanted: int, facts: dict[str, Any]) -> Reading:

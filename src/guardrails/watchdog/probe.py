@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from guardrails.errors import ConfigurationError
 from guardrails.units import number_of_text, parse_count, parse_seconds
-from guardrails.watchdog.events import Commands, Notify, brief, check_program, command_words
+from guardrails.watchdog.events import Commands, Notify, brief, command_words
+from guardrails.watchdog.option_values import check_program, positive_seconds
 from guardrails.watchdog.probe_request import ProbeRequest, checked_url
 from guardrails.watchdog.process_signal import ProcessSignal
 
@@ -153,13 +154,3 @@ def parsed_remedy(text: str, master: int | str | os.PathLike[str] | None) -> Rem
             f"on_failure: {text!r} is not the name of a signal: write one, such as SIGHUP, or a command"
         )
     return ProcessSignal(master, number)
-
-
-def positive_seconds(value: object, argument: str) -> float:
-    """Return a duration above 0 in seconds. Raises ConfigurationError."""
-    seconds = parse_seconds(value, argument)
-    if seconds == 0:
-        raise ConfigurationError(
-            f'{argument}: {value!r} is not above 0: write a duration such as "10s"'
-        )
-    return seconds

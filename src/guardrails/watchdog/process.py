@@ -89,9 +89,11 @@ def start(watch: Watchdog, parent: int | None) -> int:
         _say(f"running already{owner_text(running)}{_other_options(lock, watch)}")
         return DONE
     warnings = check_start(watch, parent)
-    log_file = dict(watch.options)["log_file"] or str(lock.path.with_suffix(".log"))
+    arguments, log_file = watch.arguments(), dict(watch.options)["log_file"]
+    if log_file is None:
+        log_file = str(lock.path.with_suffix(".log"))
+        arguments.append(f"--log-file={log_file}")
     with appended(log_file) as output:
-        arguments = [*watch.arguments(), f"--log-file={log_file}"]
         launched = launch(arguments, START_SECONDS, output)
     if launched.is_ready:
         launched.process.returncode = 0  # the process outlives this one
@@ -222,7 +224,7 @@ class _Run:
         Args:
             ready: where to report that the first look is done.
         """
-        stop = threading.Event()
+        stop, is_ready = threading.Event(), False
         if self._monitor is not None:
             threading.Thread(
                 target=self._monitor.run, args=(stop,), name="monitor", daemon=True
@@ -233,10 +235,10 @@ class _Run:
                     log.info("watchdog: ends, since the server that started it has ended")
                     break
                 self._look()
-                if ready is not None:
+                if not is_ready:
+                    is_ready = True
                     report_ready(ready)
-                self._service.ready()
-                ready = None
+                    self._service.ready()
                 self._wait(self._loop.pause())
             self._loop.close()
         finally:

@@ -9,15 +9,13 @@ import time
 from pathlib import Path
 
 from guardrails.errors import ConfigurationError
-from guardrails.store.processes import pid_namespace, process_facts, process_status
+from guardrails.store.processes import process_facts, process_status
+from guardrails.watchdog.option_values import absolute_path
 from guardrails.watchdog.pidfd import open_process
 
 _MOST_PID_FILE = 64
 _CLOCK_TOLERANCE = 5.0
 """Seconds: clocks are coarse, and the pid file may be on the file system of another host."""
-
-_FIRST_NAMESPACE = 0xEFFFFFFC
-"""The number of the host's pid namespace on Linux."""
 
 _OFTEN_UNCAUGHT = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals by which servers are asked something. They end a process that does not handle them."""
@@ -50,30 +48,23 @@ class ProcessSignal:
         return self._signal.name
 
     def check(self) -> str:
-        """Return a warning if the pid file does not exist yet, and an empty text if all is well.
+        """Return a warning if the server does not seem to run yet, and an empty text if all is well.
 
         Raises:
             ConfigurationError: there is no such process or folder, or the file is no pid file.
         """
-        if self._master is None:
-            raise ConfigurationError(
-                f"on_failure: {self} is a signal, and no process is named that gets it: give master, "
-                "the server's pid file"
-            )
         try:
             pid, _file = self._found()
             with open_process(pid):
                 return ""
-        except FileNotFoundError as error:
-            if isinstance(self._master, Path) and self._master.parent.is_dir():
-                return f"master: {error} yet: until there is one, {self} cannot be sent"
-            raise ConfigurationError(f"master: {error}: name the server's pid file") from None
-        except ProcessLookupError as error:
-            if isinstance(self._master, Path):
-                return f"master: {error}, which pid file {self._master} names: is the server down?"
-            raise ConfigurationError(f"master: {error}: name the server's first process") from None
         except OSError as error:
-            raise ConfigurationError(f"master: {error}") from None
+            may_come = isinstance(error, FileNotFoundError | ProcessLookupError)
+            if may_come and isinstance(self._master, Path) and self._master.parent.is_dir():
+                return f"master: {error} yet: until the server runs, {self} cannot be sent"
+            raise ConfigurationError(
+                f"master: {error}, so {self} cannot be sent: name the server's first process, or its "
+                "pid file"
+            ) from None
 
     def send(self) -> int:
         """Send the signal now, and return the pid.
@@ -114,7 +105,7 @@ class ProcessSignal:
     def _found(self) -> tuple[int, os.stat_result | None]:
         """The pid, and the status of the file that it is from. Raises OSError."""
         if self._master is None:
-            raise ProcessLookupError("no process is named: give master, the server's pid file")
+            raise ProcessLookupError("no process is named")
         if isinstance(self._master, int):
             return self._master, None
         return _read_pid_file(self._master)
@@ -129,23 +120,13 @@ def parsed_master(master: object) -> int | Path:
     if isinstance(master, str) and master.strip().lstrip("+-").isdecimal():
         master = int(master) if len(master) <= _MOST_PID_FILE else -1
     if isinstance(master, int):
-        if isinstance(master, bool) or not _least() <= master < 2**31:
+        if isinstance(master, bool) or not 0 < master < 2**31:
             raise ConfigurationError(
-                f"master: {master!r} is not the pid of a server: write a number above "
-                "1 (or 1 itself in a container), or the path of a pid file"
+                f"master: {master!r} is not the pid of a server: write a number above 0, or the path "
+                "of a pid file"
             )
         return master
     return absolute_path(master, "master")
-
-
-def absolute_path(path: object, argument: str) -> Path:
-    """Return the path of a file, independent of the working directory. Raises ConfigurationError."""
-    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(text, str) or "\0" in text or Path(text).name in {"", ".."}:
-        raise ConfigurationError(
-            f"{argument}: {path!r} is not the path of a file: write one, such as /var/log/app/error.log"
-        )
-    return Path(text).absolute()
 
 
 def _read_pid_file(path: Path) -> tuple[int, os.stat_result]:
@@ -162,14 +143,9 @@ def _read_pid_file(path: Path) -> tuple[int, os.stat_result]:
         read = opened.read(_MOST_PID_FILE) or b""
     is_cut_off = len(read) == _MOST_PID_FILE and not read[-1:].isspace()
     text = read.strip()
-    if not text.isdigit() or is_cut_off or not _least() <= int(text) < 2**31:
+    if not text.isdigit() or is_cut_off or not 0 < int(text) < 2**31:
         raise OSError(f"pid file {path} has no pid in it")
     return int(text), found
-
-
-def _least() -> int:
-    """The smallest pid that a server can have: in a container it may be the first process."""
-    return 2 if pid_namespace() == _FIRST_NAMESPACE else 1
 
 
 def _expects(pid: int, number: int) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from guardrails.errors import ConfigurationError
-from guardrails.watchdog.events import check_program, command_words
+from guardrails.watchdog.events import command_words
+from guardrails.watchdog.option_values import check_program
 from guardrails.watchdog.options import Watchdog
 from guardrails.watchdog.stores import Stores
 
