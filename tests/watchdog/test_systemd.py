@@ -75,6 +75,43 @@ def test_it_is_ready_says_what_it_watches_stays_alive_and_says_that_it_ends(mana
     assert running.wait(SECONDS) == 0
 
 
+HANGING = """
+import sys, time
+from guardrails.ops import cli
+from guardrails.watchdog import process
+
+looks = []
+
+class Hanging(process.WatchdogLoop):
+    def look(self):
+        looks.append(self)
+        if len(looks) > 3:
+            time.sleep(600)
+
+process.WatchdogLoop = Hanging
+sys.exit(cli.main(["watch", sys.argv[1], "--poll=50ms", "run"]))
+"""
+
+
+def test_one_that_hangs_is_no_longer_alive(manager):
+    """So systemd restarts it."""
+    receiver, name = manager
+    store = f"--store=shm:test-systemd-{secrets.token_hex(6)}"
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, store],
+        env=os.environ | {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "200000"},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            assert received(receiver, "READY=1$")
+            receiver.settimeout(2)
+            with pytest.raises(TimeoutError):
+                received(receiver, "never")
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
 def test_the_commands_that_it_runs_do_not_speak_to_systemd(manager, running, tmp_path):
     told, until = tmp_path / "told", time.monotonic() + SECONDS
     while not (told.exists() and told.read_text()):
