@@ -57,7 +57,11 @@ def watched_now(
     named, now = ", ".join(names), time.monotonic()
     count = len({each.owner for each in workers})
     if not count:
-        why = reason or (f"{named} has no worker now" if named else "it has not looked yet")
+        why = reason or (
+            f"{named} has no worker now"
+            if named
+            else "no worker has served a request through a throttle() yet"
+        )
         return Watched(f"watches nothing: {why}", True, tuple(names), now)
     text = f"watches {named}: {_counted(count, 'worker')}, {_counted(len(requests), 'request')}"
     if requests:
