@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUR_PAGES = [page for page in PAGES if page.name != "benchmarks.md"]
 LONGEST_SECONDS = 90
-OTHERS_FLAGS = {"--team", "--lazy-apps", "--master", "--respawn-failed-workers"}
+OTHERS_FLAGS = {"--team", "--force", "--lazy-apps", "--master", "--respawn-failed-workers"}
 """What other programs take."""
 
 # The store that the pages look into is there, as it would be beside a running server.
@@ -140,7 +140,9 @@ def test_every_flag_that_a_page_names_is_one_of_the_command(page):
     lines = [text] if page.name == "watchdog.md" else re.findall(r"guardrails watch[^`\n]*", text)
     flags = {flag for line in lines for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
 
-    assert flags - {option.flag for option in command_options()} - OTHERS_FLAGS == set()
+    ours = {option.flag for option in command_options()}
+    ours |= {f"--no-{option.flag[2:]}" for option in command_options() if option.is_flag}
+    assert flags - ours - OTHERS_FLAGS == set()
 
 
 def test_every_event_and_every_option_of_the_watchdog_is_explained():

@@ -168,3 +168,27 @@ def renamed_keywords(
         return renaming
 
     return decorate
+
+
+def removed_keywords(
+    removed: Mapping[str, str],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Let a function refuse keywords of an earlier version, with what to write in their place.
+
+    Args:
+        removed: what to do now, for each keyword that is gone.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def refusing(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+            for name in options:
+                if name in removed:
+                    raise ConfigurationError(
+                        f"{function.__name__}: {name} is no longer an option: {removed[name]}"
+                    )
+            return function(*arguments, **options)
+
+        return refusing
+
+    return decorate

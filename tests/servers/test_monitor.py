@@ -1,9 +1,10 @@
-"""The monitor beside a real gunicorn: its log loses no line, and a probe sees it stop."""
+"""The monitor beside a real gunicorn: logrotate rotates its log, and a probe sees it stop."""
 
 import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,20 @@ from troubled import GTHREAD, NOBODY, SYNC
 
 BATCH = 100  # requests between two looks at what the monitor did
 
+# As in docs/watchdog.md. Everybody may write to the folder of the test, so logrotate asks for su.
+ROTATION = """\
+{folder}/access.log {{
+    su root root
+    rotate 50
+    compress
+    delaycompress
+    create
+    postrotate
+        kill -USR1 $(cat {folder}/gunicorn.pid)
+    endscript
+}}
+"""
+
 
 def lines_of(folder):
     """Every access line, over the log and all that it was renamed to."""
@@ -23,16 +38,20 @@ def lines_of(folder):
     return re.findall(rb"GET /numbered/(\d+) ", text)
 
 
+@pytest.mark.skipif(
+    shutil.which("logrotate", path="/usr/sbin:/usr/bin") is None, reason="logrotate is not installed"
+)
 @pytest.mark.parametrize("kind", [SYNC, NOBODY], ids=["its own workers", "workers of another user"])
-def test_gunicorns_log_is_rotated_and_no_request_and_no_line_is_lost(trouble, kind):
+def test_logrotate_rotates_gunicorns_log_and_no_request_and_no_line_is_lost(trouble, kind):
     """A new log that the workers could not open would end them in the middle of their requests."""
     site = trouble(
         kind,
         workers=2,
-        GUNICORN_CMD_ARGS="--access-logfile access.log",
+        GUNICORN_CMD_ARGS="--access-logfile access.log --pid gunicorn.pid",
         TROUBLE_WATCHDOG=json.dumps(
-            {"log": ["access.log"], "log_max": "12K", "backups": 50, "compress_after": "1s"}
+            {"log": ["access.log"], "log_max": "12K", "logrotate": "rotation.conf"}
         ),
+        TROUBLE_ROTATION=ROTATION,
     )
     logs = site.folder
     owner = (logs / "access.log").stat().st_uid
@@ -47,9 +66,8 @@ def test_gunicorns_log_is_rotated_and_no_request_and_no_line_is_lost(trouble, ki
         return site.whole_log().count("log-rotated") >= 3
 
     site.until(is_rotated_for_the_third_time, "the log is rotated while it is written to", seconds=120)
-    site.until(lambda: not list(logs.glob("access.log.[0-9]")), "all old logs are compressed")
 
-    assert len(list(logs.glob("access.log.*.gz"))) >= 3
+    assert len(list(logs.glob("access.log.*.gz"))) >= 2
     # The last line is written after its response.
     site.until(lambda: len(lines_of(logs)) >= len(asked), "the last line is written")
     assert sorted(map(int, lines_of(logs))) == asked
@@ -72,7 +90,7 @@ def test_a_probe_sees_that_nobody_answers_and_runs_the_operators_command(trouble
                 "--probe-every=200ms",
                 "--probe-timeout=500ms",
             ),
-            *("--probe-failures=2", f"--probe-command={command}", "run"),
+            *("--probe-failures=2", f"--on-failure={command}", "run"),
         ],
         stderr=log,
     )

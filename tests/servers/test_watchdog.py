@@ -296,3 +296,32 @@ def remove_all_files(site, pids):
     assert len(files) >= 1 + len(pids)
     for file in files:
         file.unlink()
+
+
+def watchdogs_begun(site):
+    found = re.findall(r"guardrails watch (\d+) INFO watchdog: begins", site.whole_log())
+    return [int(pid) for pid in found]
+
+
+def test_hup_starts_a_watchdog_again_that_was_killed(trouble):
+    site = trouble(SYNC, TROUBLE_WATCHDOG=json.dumps(OPTIONS))
+    site.until(lambda: watchdogs_begun(site), "the watchdog begins")
+    os.kill(watchdogs_begun(site)[0], signal.SIGKILL)
+    first = site.pid()
+    site.process.send_signal(signal.SIGHUP)
+    site.until(lambda: len(watchdogs_begun(site)) == 2, "another watchdog begins")
+    site.until(lambda: site.pid() not in (0, first), "a new worker answers")
+
+    site.process.send_signal(signal.SIGHUP)
+    second = site.pid()
+    site.until(lambda: site.pid() not in (0, second), "a new worker answers")
+    assert is_there(watchdogs_begun(site)[1])
+    assert len(watchdogs_begun(site)) == 2
+    Asked(site, "/sleep?seconds=100").wait()
+    site.until(lambda: re.search(r"GET /sleep .* has ended after", site.whole_log()), "it watches")
+
+
+def test_a_server_whose_watchdog_cannot_start_does_not_start_either(trouble):
+    with pytest.raises(AssertionError, match="the server has ended") as ended:
+        trouble(SYNC, TROUBLE_WATCHDOG=json.dumps(OPTIONS | {"log_file": "/nowhere/watchdog.log"}))
+    assert "log_file: '/nowhere/watchdog.log' cannot be opened: No such file" in str(ended.value)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import guardrails
 
@@ -15,5 +16,8 @@ def post_fork(server, worker):
     limits(server, worker)
 
 
+if "TROUBLE_ROTATION" in os.environ:
+    Path("rotation.conf").write_text(os.environ["TROUBLE_ROTATION"].format(folder=Path.cwd()))
+    Path("rotation.conf").chmod(0o644)
 if "TROUBLE_WATCHDOG" in os.environ:
-    when_ready = guardrails.watchdog(**json.loads(os.environ["TROUBLE_WATCHDOG"]))
+    when_ready = on_reload = guardrails.watchdog(**json.loads(os.environ["TROUBLE_WATCHDOG"]))

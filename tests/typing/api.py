@@ -58,9 +58,17 @@ framework.wsgi_app = guardrails.throttle(
     trusted_proxies=["10.0.0.0/8"],
 )
 post_fork = guardrails.rlimits(DATA="1G", CORE=0, NOFILE=4096)
-when_ready = guardrails.watchdog(
+when_ready = on_reload = guardrails.watchdog(
     "3m", exempt_paths=["/upload"], path_timeout={"/reports": "10m"}, pressure={"memory": 20}, ban=600
 )
+guardrails.watchdog(
+    probe="http://127.0.0.1/",
+    on_failure=["SIGHUP", "restart shop"],
+    log=Path("a.log"),
+    logrotate=Path("a.conf"),
+    memory="10%",
+)
+guardrails.watchdog(backups=5)  # type: ignore[call-arg]
 guardrails.watchdog(dry_run="yes")  # type: ignore[arg-type]
 guardrails.watchdog(pressure={"net": 20})  # type: ignore[dict-item]
 guardrails.watchdog(tiemout="3m")  # type: ignore[call-arg]

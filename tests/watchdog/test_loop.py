@@ -1102,7 +1102,7 @@ def test_what_is_not_permitted_is_said_once_and_the_next_has_its_turn():
         ({"store": "memory:"}, "store: 'memory:' is in the memory of each worker"),
         (
             {"tiemout": 3},
-            "watchdog: 'tiemout' is not an option: write timeout; the options are backups",
+            "watchdog: 'tiemout' is not an option: write timeout; the options are ban",
         ),
         ({"probe": "ftp://x"}, "probe"),
     ],

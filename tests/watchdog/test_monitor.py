@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+import guardrails
 from guardrails.errors import ConfigurationError
 from guardrails.watchdog.events import Notifier, command_words
-from guardrails.watchdog.monitor import Monitor, monitor_from
+from guardrails.watchdog.monitor import Monitor
 from support import Told
 
 JOIN_SECONDS = 60
@@ -132,33 +133,34 @@ def test_commands_of_events_are_tidied_up(tmp_path):
     assert saved.exists()
 
 
-# From plain values.
+# From the options of the watchdog.
+
+
+def monitor_of(told, **options):
+    return guardrails.watchdog(**options).monitor(told)
 
 
 def test_nothing_asked_for_is_no_monitor(told):
-    assert monitor_from(told) is None
-    assert monitor_from(told, log=(), disk=(), pressure=[], probe=None) is None
+    assert monitor_of(told) is None
+    assert monitor_of(told, log=(), disk=(), pressure=[], probe=None) is None
 
 
 def test_everything_may_come_as_the_texts_of_a_command_line(told, tmp_path):
     log = tmp_path / "app.log"
     log.write_text("x" * 3000)
-    monitor = monitor_from(
+    monitor = monitor_of(
         told,
         probe="http://127.0.0.1:1/",
         probe_every="5",
         probe_timeout="500ms",
         probe_failures="2",
-        probe_command="true",
-        probe_signal="USR2",
         probe_cooldown="10m",
+        on_failure="true",
         log=str(log),
         log_max="2k",
-        backups="3",
-        compress_after="10s",
         growth="50M",
         disk=f"{tmp_path}=1000000T",
-        swap_in="1000000",
+        memory="1",
         load="1000000",
         pressure=["cpu=100", "memory=100%", "io=100"],
     )
@@ -177,9 +179,7 @@ def test_several_logs_and_disks_may_be_named(told, tmp_path):
     logs = [tmp_path / "error.log", tmp_path / "access=1.log"]
     for log in logs:
         log.write_text("x" * 3000)
-    monitor = monitor_from(
-        told, log=[str(log) for log in logs], log_max=2000, disk=["/a=b=10%", "/c=1G"]
-    )
+    monitor = monitor_of(told, log=[str(log) for log in logs], log_max=2000, disk=["/a=b=10%", "/c=1G"])
     monitor.look(0)
 
     assert told.events == ["log-too-large", "log-too-large", "threshold-absent", "threshold-absent"]
@@ -187,7 +187,7 @@ def test_several_logs_and_disks_may_be_named(told, tmp_path):
 
 
 def test_mappings_are_as_good(told, tmp_path):
-    monitor_from(told, disk={str(tmp_path): "1000000T"}).look(0)
+    monitor_of(told, disk={str(tmp_path): "1000000T"}).look(0)
 
     assert told.events == ["disk-low"]
 
@@ -200,35 +200,34 @@ def test_mappings_are_as_good(told, tmp_path):
         ({"probe_timeout": 0}, "probe_timeout: 0 is not above 0"),
         ({"probe_failures": "many"}, "probe_failures: 'many' is not a whole number from 1 to 1000"),
         ({"probe_cooldown": "x"}, "probe_cooldown: 'x' is not a duration"),
-        ({"probe_signal": "x"}, "probe_signal: 'x' is not the name of a signal"),
-        ({"probe_command": '"'}, "probe_command: '\"' cannot be split"),
-        ({"probe_command": "true"}, "probe_command: 'true' has no effect without probe"),
-        ({"probe_signal_pid": 5}, "probe_signal_pid: 5 has no effect without probe: give probe"),
+        ({"on_failure": "SIGX"}, "on_failure: 'SIGX' is not the name of a signal"),
+        ({"on_failure": '"'}, "on_failure: '\"' cannot be split"),
+        ({"on_failure": "true"}, "on_failure: 'true' has no effect without probe: give probe"),
+        ({"master": 5}, "master: 5 has no effect without probe: give probe"),
+        ({"probe": "http://a/", "master": "0"}, "master: 0 is not the pid of a server"),
         ({"log_max": "0"}, "log_max: '0' is always exceeded"),
-        ({"backups": "0"}, "backups: 0 is not a whole number from 1 to 1000"),
         ({"growth": "x"}, "growth: 'x' is not a size"),
-        ({"compress_after": "x"}, "compress_after: 'x' is not a duration"),
-        ({"reopen_pid": "5"}, "reopen_pid: '5' has no effect without log"),
         ({"log": ""}, "log: '' is not the path of a file"),
-        ({"log": "x", "reopen_pid": "1"}, "master: 1 is not the pid of a server"),
+        ({"logrotate": "/x"}, "logrotate: '/x' has no effect without log: give log"),
+        ({"log": "/x", "logrotate": ""}, "logrotate: '' is not the path of a file"),
         (
             {"disk": "/var"},
             "disk: '/var' is not a name with its threshold: write both, such as /var=10%",
         ),
         ({"disk": "=5%"}, "disk: '=5%' is not a name with its threshold"),
-        ({"disk": [5]}, "disk: 5 is not a name with its threshold"),
+        ({"disk": [5]}, "disk: '5' is not a name with its threshold"),
         ({"disk": ["/=5%", "/=6%"]}, "disk: '/' has two thresholds"),
         ({"disk": "/=x"}, "disk /: 'x' is not a size"),
         ({"pressure": "memory"}, "pressure: 'memory' is not a name with its threshold"),
         ({"pressure": "memory=x"}, "pressure memory: 'x' is not a percent"),
         ({"pressure": "net=5"}, "pressure: 'net' is not measured"),
-        ({"swap_in": "x"}, "swap_in: 'x' is not a number above 0"),
+        ({"memory": "x"}, "memory: 'x' is not a size"),
         ({"load": "0"}, "load: '0' is not a number above 0"),
     ],
 )
 def test_every_value_is_checked_when_it_is_built(told, options, message):
     with pytest.raises(ConfigurationError) as refused:
-        monitor_from(told, **options)
+        monitor_of(told, **options)
 
     assert str(refused.value).startswith(message)
 

@@ -15,7 +15,7 @@ import guardrails
 from guardrails.ops import cli
 from guardrails.watchdog import options
 from guardrails.watchdog.command_line import arguments_for
-from guardrails.watchdog.options import RENAMED, command_options
+from guardrails.watchdog.options import REMOVED, RENAMED, command_options
 from guardrails.watchdog.policy import Policy
 from support import Told
 
@@ -25,23 +25,37 @@ OLD_AND_NEW = [
     ("between", "kill_interval", "7s"),
     ("step", "signal_interval", "7s"),
     ("probe_rest", "probe_cooldown", "7s"),
-    ("keep", "backups", 7),
+    ("probe_command", "on_failure", "true"),
+    ("probe_signal", "on_failure", "USR2"),
     ("exempt_path", "exempt_paths", ["/upload", "/download"]),
 ]
+PROBED = {
+    "probe_command": {"probe": "http://127.0.0.1/"},
+    "probe_signal": {"probe": "http://127.0.0.1/"},
+}
+"""What the options need that have no effect by themselves."""
+
+REMOVED_AND_REMEDY = {
+    "keep": "give logrotate, its configuration",
+    "backups": "give logrotate, its configuration",
+    "compress_after": "delaycompress",
+    "swap_in": "give memory",
+}
 
 
 @pytest.fixture
 def started(monkeypatch):
     """The options of each process that is started."""
     started = []
-    monkeypatch.setattr(options, "_start", started.append)
+    monkeypatch.setattr(options, "_start", lambda wanted, _server: started.extend(wanted))
     return started
 
 
 def on_the_command_line(*words):
     """The watchdog that these words describe."""
     parsed = vars(cli.parser().parse_args(["watch", *words, "run"]))
-    return guardrails.watchdog(**{option.name: parsed[option.name] for option in command_options()})
+    names = [option.name for option in command_options() if option.name in parsed]
+    return guardrails.watchdog(**{name: parsed[name] for name in names})
 
 
 def server(uid):
@@ -132,15 +146,15 @@ def test_the_help_of_the_command_has_the_words_of_the_docstring(capsys):
     assert "--exempt-paths PREFIX paths under this prefix are never overdue; may be given" in shown
     assert "--disk PATH=LEAST least free space of a file system, as 10% or 2G" in shown
     assert all(option.flag in shown and option.help for option in command_options())
-    assert not any(f"--{old.replace('_', '-')} " in shown for old in RENAMED)
+    assert not any(f"--{old.replace('_', '-')} " in shown for old in (*RENAMED, *REMOVED))
 
 
 @pytest.mark.parametrize(("old", "new", "value"), OLD_AND_NEW, ids=RENAMED)
 def test_an_option_by_its_earlier_name_is_taken_with_a_warning_at_the_users_line(old, new, value):
     with pytest.warns(DeprecationWarning, match=f"^{old} is now {new}; the next minor") as warned:
-        described = guardrails.watchdog(**{old: value})
+        described = guardrails.watchdog(**{old: value}, **PROBED.get(old, {}))
 
-    assert described == guardrails.watchdog(**{new: value})
+    assert described == guardrails.watchdog(**{new: value}, **PROBED.get(old, {}))
     assert [Path(warning.filename) for warning in warned] == [Path(__file__)]
 
 
@@ -148,7 +162,8 @@ def test_an_option_by_its_earlier_name_is_taken_with_a_warning_at_the_users_line
 def test_an_earlier_flag_is_taken_and_says_so_on_standard_error(old, new, value, capsys):
     def words(name):
         values = value if isinstance(value, list) else [value]
-        return [f"--{name.replace('_', '-')}={each}" for each in values]
+        given = [f"--{name.replace('_', '-')}={each}" for each in values]
+        return [*given, *(f"--{other}={each}" for other, each in PROBED.get(old, {}).items())]
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -161,6 +176,40 @@ def test_an_earlier_flag_is_taken_and_says_so_on_standard_error(old, new, value,
     )
     assert described == on_the_command_line(*words(new))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_an_option_that_is_gone_is_refused_with_its_successor(name, capsys):
+    with pytest.raises(guardrails.ConfigurationError) as refused:
+        guardrails.watchdog(**{name: "5"})
+    assert str(refused.value).startswith(f"watchdog: {name} is no longer an option: ")
+    assert REMOVED_AND_REMEDY[name] in str(refused.value)
+
+    with pytest.raises(SystemExit) as ended:
+        on_the_command_line(f"--{name.replace('_', '-')}=5")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"guardrails: --{name.replace('_', '-')} is no longer an option: ")
+    assert (REMOVED_AND_REMEDY[name] in said, len(said.splitlines())) == (True, 1)
+
+
+@pytest.mark.parametrize("said", [{"timeout": 0}, {"timeout": "0s", "ban": "5m"}])
+def test_a_watchdog_that_would_do_nothing_is_refused(said, absent):
+    with pytest.raises(guardrails.ConfigurationError, match="the watchdog would do nothing"):
+        guardrails.watchdog(**said)
+    guardrails.watchdog(**said, probe=absent)
+    guardrails.watchdog(**said, path_timeout={"/reports": "10m"})
+
+
+def test_what_is_given_means_the_same_in_another_folder(tmp_path, monkeypatch, absent):
+    monkeypatch.chdir(tmp_path)
+    described = guardrails.watchdog(
+        log=["a.log"], log_file="w.log", logrotate="site.conf", master="site.pid", probe=absent
+    )
+    words = described.arguments()
+    for option, name in (("log", "a.log"), ("log-file", "w.log"), ("logrotate", "site.conf")):
+        assert f"--{option}={tmp_path / name}" in words
+    assert f"--master={tmp_path / 'site.pid'}" in words
 
 
 def test_an_option_by_both_of_its_names_is_refused():
@@ -218,11 +267,13 @@ def test_where_nobody_else_serves_or_a_user_was_named_one_process_does_it_all(
     ]
 
 
-def test_where_no_command_is_named_a_probe_that_fails_signals_the_master(absent):
+@pytest.mark.parametrize(("on_failure", "status"), [((), 1), ("SIGUSR1", 7), (["USR1", "true"], 7)])
+def test_where_no_command_is_named_a_probe_that_fails_signals_the_master(absent, on_failure, status):
     told = Told()
     code = (
         "import os, signal\n"
         "signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))\n"
+        "signal.signal(signal.SIGHUP, lambda *_: os._exit(1))\n"
         "print('ready', flush=True)\n"
         "while True: signal.pause()\n"
     )
@@ -230,10 +281,10 @@ def test_where_no_command_is_named_a_probe_that_fails_signals_the_master(absent)
         try:
             assert master.stdout.readline() == b"ready\n"
             described = guardrails.watchdog(
-                probe=absent, probe_failures=1, probe_signal="USR1", master=master.pid
+                probe=absent, probe_failures=1, on_failure=on_failure, master=master.pid
             )
             described.monitor(told).look(1.0)
-            assert master.wait(SECONDS) == 7
+            assert master.wait(SECONDS) == status
         finally:
             master.kill()
     assert "probe-failed" in told.events

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from guardrails.ops import cli
 from guardrails.store import directory
-from guardrails.watchdog.lock import UNKNOWN, Lock
 from support import is_there
 
 pytestmark = pytest.mark.one_python
 
 SECONDS = 60
+PROBE = "--probe=http://127.0.0.1:1/"
 
 
 def watch(*words, **environ):
@@ -89,7 +88,7 @@ def test_start_is_idempotent_status_tells_and_stop_ends_it(store):
     assert again.returncode == 0
     assert again.stdout == f"guardrails watch: running already, pid {pid}\n"
     told = watch(store, "status")
-    assert (told.returncode, pid_of(told.stdout)) == (0, pid)
+    assert (told.returncode, pid_of(told.stdout)) == (4, pid)
 
     stopped = watch(store, "stop")
     assert (stopped.returncode, stopped.stdout) == (0, f"guardrails watch: stopped, pid {pid}\n")
@@ -112,6 +111,62 @@ def test_restart_takes_the_new_options(store):
     assert second != first
     assert b"--timeout=7m" in Path(f"/proc/{second}/cmdline").read_bytes()
     assert not is_there(first)
+
+
+def test_restart_remembers_the_options_of_start(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "--timeout=5m",
+        "--exempt-paths=/a",
+        "--exempt-paths=/b",
+        "--dry-run",
+        "--log-file=w.log",
+    ]
+    first = pid_of(watch(store, *options, "start").stdout)
+    monkeypatch.chdir("/")
+
+    said = watch(store, "--poll=7s", "--exempt-paths=/c", "--no-dry-run", "restart").stdout
+
+    second = pid_of(said.splitlines()[-1])
+    words = Path(f"/proc/{second}/cmdline").read_text().split("\0")
+    assert second != first
+    assert {"--timeout=5m", "--poll=7s", "--exempt-paths=/c", f"--log-file={tmp_path}/w.log"} <= set(
+        words
+    )
+    assert {"--exempt-paths=/a", "--exempt-paths=/b", "--dry-run"}.isdisjoint(words)
+    assert lock_of(store).stat().st_mode & 0o777 == 0o600
+
+
+def test_restart_remembers_the_options_of_one_that_was_killed(store):
+    first = pid_of(watch(store, "--timeout=5m", "start").stdout)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not is_there(first), "it is gone")
+    second = pid_of(watch(store, "restart").stdout.splitlines()[-1])
+    assert b"--timeout=5m" in Path(f"/proc/{second}/cmdline").read_bytes()
+
+
+def test_restart_with_a_wrong_option_leaves_the_one_that_runs(store):
+    first = pid_of(watch(store, "start").stdout)
+    assert watch(store, "--on-event=/nowhere/x", "restart").returncode == 2
+    assert pid_of(watch(store, "status").stdout) == first
+
+
+def test_start_says_where_the_one_that_runs_has_other_options(store):
+    first = pid_of(watch(store, "--timeout=5m", "start").stdout)
+    again = watch(store, "--timeout=9m", "start")
+    assert again.returncode == 0
+    assert again.stdout == (
+        f"guardrails watch: running already, pid {first}, with other options (--timeout=5m): restart "
+        "changes them\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--master", "--log"])
+def test_a_file_that_may_come_is_warned_of(store, tmp_path, option):
+    said = watch(store, PROBE, f"{option}={tmp_path}/none", "start")
+    assert said.returncode == 0
+    assert f"{tmp_path}/none yet" in said.stderr
+    assert "started, pid" in said.stdout
 
 
 def test_a_lock_file_that_was_left_blocks_nothing_and_nobody_else_is_stopped(store):
@@ -169,7 +224,7 @@ def test_the_next_watchdog_of_the_user_removes_what_a_killed_one_left(store):
 
         until(lambda: not lock_of(killed).exists(), "the file is removed")
         assert lock_of(running).exists()
-        assert watch(running, "status").returncode == 0
+        assert watch(running, "status").stdout.startswith("guardrails watch: running, pid ")
     finally:
         watch(running, "stop")
 
@@ -204,7 +259,7 @@ def test_in_the_foreground_it_ends_on_sigterm_and_says_when_another_runs(store):
         assert "watchdog: begins" in process.stderr.readline()
         second = watch(store, "run")
         assert second.returncode == 1
-        assert second.stdout.endswith(f"is running already, pid {process.pid}\n")
+        assert second.stderr.endswith(f"is running already, pid {process.pid}\n")
         process.send_signal(signal.SIGHUP)
         process.terminate()
         assert process.wait(SECONDS) == 0
@@ -380,6 +435,23 @@ def test_a_log_file_named_from_here_lies_here(store, tmp_path):
         (["--timeout=soon", "run"], "guardrails: timeout: 'soon' is not a duration"),
         (["--store=redis://x", "status"], "guardrails: store: nothing handles 'redis://x'"),
         (["--user=no-such-user", "status"], "guardrails: user: there is no 'no-such-user'"),
+        (["--user=4294967295", "status"], "guardrails: user: there is no '4294967295'"),
+        (["--on-event=/nowhere/tell me", "start"], "guardrails: on_event: there is no program"),
+        (["--on-event=/nowhere/tell me", "run"], "guardrails: on_event: there is no program"),
+        ([PROBE, "--on-failure=/nowhere/x", "start"], "guardrails: on_failure: there is no program"),
+        ([PROBE, "--on-failure=SIGHUP", "start"], "guardrails: master: no process is named, so"),
+        ([PROBE, "--master=4000000", "start"], "guardrails: master: there is no process 4000000"),
+        (
+            [PROBE, "--master=/nowhere/x", "start"],
+            "guardrails: master: there is no pid file",
+        ),
+        ([PROBE, "--master=/etc/passwd", "start"], "guardrails: master: pid file /etc/passwd has no"),
+        (["--log=/nowhere/x.log", "start"], "guardrails: log: there is no folder /nowhere"),
+        (["--log=/", "start"], "guardrails: log: '/' is not the path of a file"),
+        (["--log=/dev/null", "start"], "guardrails: log: /dev/null is not a regular file"),
+        (["--log=/etc/passwd", "--logrotate=/nowhere/x", "start"], "guardrails: logrotate: /nowhere/x"),
+        (["--timeout=0", "start"], "guardrails: timeout: '0' means that no request is ever overdue"),
+        (["--backups=5", "start"], "guardrails: --backups is no longer an option: logrotate keeps"),
         (["--log-file=/nowhere/x", "start"], "guardrails: log_file: '/nowhere/x' cannot be opened"),
     ],
 )
@@ -391,12 +463,14 @@ def test_what_is_wrong_is_one_sentence_and_no_traceback(words, said):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_who_becomes_another_user_is_nothing_of_root_any_more():
+@pytest.mark.parametrize("user", ["nobody", "54321"])
+def test_who_becomes_another_user_is_nothing_of_root_any_more(user):
+    """A number needs no entry in the list of users."""
     code = (
         "import contextlib, json, os\n"
-        "from guardrails.watchdog import process\n"
+        "from guardrails.watchdog.user import become\n"
         "os.setgroups([0, 4, 6])\n"
-        "process.become('nobody')\n"
+        f"become({user!r})\n"
         "for back in (os.setuid, os.setgid, os.seteuid, os.setegid):\n"
         "    with contextlib.suppress(PermissionError):\n"
         "        back(0)\n"
@@ -405,9 +479,11 @@ def test_who_becomes_another_user_is_nothing_of_root_any_more():
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    nobody = pwd.getpwnam("nobody")
-    uid, gid = nobody.pw_uid, nobody.pw_gid
-    assert json.loads(ran.stdout) == [[uid] * 3, [gid] * 3, os.getgrouplist("nobody", gid)]
+    uid, gid, groups = 54321, 54321, []
+    if user == "nobody":
+        uid, gid = pwd.getpwnam(user)[2:4]
+        groups = os.getgrouplist(user, gid)
+    assert json.loads(ran.stdout) == [[uid] * 3, [gid] * 3, groups]
 
 
 def test_without_a_command_the_usage_is_shown():
@@ -427,6 +503,107 @@ print("ready", flush=True)
 sys.stdin.read()
 held.close()
 """
+
+
+@pytest.fixture
+def serving(store):
+    """Starts a worker with one request in flight."""
+    started = []
+
+    def serve(path, **options):
+        url = store.partition("=")[2]
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVING, f"{url}?private&clients=100", path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            **options,
+        )
+        started.append(process)
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    yield serve
+    for process in started:
+        process.communicate()  # it ends with its input
+
+
+def test_status_says_what_is_watched_and_how_old_the_oldest_request_is(store, serving):
+    serving("/old one")
+    said = watch(store, "--poll=100ms", "start")
+    assert said.returncode == 0
+    assert f"; it watches {store.partition('=')[2]}: 1 worker, 1 request, the oldest GET" in said.stdout
+    status = watch(store, "status")
+    assert status.returncode == 0
+    assert re.search(
+        r"running, pid \d+, for \d+ s: watches shm:test-watch-\w+: 1 worker, 1 request, the oldest "
+        r"GET /old%20one from 192\.0\.2\.1, \d+ s old \(seen \d+ s ago\)",
+        status.stdout,
+    )
+
+
+def test_status_has_a_status_of_its_own_for_nothing(store, serving):
+    """A name that nobody's store has, and a store whose workers have ended."""
+    started = watch(store, "--poll=100ms", "start")
+    name = store.partition("=")[2]
+    assert started.returncode == 0
+    assert (
+        f"it watches nothing: there is no store {name[4:]} of uid {os.geteuid()} yet" in started.stdout
+    )
+    assert watch(store, "status").returncode == 4
+
+    worker = serving("/")
+    assert until(lambda: watch(store, "status").returncode == 0, "it watches") is True
+    worker.communicate()
+    told = until(lambda: (said := watch(store, "status")).returncode == 4 and said, "it has nothing")
+    assert re.search(rf"watches nothing: ({name} has no worker now|there is no store)", told.stdout)
+
+
+def test_the_status_of_all_has_a_line_for_each_watchdog(store, serving):
+    serving("/")
+    watch(store, "start")
+    with subprocess.Popen(
+        [sys.executable, "-m", "guardrails", "watch", f"--parent={os.getpid()}", "run"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as own:
+        assert "watchdog: begins" in own.stderr.readline()
+        said = until(
+            lambda: (said := watch("status")).stdout.count("running, pid") > 1 and said, "both"
+        )
+        own.terminate()
+        own.communicate(timeout=SECONDS)
+    assert said.returncode == 0
+    assert re.search(rf"running, pid {own.pid}, for \d+ s, beside server {os.getpid()}: ", said.stdout)
+
+
+CHOOSING = """
+import os, sys
+from guardrails import SpeedLimit, testing
+from guardrails.ops import cli
+from guardrails.store import directory
+
+directory.PREFERRED = sys.argv[1]
+held = [SpeedLimit("9/s")(testing.hello, store=f"shm:{name}?clients=100") for name in ("shop", "blog")]
+for app in held:
+    testing.Client(app).get("/").close()
+sys.exit(cli.main(["watch", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("action", ["start", "run"])
+def test_of_several_stores_one_must_be_named(tmp_path, action):
+    ran = subprocess.run(
+        [sys.executable, "-c", CHOOSING, str(tmp_path), action],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "guardrails: store: there are several stores with workers, so name the one to watch: "
+        "--store shm:blog, --store shm:shop\n"
+    )
 
 
 @pytest.mark.parametrize("only_monitors", [False, True])
@@ -467,6 +644,28 @@ def test_workers_of_a_server_with_a_watchdog_of_its_own_are_left_to_it(store, tm
     assert ("GET /ours" in log.read_text()) == only_monitors
 
 
+def test_a_watchdog_takes_over_the_workers_of_a_server_whose_own_one_is_killed(
+    store, tmp_path, serving
+):
+    """So one that cron starts beside a server covers for its own."""
+    command = [sys.executable, "-m", "guardrails", "watch"]
+    words = [f"--parent={os.getpid()}", "run"]
+    with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True) as own:
+        try:
+            assert "watchdog: begins" in own.stderr.readline()
+            serving("/ours")
+            log = tmp_path / "w.log"
+            watch(store, f"--log-file={log}", "--timeout=1s", "--poll=100ms", "--dry-run", "start")
+            told = until(
+                lambda: "leaves 1 worker" in (told := watch(store, "status").stdout) and told, ""
+            )
+            assert "leaves 1 worker to the watchdog of their own server" in told
+            assert "GET /ours" not in log.read_text()
+        finally:
+            own.kill()
+    until(lambda: "overdue: GET /ours" in log.read_text(), "it takes over")
+
+
 def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, tmp_path):
     """A request that is too old, in a worker that nobody would start again."""
     note = tmp_path / "note.py"
@@ -498,23 +697,3 @@ def test_an_event_runs_the_operators_command_with_the_facts_and_no_shell(store, 
         assert serving.poll() is None
     finally:
         serving.communicate()
-
-
-def test_one_that_has_not_written_its_pid_yet_is_waited_for(store, monkeypatch, capsys):
-    """Between the lock and the pid a busy machine may take a while."""
-    owner, hidden = Lock.owner, []
-
-    def owner_that_is_late(lock):
-        found = owner(lock)
-        if found is not None and len(hidden) < 3:
-            hidden.append(found)
-            return UNKNOWN
-        return found
-
-    monkeypatch.setattr(Lock, "owner", owner_that_is_late)
-    try:
-        assert cli.main(["watch", store, "start"]) == 0
-        assert len(hidden) == 3
-        assert capsys.readouterr().out.startswith("guardrails watch: started, pid ")
-    finally:
-        watch(store, "stop")

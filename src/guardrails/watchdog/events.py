@@ -28,6 +28,8 @@ MOST_WAITING = 200
 LONGEST_COMMAND = 60.0
 """Seconds after which a command is killed, with the processes that it has started."""
 
+_MOST_CHARACTERS = 200
+
 Notify = Callable[..., None]
 """notify(event, message, level=WARNING, **facts)"""
 
@@ -53,6 +55,11 @@ def command_words(command: str, argument: str) -> tuple[str, ...]:
             f"{argument}: {command!r} names no program: write one, such as /usr/local/bin/tell"
         )
     return words
+
+
+def brief(text: str) -> str:
+    """Return a text of another program, short and printable, as it goes into an event."""
+    return printable(text.strip())[:_MOST_CHARACTERS]
 
 
 def printable(text: str) -> str:

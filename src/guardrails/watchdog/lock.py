@@ -1,9 +1,12 @@
 """The lock of a watchdog: one runs for each name, and other processes can see which.
 
-The lock is a flock on a small file, which also says which process holds the lock. The kernel drops
-the flock when that process ends, so a killed watchdog blocks no other one. A watchdog that ends
-removes its file while it still holds the lock. So a process that locks a file must look whether the
-path still names that file; if not, it opens the path again.
+The lock is a flock on a small file. The kernel drops the flock when the process that holds it ends,
+so a killed watchdog blocks no other one. A watchdog that ends removes its file while it still holds
+the lock. So a process that locks a file must look whether the path still names that file; if not, it
+opens the path again.
+
+The file has three lines of JSON: which process holds the lock, with which arguments it was started,
+and what it watches (`Watched`). The last line is written anew at each look.
 """
 
 from __future__ import annotations
@@ -13,25 +16,48 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from guardrails.errors import StoreError
 from guardrails.store import directory
 from guardrails.store.processes import Owner, is_dead, pid_namespace, this_process
+from guardrails.watchdog.watched import Watched
 
 _NOTE_SECONDS = 0.5
 """How long a process may hold the lock before the file says which process that is."""
 
 _TAKE_SECONDS = 1.0
 _RETRY_SECONDS = 0.01
-_SERVER = "server"
+_MOST_BYTES = 1 << 16
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 UNKNOWN = Owner(0, 0, 0)
 """A process that holds a lock and of which nothing else is known."""
+
+
+class Note(NamedTuple):
+    """What the file of a lock says.
+
+    Attributes:
+        owner: the process that holds the lock, or held it last.
+        arguments: the arguments of `guardrails watch` with which it was started.
+        watched: what it watches; None where it has not written that yet.
+    """
+
+    owner: Owner
+    arguments: tuple[str, ...] = ()
+    watched: Watched | None = None
+
+
+class Running(NamedTuple):
+    """A watchdog that runs: the name of its lock, as in the file's name, and what the file says."""
+
+    name: str
+    note: Note
 
 
 class Lock:
@@ -48,9 +74,13 @@ class Lock:
         self.name = name
         self.path = directory.own_folder() / f"watch-{_UNSAFE.sub('_', name)}.lock"
         self._descriptor = -1
+        self._written = 0
 
-    def take(self) -> bool:
+    def take(self, arguments: Sequence[str] = ()) -> bool:
         """Take the lock; return whether this process holds it now. May be called again and again.
+
+        Args:
+            arguments: the arguments of `guardrails watch` with which this process was started.
 
         Raises:
             OSError: the file cannot be opened.
@@ -74,8 +104,27 @@ class Lock:
                     os.close(descriptor)
         with suppress(OSError):  # on a full disk the watchdog runs, and its owner is unknown
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(this_process()).encode(), 0)
+            head = f"{json.dumps(this_process())}\n{json.dumps(list(arguments))}\n".encode()
+            self._written = os.pwrite(self._descriptor, head, 0)
         return True
+
+    def publish(self, watched: Watched) -> None:
+        """Write what this process watches, for `guardrails watch status`. Never raises."""
+        if self._descriptor >= 0 and self._written:
+            with suppress(OSError):
+                os.pwrite(self._descriptor, f"{json.dumps(watched)}\n".encode(), self._written)
+
+    def note(self) -> Note | None:
+        """Return what the file says, whether or not the lock is held; None where there is none."""
+        try:
+            descriptor = os.open(self.path, _OPEN)
+        except OSError:
+            return None
+        try:
+            directory.verify_file(descriptor, self.path)
+            return _noted(os.pread(descriptor, _MOST_BYTES, 0))
+        finally:
+            os.close(descriptor)
 
     def release(self) -> None:
         """Give the lock back and remove its file. Does nothing where this process has no lock."""
@@ -98,7 +147,8 @@ class Lock:
                 directory.verify_file(descriptor, self.path)
                 owner = None
                 if not _flock(descriptor, fcntl.LOCK_SH):
-                    owner = _noted(os.pread(descriptor, 4096, 0))
+                    note = _noted(os.pread(descriptor, _MOST_BYTES, 0))
+                    owner = None if note is None else note.owner
                 elif _is_at(self.path, descriptor):
                     return None
                 # Otherwise its owner has just removed this file, and there may be another one.
@@ -147,7 +197,7 @@ def server_name(namespace: int, parent: int) -> str:
         namespace: the pid namespace in which the server runs.
         parent: the pid of the server's first process.
     """
-    return f"{_SERVER} {namespace} {parent}"
+    return f"server {namespace} {parent}"
 
 
 def has_own_watchdog(namespace: int, parent: int) -> bool:
@@ -155,21 +205,36 @@ def has_own_watchdog(namespace: int, parent: int) -> bool:
     return bool(parent) and Lock(server_name(namespace, parent)).owner() is not None
 
 
-def servers_with_a_watchdog() -> Iterator[tuple[int, Owner]]:
-    """Give the servers of this user with a watchdog of their own: pid of the server, and watchdog."""
-    for path in directory.own_folder().glob(f"watch-{_SERVER}_*_*.lock"):
-        _, *numbers = path.stem.split("_")
-        if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
-            namespace, parent = map(int, numbers)
-            owner = Lock(server_name(namespace, parent)).owner()
-            if owner is not None and owner.pid:
-                yield parent, owner
+def running_watchdogs() -> Iterator[Running]:
+    """Give each watchdog of this user that runs. One may hold two locks; it comes once."""
+    found: dict[Owner | str, Running] = {}
+    for path in sorted(directory.own_folder().glob("watch-*.lock")):
+        lock = Lock(path.stem.removeprefix("watch-"))
+        owner, note = lock.owner(), lock.note()
+        if note is not None and note.watched is None:
+            time.sleep(_RETRY_SECONDS)  # the line may have been half written
+            note = lock.note()
+        if owner is not None and note is not None:
+            key = owner if owner.pid else lock.name
+            before = found.get(key)
+            if before is None or before.note.watched is None:
+                found[key] = Running(lock.name, note._replace(owner=owner))
+    yield from found.values()
 
 
-def _noted(note: bytes) -> Owner | None:
+def _noted(text: bytes) -> Note | None:
+    """Read the lines of a lock's file. The last one may be half written, or left of a longer one."""
+    owner, arguments, watched, *_ = (*map(_parsed, text.split(b"\n")), None, None, None)
     try:
-        return Owner(*json.loads(note))
-    except (ValueError, TypeError):
+        return Note(Owner(*owner), tuple(arguments or ()), Watched(*watched) if watched else None)
+    except TypeError:
+        return None
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
         return None
 
 

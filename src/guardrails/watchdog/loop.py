@@ -114,6 +114,11 @@ class WatchdogLoop:
         """Whether the last look found a living worker of the server that is watched."""
         return any(self._is_mine(*_server_of(each)) for each in self._view.workers.values())
 
+    @property
+    def stores(self) -> list[WatchedStore]:
+        """The stores of the last look."""
+        return self._view.stores
+
     def close(self) -> None:
         """Report what is known by now of requests that have ended. No look follows."""
         self._escalation.close()

@@ -16,27 +16,21 @@ from typing import Any, Protocol, cast
 
 from guardrails.errors import ConfigurationError
 from guardrails.once import Once
-from guardrails.units import parse_seconds
-from guardrails.watchdog.events import Commands, Notifier, Notify, command_words
-from guardrails.watchdog.log_growth import MOST_BACKUPS, LogFile, positive_size
-from guardrails.watchdog.probe import (
-    MOST_FAILURES,
-    Length,
-    Number,
-    Pid,
-    Probe,
-    brief,
-    count_of,
-    positive_seconds,
-)
-from guardrails.watchdog.process_signal import ProcessSignal
-from guardrails.watchdog.thresholds import Thresholds
+from guardrails.watchdog.events import Commands, Notifier, Notify, brief
+from guardrails.watchdog.log_size import LogFile
+from guardrails.watchdog.logrotate import Logrotate
+from guardrails.watchdog.pressure import HostPressure
+from guardrails.watchdog.probe import Probe
 
 _REPEAT_SECONDS = 60.0
 
 
 class Part(Protocol):
     """A part of the monitor."""
+
+    def check(self) -> list[str]:
+        """Return warnings about what is not there yet. Raises ConfigurationError for what is wrong."""
+        ...
 
     def look(self, now: float) -> None:
         """Look, and act if that is due. `now`: monotonic seconds."""
@@ -57,6 +51,14 @@ class Monitor:
         self._parts = tuple(parts)
         self._notify = notify
         self._first_time = Once(_REPEAT_SECONDS)
+
+    def check(self) -> list[str]:
+        """Return the warnings of all parts: what is not there yet, but may come.
+
+        Raises:
+            ConfigurationError: a part could never do its work.
+        """
+        return [warning for part in self._parts for warning in part.check()]
 
     def look(self, now: float) -> None:
         """Let each part look. Never raises.
@@ -96,86 +98,62 @@ def monitor_from(
     notify: Notify,
     *,
     probe: str | None = None,
-    probe_every: Length = "30s",
-    probe_timeout: Length = "10s",
-    probe_failures: Number = 3,
-    probe_command: str | None = None,
-    probe_signal_pid: Pid | None = None,
-    probe_signal: str = "HUP",
-    probe_cooldown: Length = "2m",
-    log: str | os.PathLike[str] | Sequence[str] | None = None,
-    log_max: Number = "100M",
-    backups: Number = 5,
-    reopen_pid: Pid | None = None,
-    compress_after: Length = "10s",
-    growth: Number = "50M",
-    disk: Mapping[str, Number] | str | Iterable[str] = (),
-    swap_in: Length | None = None,
-    load: Length | None = None,
-    pressure: Mapping[str, Length] | str | Iterable[str] = (),
+    probe_every: float | str = "30s",
+    probe_timeout: float | str = "10s",
+    probe_failures: int | str = 3,
+    probe_cooldown: float | str = "2m",
+    on_failure: Sequence[str] = (),
+    master: int | str | os.PathLike[str] | None = None,
+    log: Iterable[str | os.PathLike[str]] = (),
+    log_max: int | str = "100M",
+    growth: int | str = "50M",
+    logrotate: str | os.PathLike[str] | None = None,
+    disk: Mapping[str, int | str] | Iterable[str] = (),
+    memory: int | str | None = None,
+    load: float | str | None = None,
+    pressure: Mapping[str, float | str] | Iterable[str] = (),
 ) -> Monitor | None:
-    """Build the monitor that these options ask for.
+    """Build the monitor that these options of `guardrails.watchdog()` ask for.
 
-    The options are those of `guardrails.watchdog()`, but for two: `probe_signal_pid` is the process
-    that the probe signals, and `reopen_pid` the one that reopens the logs, each by its pid or a pid
-    file. Numbers may be texts, as they come from a command line. Every value is checked, also that of
-    an option that has no effect.
+    Numbers may be texts, as they come from a command line. Every value is checked, also that of an
+    option that has no effect.
 
     Returns:
         The monitor; None where it has nothing to do.
 
     Raises:
-        ConfigurationError: a value is wrong.
+        ConfigurationError: a value is wrong, or has no effect without another option.
     """
-    parts: list[Part] = []
-    every = positive_seconds(probe_every, "probe_every")
-    timeout = positive_seconds(probe_timeout, "probe_timeout")
-    failures = count_of(probe_failures, "probe_failures", MOST_FAILURES)
-    cooldown = parse_seconds(probe_cooldown, "probe_cooldown")
-    ProcessSignal(2, probe_signal, name_argument="probe_signal")
-    if probe_command is not None:
-        command_words(probe_command, "probe_command")
-    if probe is not None:
-        parts.append(
-            Probe(
-                probe,
-                notify,
-                every=every,
-                timeout=timeout,
-                failures=failures,
-                command=probe_command,
-                signal_pid=probe_signal_pid,
-                signal_name=probe_signal,
-                cooldown=cooldown,
-                # A separate Commands, so that the probe's command does not wait for the events'.
-                commands=Commands(),
-            )
-        )
-    else:
-        _needs("probe_command", probe_command, "probe")
-        _needs("probe_signal_pid", probe_signal_pid, "probe")
-    most = positive_size(log_max, "log_max")
-    kept = count_of(backups, "backups", MOST_BACKUPS)
-    positive_size(growth, "growth")
-    parse_seconds(compress_after, "compress_after")
-    logs = () if log is None else (log,) if isinstance(log, str | os.PathLike) else tuple(log)
-    parts.extend(
-        LogFile(
-            path,
-            notify,
-            most=most,
-            backups=kept,
-            reopen_pid=reopen_pid,
-            compress_after=compress_after,
-            growth=growth,
-        )
-        for path in logs
+    the_probe = Probe(
+        "http://127.0.0.1/" if probe is None else probe,
+        notify,
+        every=probe_every,
+        timeout=probe_timeout,
+        failures=probe_failures,
+        cooldown=probe_cooldown,
+        on_failure=on_failure,
+        master=master,
+        # A separate Commands, so that a remedy does not wait for the commands of events.
+        commands=Commands(),
     )
-    if not logs:
-        _needs("reopen_pid", reopen_pid, "log")
+    rotating = None if logrotate is None else Logrotate(logrotate)
+    logs = [
+        LogFile(path, notify, most=log_max, growth=growth, logrotate=rotating)
+        for path in list(log) or ["checked"]
+    ]
+    parts: list[Part] = []
+    if probe is not None:
+        parts.append(the_probe)
+    else:
+        _needs("on_failure", on_failure[0] if on_failure else None, "probe")
+        _needs("master", master, "probe")
+    if log:
+        parts += logs
+    else:
+        _needs("logrotate", logrotate, "log")
     disks, pressures = _pairs(disk, "disk", "/var=10%"), _pairs(pressure, "pressure", "memory=20")
-    if disks or pressures or swap_in is not None or load is not None:
-        parts.append(Thresholds(notify, disk=disks, swap_in=swap_in, load=load, pressure=pressures))
+    if disks or pressures or memory is not None or load is not None:
+        parts.append(HostPressure(notify, disk=disks, memory=memory, load=load, pressure=pressures))
     return Monitor(parts, notify) if parts else None
 
 

@@ -11,11 +11,12 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from guardrails.errors import ConfigurationError
 from guardrails.guards.option_checks import exempt_path_prefixes
-from guardrails.options import check_bool, keyword_options, renamed_keywords
+from guardrails.options import check_bool, keyword_options, removed_keywords, renamed_keywords
 from guardrails.paths import wsgi_text
 from guardrails.store.urls import store_from_url
 from guardrails.units import number_of_text, parse_count, parse_seconds
@@ -24,14 +25,11 @@ from guardrails.watchdog.command_line import (
     Option,
     arguments_for,
     options_of,
-    watch_command,
 )
 from guardrails.watchdog.policy import Policy
 from guardrails.watchdog.server_settings import defeating_settings
 
 if TYPE_CHECKING:
-    import subprocess
-
     from guardrails.watchdog.events import Notify
     from guardrails.watchdog.monitor import Monitor
 
@@ -44,6 +42,7 @@ Number = Annotated[str | float, Metavar("N")]
 URL = Annotated[str, Metavar("URL")]
 Command = Annotated[str, Metavar("COMMAND")]
 PathName = Annotated[str | os.PathLike[str], Metavar("PATH")]
+Remedies = Annotated[str | Sequence[str], Metavar("COMMAND")]
 Process = Annotated[str | int | os.PathLike[str], Metavar("PID")]
 Prefixes = Annotated[str | Iterable[str], Metavar("PREFIX")]
 PathNames = Annotated[str | os.PathLike[str] | Iterable[str | os.PathLike[str]], Metavar("PATH")]
@@ -58,13 +57,20 @@ RENAMED = {
     "between": "kill_interval",
     "step": "signal_interval",
     "probe_rest": "probe_cooldown",
-    "keep": "backups",
+    "probe_command": "on_failure",
+    "probe_signal": "on_failure",
     "exempt_path": "exempt_paths",
 }
 """Options by their names of version 0.1, which the next minor version no longer takes."""
 
-_STARTS_THE_MONITOR = ("probe", "log", "disk", "swap_in", "load", "pressure")
-"""The options of which at least one is given where the monitor has something to do."""
+_LOGROTATE = "logrotate keeps the old logs now: give logrotate, its configuration, and write there "
+REMOVED = {
+    "keep": _LOGROTATE + "how many (rotate 5)",
+    "backups": _LOGROTATE + "how many (rotate 5)",
+    "compress_after": _LOGROTATE + "compress and delaycompress",
+    "swap_in": "give memory, the least that is available (10%), or pressure (memory=20)",
+}
+"""Options of version 0.1 that are gone, and what to write in their place."""
 
 _SHORTEST_POLL = 0.05
 
@@ -100,19 +106,25 @@ class Watchdog:
         uid = getattr(getattr(server, "cfg", None), "uid", None)
         given = dict(self.options)
         if uid is None or uid == os.geteuid() or given["user"] is not None:
-            _start(given)
+            _start([given], server)
             return
-        defaults = {option.name: option.default for option in command_options()}
-        no_monitor = {name: defaults[name] for name in _STARTS_THE_MONITOR}
-        _start(given | no_monitor | {"user": str(uid)})
-        if any(given[name] != defaults[name] for name in _STARTS_THE_MONITOR):
+        no_monitor = {name: option.default for name, option in monitor_options().items()}
+        wanted = [given | no_monitor | {"user": str(uid), "master": None}]
+        if self.monitor(_ignore) is not None:
             # The log file belongs to the other user, so root writes to standard error instead.
             monitor_only = {"timeout": 0, "path_timeout": (), "exempt_paths": (), "log_file": None}
-            _start(given | monitor_only)
+            wanted.append(given | monitor_only)
+        _start(wanted, server)
 
     def arguments(self) -> list[str]:
-        """The same options as arguments of `guardrails watch`."""
-        return arguments_for(command_options(), dict(self.options))
+        """The same options as arguments of `guardrails watch`, in any working directory."""
+        given = dict(self.options)
+        for name in ("log_file", "logrotate"):
+            given[name] = given[name] and str(Path(given[name]).absolute())
+        given["log"] = tuple(str(Path(path).absolute()) for path in given["log"])
+        if given["master"] is not None and not str(given["master"]).strip().isdecimal():
+            given["master"] = str(Path(given["master"]).absolute())
+        return arguments_for(command_options(), given)
 
     def monitor(self, notify: Notify) -> Monitor | None:
         """Build the monitor, or return None where no option asks for one.
@@ -126,17 +138,12 @@ class Watchdog:
         from guardrails.watchdog.monitor import monitor_from  # noqa: PLC0415 - keeps the import light
 
         given = dict(self.options)
-        signals = given["probe"] is not None and given["probe_command"] is None
-        # The parameters of watchdog() from `probe` on belong to the monitor.
-        names = [option.name for option in command_options()]
         return monitor_from(
-            notify,
-            probe_signal_pid=given["master"] if signals else None,
-            reopen_pid=given["master"] if given["log"] else None,
-            **{name: given[name] for name in names[names.index("probe") :]},
+            notify, master=given["master"], **{name: given[name] for name in monitor_options()}
         )
 
 
+@removed_keywords(REMOVED)
 @renamed_keywords(RENAMED)
 @keyword_options
 # Keep the order of the parameters: those from `probe` on belong to the monitor.
@@ -163,22 +170,21 @@ def watchdog(
     probe_every: Duration = "30s",
     probe_timeout: Duration = "10s",
     probe_failures: Count = 3,
-    probe_command: Command | None = None,
-    probe_signal: Annotated[str, Metavar("SIGNAL")] = "HUP",
     probe_cooldown: Duration = "2m",
+    on_failure: Remedies = (),
     log: PathNames = (),
     log_max: Size = "100M",
-    backups: Count = 5,
-    compress_after: Duration = "10s",
     growth: Size = "50M",
+    logrotate: PathName | None = None,
     disk: Disks = (),
-    swap_in: Number | None = None,
+    memory: Size | None = None,
     load: Number | None = None,
     pressure: Pressures = (),
 ) -> Watchdog:
     """Describe a watchdog for requests that take too long. Nothing is started yet.
 
-    In gunicorn.conf.py, `when_ready = guardrails.watchdog(timeout="3m")` runs it beside the server.
+    In gunicorn.conf.py, `when_ready = on_reload = guardrails.watchdog(timeout="3m")` runs it beside
+    the server, and starts it again at HUP if it was killed or has other options.
     Under other servers run `guardrails watch start`, which takes the same options
     (docs/watchdog.md). A time is a number of seconds, or a text such as "15s" or "3m". A size is a
     number of bytes, or a text such as "100M" (powers of 1024). An option with several values takes
@@ -204,27 +210,27 @@ def watchdog(
         user: As root, the user of the workers, by name or number. gunicorn's own is found.
         on_event: A command that is run for each event, without a shell.
         log_file: The file to write the log to; else standard error.
-        master: The server's first process, or its pid file, which the monitor signals.
+        master: The server's first process, or its pid file, which the probe signals.
         probe: A URL that the monitor requests, as a visitor would.
         probe_every: Time between two probes.
         probe_timeout: Time that the complete answer to a probe may take.
         probe_failures: Failures in a row after which the monitor acts.
-        probe_command: A command to run then, without a shell; else `master` is signalled.
-        probe_signal: The signal that is sent to `master` then.
         probe_cooldown: Time after that in which the monitor does not act again.
-        log: A log file that the monitor measures and rotates.
-        log_max: The size at which a log is rotated.
-        backups: How many rotated logs are kept.
-        compress_after: Time for which a rotated log must stay unchanged before it is compressed.
+        on_failure: What it does then: a command, run without a shell, or a signal for `master`, such
+            as SIGHUP. Each next one is the remedy after the last did not help. Without any, `master`
+            gets SIGHUP.
+        log: A log file whose size and growth the monitor watches.
+        log_max: The size at which a log is too large.
         growth: Growth of a log within a minute that is reported.
+        logrotate: The configuration with which logrotate is run when a log is too large.
         disk: Least free space of a file system, as 10% or 2G.
-        swap_in: Pages per second read back from swap above which it is reported.
+        memory: Least memory that is available, as 10% or 2G.
         load: Load average per CPU above which it is reported.
         pressure: Percent of the time in which a task waits for cpu, memory or io (PSI) above which it
             is reported.
 
     Returns:
-        A hook for gunicorn's `when_ready`.
+        A hook for gunicorn's `when_ready` and `on_reload`.
 
     Raises:
         ConfigurationError: an option is unknown or its value is wrong.
@@ -241,7 +247,11 @@ def watchdog(
 
         command_words(on_event, "on_event")
     described = Watchdog(tuple(given.items()), _policy(given), _store_name(store))
-    described.monitor(_ignore)
+    if described.monitor(_ignore) is None and described.policy.ends_nothing:
+        raise ConfigurationError(
+            f"timeout: {timeout!r} means that no request is ever overdue, and nothing is to be "
+            "monitored: the watchdog would do nothing, so give a time-out, or leave the watchdog out"
+        )
     return described
 
 
@@ -251,22 +261,24 @@ def command_options() -> tuple[Option, ...]:
     return options_of(watchdog)
 
 
-def _start(given: Mapping[str, Any]) -> None:
-    """Start the command in the background of the process that calls, to end with that process."""
-    import subprocess  # noqa: PLC0415 - a worker needs none of it
-
-    pid = os.getpid()
-    arguments = arguments_for(command_options(), {**given, "master": given["master"] or pid})
-    process = subprocess.Popen(  # noqa: S603 - this Python, this package
-        watch_command([*arguments, f"--parent={pid}", "run"]),
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    _started.append(process)
+@functools.cache
+def monitor_options() -> dict[str, Option]:
+    """Those that belong to the monitor, by name: the parameters from `probe` on."""
+    options = {option.name: option for option in command_options()}
+    names = list(options)
+    return {name: options[name] for name in names[names.index("probe") :]}
 
 
-_started: list[subprocess.Popen[bytes]] = []
-"""Kept, since a Popen warns when it is dropped before its process has ended."""
+def _start(wanted: Sequence[Mapping[str, Any]], server: Any) -> None:
+    """Have these watchdogs run beside the process that calls, and end with that process."""
+    from guardrails.watchdog.beside import run_beside  # noqa: PLC0415 - a worker needs none of it
+
+    commands = []
+    for given in wanted:
+        master = given["master"] or (os.getpid() if given["probe"] is not None else None)
+        arguments = arguments_for(command_options(), {**given, "master": master})
+        commands.append([*arguments, f"--parent={os.getpid()}"])
+    run_beside(commands, getattr(server, "log", None))
 
 
 def _policy(given: Mapping[str, Any]) -> Policy:

@@ -58,8 +58,10 @@ class Stores:
         self._assigned: set[str] = set()
         self._only: Lock | None = None
         self._first_time = Once(_REPEAT_SECONDS)
+        self.reason = ""
 
     def __call__(self) -> Iterable[WatchedStore]:
+        self.reason = ""  # why there is no store to look at
         found = _found_stores()
         self._serving &= found.keys()
         for gone in self._opened.keys() - found.keys():
@@ -67,7 +69,9 @@ class Stores:
             self._assigned.discard(gone)
         if self._name is not None:
             if self._name not in found:
-                self._log_once(_waits(f"no store {self._name}"))
+                others = ", ".join(f"shm:{name}" for name in sorted(found))
+                there_are = f"; the stores there are: {others}" if others else ""
+                self._log_once(_waits(f"no store {self._name}") + there_are)
                 return []
             return [self._open(self._name, found[self._name])]
         if not self._serving or self._monotonic() >= self._search_at:
@@ -75,6 +79,10 @@ class Stores:
             self._serving = {name for name, path in found.items() if self._serves(path)}
         names = self._the_only_one() if self._parent is None else self._of_the_server(found)
         return [self._open(name, found[name]) for name in names]
+
+    def serving(self) -> list[str]:
+        """Return the names of all stores with living workers, as in `--store`; none is kept open."""
+        return sorted(f"shm:{name}" for name, path in _found_stores().items() if self._serves(path))
 
     def close(self) -> None:
         """Release the lock of the only store, if this watchdog has it."""
@@ -130,6 +138,7 @@ class Stores:
         )
 
     def _log_once(self, what: str) -> None:
+        self.reason = what
         if self._first_time(what, now=self._monotonic()):
             log.warning("watchdog: %s", what)
 
