@@ -6,7 +6,7 @@ import time
 
 import pytest
 from test_watchdog import Asked, watching
-from troubled import GTHREAD, SYNC, UWSGI_THREADS
+from troubled import GTHREAD, NOBODY_THREADS, SYNC, UWSGI_THREADS
 
 from support import is_there
 
@@ -104,9 +104,12 @@ def test_a_worker_that_is_the_only_one_and_at_its_soft_limit_of_cpu_is_replaced_
     assert "its soft limit: it finishes its requests and retires" in site.whole_log()
 
 
-def test_where_no_worker_can_be_added_the_only_one_serves_until_the_others_have_ended(trouble):
-    site = trouble(UWSGI_THREADS, workers=1)
-    with watching(site, grace=None, kill_interval=None, **WATCHDOG) as log:
+@pytest.mark.parametrize("kind", [UWSGI_THREADS, NOBODY_THREADS], ids=["uWSGI", "gunicorn of root"])
+def test_where_no_worker_can_be_added_the_only_one_serves_until_the_others_have_ended(trouble, kind):
+    """The watchdog runs as the user of the workers, and may not signal a gunicorn of root."""
+    site = trouble(kind, workers=1)
+    options = WATCHDOG | {"signal_interval": "500ms"}
+    with watching(site, grace=None, kill_interval=None, **options) as log:
         old = site.pid()
         innocent = Asked(site, "/download/sleep?seconds=5")
         Asked(site, "/sleep?seconds=100")
@@ -116,3 +119,4 @@ def test_where_no_worker_can_be_added_the_only_one_serves_until_the_others_have_
     assert innocent.wait().status == 200
     assert max(pings.waits) < LONGEST_WAIT
     assert "waiting for" in log()
+    assert "another worker is started" not in log()

@@ -73,6 +73,7 @@ GEVENT = _gunicorn("gevent", "--worker-connections", "50", threads=50)
 UWSGI = _uwsgi()
 UWSGI_THREADS = _uwsgi(threads=4)
 NOBODY = _gunicorn("sync", user="nobody")
+NOBODY_THREADS = _gunicorn("gthread", "--threads", "4", threads=4, user="nobody")
 MOD_WSGI = _mod_wsgi()
 KINDS = [SYNC, GTHREAD, GEVENT, UWSGI, UWSGI_THREADS]
 
