@@ -29,7 +29,7 @@ from guardrails.request.admission import Admission
 from guardrails.request.decisions import DecisionMaker
 from guardrails.request.failures import FailureLog
 from guardrails.request.nested import Nesting
-from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
+from guardrails.request.open_request import REQUEST_KEY, OpenRequest
 from guardrails.request.options import ClientCallable, OnDecision, OnStoreError
 from guardrails.request.refusal import refuse
 from guardrails.request.routes import NO_REQUIREMENTS, RouteTable
@@ -195,9 +195,10 @@ class Throttle:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         if self._off:
             return self.app(environ, start_response)
-        outer: OpenRequest | None = environ.get(OPEN_REQUEST_KEY)
-        if outer is not None:
-            return self._nesting.call(environ, start_response, outer)
+        if REQUEST_KEY in environ:
+            outer = self._nesting.outer_request(environ)
+            if outer is not None:
+                return self._nesting.call(environ, start_response, outer)
         open_request = None
         try:
             try:
@@ -244,7 +245,7 @@ class Throttle:
         open_request.exempt = requirements is NO_REQUIREMENTS
         open_request.interruptible = self._allows_interrupts
         environ["guardrails.client"] = open_request.client or None
-        environ[OPEN_REQUEST_KEY] = open_request
+        environ[REQUEST_KEY] = open_request.token
         return open_request
 
     def _refuse(
@@ -255,7 +256,7 @@ class Throttle:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         # This request is over: a server that calls again with the same environ asks anew.
-        environ.pop(OPEN_REQUEST_KEY, None)
+        open_request.forget()
         if open_request.worker.hooks.after_refusal:
             open_request.worker.hooks.request_refused()
         return refuse(decision, environ, start_response, drain=open_request.may_drain)
@@ -281,7 +282,7 @@ class Throttle:
         )
         # The outer throttle has registered this worker already. An inner one does so only in a store of
         # its own, or to show that it allows interrupts.
-        if OPEN_REQUEST_KEY not in environ or store is self.store or self._allows_interrupts:
+        if REQUEST_KEY not in environ or store is self.store or self._allows_interrupts:
             self._check(self._register, worker, server, store)
             worker.hooks.start(server, store)
 
