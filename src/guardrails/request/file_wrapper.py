@@ -21,43 +21,35 @@ class FileWrapper:
     Args:
         servers: the server's wrapper: a class or a function.
         open_request: the request.
+
+    Attributes:
+        open_request: the request; None when the app's call is over. A copy of the environ may be used
+            after that.
+        wrapped: what was made last.
     """
 
-    __slots__ = ("_open_request", "_servers", "_wrapped")
+    __slots__ = ("_servers", "open_request", "wrapped")
 
     def __init__(self, servers: Callable[..., Any], open_request: OpenRequest) -> None:
         self._servers = servers
-        self._open_request: OpenRequest | None = open_request
-        self._wrapped: object = None
+        self.open_request: OpenRequest | None = open_request
+        self.wrapped: object = None
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Wrap a file in the server's own object, and note that object."""
-        if self._open_request is None:
+        open_request = self.open_request
+        if open_request is None:
             return self._servers(*arguments, **keywords)
         if arguments:
-            arguments = (HookedFile(arguments[0], self._open_request), *arguments[1:])
+            arguments = (HookedFile(arguments[0], open_request), *arguments[1:])
         else:
             # Each server has another name for it.
             keywords = {
-                name: HookedFile(value, self._open_request) if hasattr(value, "read") else value
+                name: HookedFile(value, open_request) if hasattr(value, "read") else value
                 for name, value in keywords.items()
             }
-        self._wrapped = wrapped = self._servers(*arguments, **keywords)
+        self.wrapped = wrapped = self._servers(*arguments, **keywords)
         return wrapped
-
-    def leave(self, environ: dict[str, Any]) -> None:
-        """Put the server's wrapper back: some servers test whether a response is one of its instances.
-
-        Where the app has put something else into the environ, or nothing, that stays.
-        """
-        if environ.get(FILE_WRAPPER) is self:
-            environ[FILE_WRAPPER] = self._servers
-        self._open_request = None
-
-    def has_made(self, response: object) -> bool:
-        """Return whether a response is the object that was made last."""
-        wrapped, self._wrapped = self._wrapped, None
-        return response is not None and response is wrapped
 
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, self._servers)  # type: ignore[arg-type]

@@ -267,13 +267,18 @@ class OpenRequest(StoreRequest):
         self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any
     ) -> Any:
         """Call the app with a file wrapper that notes which file it wraps."""
-        wrapper = environ[FILE_WRAPPER] = FileWrapper(environ[FILE_WRAPPER], self)
+        servers = environ[FILE_WRAPPER]
+        wrapper = environ[FILE_WRAPPER] = FileWrapper(servers, self)
         try:
             response = self.measure(app, environ, start_response)
+            self._file_returned = wrapper.wrapped is response and response is not None
+            return response
         finally:
-            wrapper.leave(environ)
-        self._file_returned = wrapper.has_made(response)
-        return response
+            wrapper.open_request = wrapper.wrapped = None
+            # Some servers test whether a response is an instance of their wrapper. What the app has put
+            # in its place, or has removed, stays so.
+            if environ.get(FILE_WRAPPER) is wrapper:
+                environ[FILE_WRAPPER] = servers
 
     def _debits(self) -> Sequence[Debit]:
         microseconds = self._cpu_nanoseconds / 1000
