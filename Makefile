@@ -6,7 +6,7 @@ SOURCES := pyproject.toml scripts/install requirements/build.txt
 
 SERVERS := .venv-servers/bin/python
 
-.PHONY: demo check test lint bench unit other-pythons servers servers-page update clean
+.PHONY: demo check test lint bench unit other-pythons servers servers-page suites update clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/three_services/demo.py
@@ -40,6 +40,15 @@ servers-page: .venv-servers/.servers
 	scripts/install-servers "$(PYTHON)" .venv-servers
 	touch $@
 
+# The test suites of Flask, Werkzeug, Falcon, Bottle, WebOb, WebTest and whitenoise, with guardrails
+# before every app: no test may fail that passes without it.
+suites: .venv-suites/.suites
+	scripts/test-suites .venv-suites
+
+.venv-suites/.suites: $(SOURCES) requirements/suites.txt
+	scripts/install "$(PYTHON)" .venv-suites suites
+	touch $@
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,4 +73,4 @@ update:
 	$(MAKE) bench
 
 clean:
-	rm -rf .servers .servers-install.log .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .servers .servers-install.log .suites .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,8 +3,10 @@
 SITE_STORE names the store, SITE_FOLDER has the journal: one line of JSON for each thing that happened.
 """
 
+import copy
 import json
 import os
+import pickle
 import resource
 import sys
 import threading
@@ -212,6 +214,58 @@ def page_without_length(environ, start_response, query):
     return [b"its length is known\n"]
 
 
+class OwnList(list):
+    """A list of the app's own class: a server may see its length as well."""
+
+
+class Sized:
+    """Neither a list nor a tuple, but with a length."""
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        yield b"its length is known\n"
+
+
+def page_own_list(environ, start_response, query):
+    return OwnList(page_without_length(environ, start_response, query))
+
+
+def page_tuple(environ, start_response, query):
+    return tuple(page_without_length(environ, start_response, query))
+
+
+def page_sized(environ, start_response, query):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return Sized()
+
+
+def page_bytes(environ, start_response, query):
+    """Against the rules; uWSGI serves it, others fail."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
+    return b"bytes\n"
+
+
+def page_environ(environ, start_response, query):
+    """What apps do that keep, log or queue their environ."""
+    ours = {key: value for key, value in environ.items() if key.startswith("guardrails.")}
+    same = [json.loads(json.dumps(ours)).keys() == ours.keys()]
+    same += [copy.deepcopy(ours) == ours, pickle.loads(pickle.dumps(ours)) == ours]  # noqa: S301 - made here
+    return plain(start_response, f"{len(ours)} {all(same)}")
+
+
+def page_is_wrapped(environ, start_response, query):
+    """Whether a wrapped file is an instance of the wrapper. Not every wrapper can be asked."""
+    wrapper = environ.get("wsgi.file_wrapper")
+    with WatchedFile(FOLDER / "file") as file:
+        try:
+            answer = wrapper and isinstance(wrapper(file), wrapper)
+        except TypeError as error:
+            answer = type(error).__name__
+    return plain(start_response, str(answer))
+
+
 def page_not_modified(environ, start_response, query):
     start_response("304 Not Modified", [("ETag", '"x"')])
     return []
@@ -285,6 +339,12 @@ PAGES = {
     "large": page_large,
     "closed-slowly": page_closed_slowly,
     "without-length": page_without_length,
+    "own-list": page_own_list,
+    "tuple": page_tuple,
+    "sized": page_sized,
+    "bytes": page_bytes,
+    "environ": page_environ,
+    "is-wrapped": page_is_wrapped,
     "304": page_not_modified,
     "endless": page_endless,
     "turns": page_turns,
@@ -323,6 +383,14 @@ guarded_pages = guardrails.throttle(
     exempt_paths=["/open"],
     **BEHIND_A_PROXY,
 )
+nested_pages = guardrails.throttle(
+    guardrails.throttle(pages, MaxConcurrentReqs(CAP), store=STORE + "-inner", **BEHIND_A_PROXY),
+    MaxConcurrentReqs(CAP),
+    store=STORE + "-outer",
+    **BEHIND_A_PROXY,
+)
+"""Each of the two has a store of its own, and so a wrapper of its own around the response."""
+
 charged_pages = guardrails.throttle(
     pages,
     CPUThrottle("100%", window="1h", path="/charged"),
@@ -336,6 +404,7 @@ SITES = {
         pages, MaxConcurrentReqs(1, by="client", name="each"), store=STORE, **BEHIND_A_PROXY
     ),
     "charged": charged_pages,
+    "nested": nested_pages,
     "xff": guardrails.throttle(pages, store=STORE, trusted_proxies="loopback"),
     "own": guardrails.throttle(pages, store=STORE, trusted_proxies=()),
     "rfc": guardrails.throttle(pages, store=STORE, trusted_proxies="loopback", forwarded="forwarded"),

@@ -37,7 +37,7 @@ from guardrails.request.build_checks import (
 from guardrails.request.decisions import DecisionMaker
 from guardrails.request.failures import FailureLog
 from guardrails.request.nested import Nesting
-from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
+from guardrails.request.open_request import REQUEST_KEY, OpenRequest
 from guardrails.request.options import ClientCallable, OnDecision, OnStoreError
 from guardrails.request.place_of_call import (
     place_of_call,
@@ -215,9 +215,10 @@ class Throttle:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         if self._off:
             return self.app(environ, start_response)
-        outer: OpenRequest | None = environ.get(OPEN_REQUEST_KEY)
-        if outer is not None:
-            return self._nesting.call(environ, start_response, outer)
+        if REQUEST_KEY in environ:
+            outer = self._nesting.outer_request(environ)
+            if outer is not None:
+                return self._nesting.call(environ, start_response, outer)
         open_request = None
         try:
             try:
@@ -265,7 +266,7 @@ class Throttle:
         # An exempt request enters the store too, so that the scoreboard shows it.
         open_request.exempt = requirements is NO_REQUIREMENTS
         open_request.interruptible = self._allows_interrupts
-        environ[OPEN_REQUEST_KEY] = open_request
+        environ[REQUEST_KEY] = open_request.token
         return open_request
 
     def _refuse(
@@ -276,7 +277,7 @@ class Throttle:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         # This request is over: a server that calls again with the same environ asks anew.
-        environ.pop(OPEN_REQUEST_KEY, None)
+        open_request.forget()
         if open_request.worker.hooks.after_refusal:
             open_request.worker.hooks.request_refused()
         return refuse(decision, environ, start_response, drain=open_request.may_drain)
@@ -308,7 +309,7 @@ class Throttle:
             store.declare(self._names)
         # The outer throttle has registered this worker already. An inner one does so only in a store of
         # its own, or to show that it allows interrupts.
-        if OPEN_REQUEST_KEY not in environ or store is self.store or self._allows_interrupts:
+        if REQUEST_KEY not in environ or store is self.store or self._allows_interrupts:
             self._check(self._register, worker, server, store)
             worker.hooks.start(server, store)
 

@@ -15,7 +15,7 @@ from guardrails.client.identity import Identity
 from guardrails.decision import PASSED, Decision
 from guardrails.guards.bound import BoundGuard, unique_names
 from guardrails.request.build_checks import check_wsgi_app_attribute
-from guardrails.request.open_request import OPEN_REQUEST_KEY, OpenRequest
+from guardrails.request.open_request import REQUEST_KEY, OpenRequest
 from guardrails.request.refusal import refuse
 from guardrails.request.routes import RouteTable
 from guardrails.store.contract import KeyedRequirement, Store
@@ -47,6 +47,22 @@ class Nesting:
         self._own_client = identity != Identity()
         self._reads_client = identity != Identity(ipv6_prefix=identity.ipv6_prefix)
         self._route_tables: dict[tuple[str, ...], RouteTable] = {}
+
+    def outer_request(self, environ: dict[str, Any]) -> OpenRequest | None:
+        """Return the open request that an environ with a token belongs to; None for a new request.
+
+        A request is over when its response is closed; its environ, or a copy, may be asked again. So it
+        may also be while the response is open: the throttle that has opened the request gets the same
+        environ from outside once more, or with another client.
+        """
+        reference = current_process().open_requests.get(environ[REQUEST_KEY])
+        outer: OpenRequest | None = None if reference is None else reference()
+        throttle = self._throttle
+        if outer is None or outer.retry_queue is not throttle._retry_queue:
+            return outer
+        client = throttle._clients.read(environ)
+        same = client is outer.who or (client and outer.who and client.address == outer.who.address)
+        return outer if same and not outer.app_returned else None
 
     @interrupt.calls_the_app
     def call(
@@ -93,7 +109,7 @@ class Nesting:
         finally:
             # Restore the outer throttle's keys of the environ.
             outer.exempt = exempt_outside
-            environ[OPEN_REQUEST_KEY] = outer
+            environ[REQUEST_KEY] = outer.token
             environ["guardrails.client"] = outer.client or None
 
     def _open(self, environ: dict[str, Any], outer: OpenRequest) -> OpenRequest:
@@ -152,7 +168,7 @@ class Nesting:
             open_request.store = outer.store
             open_request.guards = outer.guards + throttle.guards
             open_request.names = outer.names + routes.names
-        environ[OPEN_REQUEST_KEY] = open_request
+        environ[REQUEST_KEY] = open_request.token
         return open_request
 
     def _routes_within(self, outer: OpenRequest) -> RouteTable:

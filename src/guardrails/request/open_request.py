@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from guardrails.client.identity import Client
 from guardrails.guards.base import Guard
-from guardrails.request.response import ClosingList, HookedFile, wrap_response
+from guardrails.request.file_wrapper import FILE_WRAPPER, FileWrapper
+from guardrails.request.response import ClosingList, wrap_response
 from guardrails.request.routes import Route
 from guardrails.store.contract import (
     Debit,
@@ -34,8 +36,8 @@ from guardrails.worker.process import WorkerProcess
 DEBIT_INTERVAL = 1.0
 """Seconds between two debits of CPU while a response streams."""
 
-OPEN_REQUEST_KEY = "guardrails.open_request"
-"""Where an inner throttle finds the outer one's open request in the environ."""
+REQUEST_KEY = "guardrails.request"
+"""Where the environ has the token of its open request, by which an inner throttle finds the request."""
 
 _MOST_RETRIED = 65536
 
@@ -85,6 +87,9 @@ class OpenRequest(StoreRequest):
         banned: whether it was refused because its client is banned.
         interruptible: whether a throttle lets a watchdog end it by an exception.
         is_outermost: whether no other throttle stands before the one that opened it.
+        token: what the environ holds of it: apps may encode or copy an environ. The process finds the
+            request by it until its response is closed.
+        app_returned: whether the app's call is over, and the response is not.
     """
 
     exempt = False
@@ -93,6 +98,8 @@ class OpenRequest(StoreRequest):
     banned = False
     interruptible = False
     is_outermost = False
+    token = 0
+    app_returned = False
     _released = False
     _serving = False
     _measuring = False
@@ -101,8 +108,6 @@ class OpenRequest(StoreRequest):
     _debit_at = 0.0
     _charged: tuple[KeyedRequirement, ...] = ()
     _until_return: tuple[Slot, ...] = ()
-    _server_file_wrapper: Callable[..., Any] | None = None
-    _file_response: object = None
 
     def __init__(
         self,
@@ -130,6 +135,9 @@ class OpenRequest(StoreRequest):
             self.client = who.text
             if who.known:
                 self.ban_key = who.key
+        self.token = next(worker.request_tokens)
+        # Weakly: a request that is dropped is released by that.
+        worker.open_requests[self.token] = ref(self)
 
     method = property(lambda self: self.route.method)
     host = property(lambda self: self.route.host)
@@ -149,19 +157,20 @@ class OpenRequest(StoreRequest):
         # A watchdog names a request by its generation. It is 0 for a request that is in no store.
         if self.interruptible and self.generation:
             app = self.interruptible_work(app)
-        if environ.get("wsgi.file_wrapper"):
+        if environ.get(FILE_WRAPPER):
             response = self._call_with_file_wrapper(app, environ, start_response)
         else:
             response = self.measure(app, environ, start_response)
         if self._until_return:
             self._update(self._until_return)
-        if type(response) is list or type(response) is tuple:
+        if type(response) is list:
             # The response is complete: no inner throttle can have anything to do with it.
-            environ.pop(OPEN_REQUEST_KEY, None)
+            self.forget()
             closing = ClosingList(response)
             closing.open_request = self
             return closing
-        return wrap_response(response, self)
+        self.app_returned = True
+        return response if self._file_returned else wrap_response(response, self)
 
     def note_charges(self) -> None:
         """Note which requirements charge CPU, and which slots are released when the app returns."""
@@ -205,11 +214,10 @@ class OpenRequest(StoreRequest):
         """Return whether it has been admitted and its response is not closed."""
         return bool(self.generation) and not self._released
 
-    def is_own_file(self, response: Any) -> bool:
-        """Return whether a response is the file that the app wrapped with the server's wrapper."""
-        file_response, self._file_response = self._file_response, None
-        self._file_returned = response is not None and response is file_response
-        return self._file_returned
+    def forget(self) -> None:
+        """Let nobody find this request by its token any more: who has the token makes a new request."""
+        if self.token:
+            self.worker.open_requests.pop(self.token, None)
 
     def separate(self) -> OpenRequest:
         """Return a new request with the same facts, for what an inner throttle requires now."""
@@ -229,6 +237,7 @@ class OpenRequest(StoreRequest):
 
     def release(self) -> None:
         """Charge the CPU that is not charged yet, and release everything. It may be called again."""
+        self.forget()
         if self._released or not (self.generation or self._serving):
             return
         try:
@@ -259,23 +268,19 @@ class OpenRequest(StoreRequest):
     def _call_with_file_wrapper(
         self, app: Callable[..., Any], environ: dict[str, Any], start_response: Any
     ) -> Any:
-        """Call the app with a file wrapper that notes which file it wraps.
-
-        Afterwards the server's own wrapper is back: some servers test whether a response is one of its
-        instances.
-        """
-        self._server_file_wrapper = environ["wsgi.file_wrapper"]
-        environ["wsgi.file_wrapper"] = self._wrap_file
+        """Call the app with a file wrapper that notes which file it wraps."""
+        servers = environ[FILE_WRAPPER]
+        wrapper = environ[FILE_WRAPPER] = FileWrapper(servers, self)
         try:
-            return self.measure(app, environ, start_response)
+            response = self.measure(app, environ, start_response)
+            self._file_returned = wrapper.wrapped is response and response is not None
+            return response
         finally:
-            environ["wsgi.file_wrapper"] = self._server_file_wrapper
-
-    def _wrap_file(self, file: Any, *block_size: int) -> Any:
-        """Wrap a file in the server's own object, and note that object."""
-        assert self._server_file_wrapper is not None  # noqa: S101 - set before the app runs
-        self._file_response = self._server_file_wrapper(HookedFile(file, self), *block_size)
-        return self._file_response
+            wrapper.open_request = wrapper.wrapped = None
+            # Some servers test whether a response is an instance of their wrapper. What the app has put
+            # in its place, or has removed, stays so.
+            if environ.get(FILE_WRAPPER) is wrapper:
+                environ[FILE_WRAPPER] = servers
 
     def _debits(self) -> Sequence[Debit]:
         microseconds = self._cpu_nanoseconds / 1000

@@ -8,8 +8,10 @@ one. Nothing else in guardrails compares pids.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType
 
 from guardrails.worker.control_pipe import ControlPipe
 from guardrails.worker.hooks import RequestHooks
@@ -43,6 +45,8 @@ class WorkerProcess:
         named_limits: the names of the limits that were requested. No default overrides them.
         cpu_watcher: acts at the soft limit of CPU; None without such a limit.
         size_guards: the size guards in force.
+        open_requests: the requests whose responses are not closed, by their tokens.
+        request_tokens: gives each request its token, which no other process gives a request.
     """
 
     def __init__(self, parent: WorkerProcess | None = None) -> None:
@@ -60,6 +64,9 @@ class WorkerProcess:
         self.named_limits: set[str] = set()
         self.cpu_watcher: CPULimitWatcher | None = None
         self.size_guards: dict[SizeLimit, SizeGuard] = dict(parent.size_guards) if parent else {}
+        self.open_requests: dict[int, ReferenceType[Any]] = {}
+        # Random, but small enough for every JSON encoder: below 2**63.
+        self.request_tokens = itertools.count(int.from_bytes(os.urandom(7), "big") << 6)
 
     def close(self) -> None:
         """Remove the files of this process."""

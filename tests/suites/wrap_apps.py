@@ -1,0 +1,112 @@
+"""A pytest plugin for the suites of other projects: it puts guardrails before every app that they call.
+
+SUITES_WAY says how, SUITES_RESULTS names the file that gets the outcome of each test.
+"""
+
+import json
+import logging
+import os
+import wsgiref.simple_server
+import wsgiref.validate
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import guardrails
+from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit
+from guardrails.errors import ConfigurationError
+from guardrails.store.memory import MemoryStore
+from guardrails.store.shared import SharedStore
+
+WAY = os.environ["SUITES_WAY"]
+GUARDS = (
+    BlockAgents("an agent that no suite has"),
+    SpeedLimit("1000000/second", burst=100_000_000),
+    MaxConcurrentReqs(1_000),
+    CPUThrottle("100000%", window="1h"),
+)
+"""All that a request may meet; none of them refuses anything."""
+
+validated = wsgiref.validate.validator
+memory = MemoryStore()
+shared = SharedStore(f"suites-{os.getpid()}", private=True)
+throttles = []
+seen = Counter()
+outcomes = {}
+
+
+def throttled(app, store):
+    """Put guards before an app. What guardrails does not take for one is left to the suite."""
+    try:
+        throttle = guardrails.throttle(app, *GUARDS, store=store, trusted_proxies=())
+    except ConfigurationError:
+        return app
+    throttles.append(throttle.errors)
+
+    def counted(environ, start_response):
+        seen["requests"] += 1
+        response = throttle(environ, start_response)
+        decision = environ.get("guardrails.decision")
+        seen["refused"] += decision is not None and not decision.admitted
+        return response
+
+    return counted
+
+
+WAYS = {
+    "bare": lambda app: app,
+    "memory": lambda app: throttled(app, memory),
+    "shm": lambda app: throttled(app, shared),
+    "nested": lambda app: throttled(throttled(app, memory), shared),
+    "validators alone": lambda app: validated(validated(app)),
+    "validators": lambda app: validated(throttled(validated(app), shared)),
+}
+wrapped = WAYS[WAY]
+
+
+def call_wrapped(owner, name, position):
+    """Have a function or method get its app wrapped."""
+    original = getattr(owner, name)
+
+    def calling(*arguments, **keywords):
+        if len(arguments) > position and callable(arguments[position]):
+            before, after = arguments[:position], arguments[position + 1 :]
+            arguments = (*before, wrapped(arguments[position]), *after)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, calling)
+
+
+def pytest_configure():
+    logging.getLogger("guardrails").disabled = True  # the suites look at what is logged
+    # Falcon's client and Bottle's tests call every app through this.
+    call_wrapped(wsgiref.validate, "validator", 0)
+    call_wrapped(wsgiref.simple_server.WSGIServer, "set_app", 1)
+    with suppress(ImportError):
+        import werkzeug.test
+
+        call_wrapped(werkzeug.test, "run_wsgi_app", 0)
+    with suppress(ImportError):
+        import webob.request
+
+        call_wrapped(webob.request.BaseRequest, "call_application", 1)
+
+
+def pytest_runtest_logreport(report):
+    """Note the worst outcome of the phases of a test."""
+    if outcomes.get(report.nodeid) != "failed" and (
+        report.when == "call" or report.outcome != "passed"
+    ):
+        outcomes[report.nodeid] = report.outcome
+
+
+def pytest_collectreport(report):
+    if report.failed:
+        outcomes[report.nodeid] = "failed"
+
+
+def pytest_sessionfinish():
+    errors = sum(map(Counter, throttles), Counter())
+    shared.close()
+    results = {"outcomes": outcomes, "seen": seen, "errors": errors}
+    Path(os.environ["SUITES_RESULTS"]).write_text(json.dumps(results))
