@@ -69,6 +69,18 @@ def test_a_request_that_nothing_in_the_list_has_a_value_for_is_not_counted(serve
     assert statuses(site, 2) == [200, 200]
 
 
+def test_an_empty_text_of_a_callable_in_a_list_is_no_value(serve):
+    """Otherwise all visitors without a tenant would share one count."""
+
+    def tenant(environ):
+        return environ.get("tenant", "")
+
+    site = serve(SpeedLimit("1/minute", by=[tenant, "client"]))
+
+    assert statuses(site, 2) == [200, 429]
+    assert statuses(site.at("192.0.2.9"), 2) == [200, 429]
+
+
 @pytest.mark.parametrize(
     ("by", "other"),
     [

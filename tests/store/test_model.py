@@ -48,6 +48,7 @@ class StoresAgree(RuleBasedStateMachine):
         self.clock = Clock()
         self.memory = MemoryStore(self.clock)
         self.shared = private_store(self.clock, clients=512, rows=32)
+        self.both("declare", GUARDS)
         self.entered = 0
         self.known = {}
 

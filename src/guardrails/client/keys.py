@@ -114,9 +114,10 @@ def key_function(by: By) -> Key:
     Each key but the client's own is marked by its source. So no client can send a header that makes
     the key of another client, or of a user.
     """
-    keys = [_key_of(one, number) for number, one in enumerate(sources(by))]
-    if len(keys) == 1:
-        return keys[0]
+    several = sources(by)
+    if len(several) == 1:
+        return _key_of(several[0], None)
+    keys = [_key_of(one, number) for number, one in enumerate(several)]
 
     def first_key(request: Request) -> bytes | None:
         for key in keys:
@@ -128,10 +129,13 @@ def key_function(by: By) -> Key:
     return first_key
 
 
-def _key_of(by: ByOne, number: int) -> Key:
-    """Return the key function of one source. `number` is its place in a list."""
+def _key_of(by: ByOne, number: int | None) -> Key:
+    """Return the key function of one source. `number` is its place in a list, None if it is alone."""
     if callable(by):
-        return _marked(f"callable {number}", lambda request: by(request.environ))
+        if number is None:
+            return _marked("callable", lambda request: by(request.environ))
+        # In a list an empty text is no value, so that the next source counts.
+        return _marked(f"callable {number}", lambda request: by(request.environ) or None)
     kind, _, name = by.partition(":")
     if kind == "header" and name:
         variable = "HTTP_" + name.upper().replace("-", "_")
