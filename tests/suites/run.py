@@ -115,6 +115,7 @@ def compare(project, folder):
     for way, base in WAYS.items():
         expected, results = bases[base], run(folder, way, tests)
         failures = new_failures(folder, way, results, expected)
+        say(f"{folder.name}, {way}: {len(failures)} new failures")
         told = [one for one in (expected.trouble, results.trouble) if one]
         if not expected.count("passed"):
             told.append(f"no test passes even in the way {base!r}")
@@ -126,8 +127,11 @@ def compare(project, folder):
         )
         troubles += [f"{folder.name}, {way}: {one}" for one in told]
         troubles += [f"{folder.name}, {way}: new failure: {test}" for test in failures[:MOST_NAMED]]
-    print(f"{folder.name} is done", file=sys.stderr, flush=True)
     return rows, troubles
+
+
+def say(what):
+    print(what, file=sys.stderr, flush=True)
 
 
 def show(rows):

@@ -88,7 +88,7 @@ class OpenRequest(StoreRequest):
         interruptible: whether a throttle lets a watchdog end it by an exception.
         is_outermost: whether no other throttle stands before the one that opened it.
         token: what the environ holds of it: apps may encode or copy an environ. The process finds the
-            request by it until its response is closed.
+            request by it until its response is closed. Then the token is 0.
         app_returned: whether the app's call is over, and the response is not.
     """
 
@@ -216,8 +216,8 @@ class OpenRequest(StoreRequest):
 
     def forget(self) -> None:
         """Let nobody find this request by its token any more: who has the token makes a new request."""
-        if self.token:
-            self.worker.open_requests.pop(self.token, None)
+        token, self.token = self.token, 0
+        self.worker.open_requests.pop(token, None)
 
     def separate(self) -> OpenRequest:
         """Return a new request with the same facts, for what an inner throttle requires now."""
@@ -237,7 +237,8 @@ class OpenRequest(StoreRequest):
 
     def release(self) -> None:
         """Charge the CPU that is not charged yet, and release everything. It may be called again."""
-        self.forget()
+        if self.token:
+            self.forget()
         if self._released or not (self.generation or self._serving):
             return
         try:
