@@ -230,6 +230,7 @@ def test_nice_sets_the_priority_and_only_root_may_go_below_it():
     )
     said = in_a_process(
         "os.setgroups([]) if os.getuid() == 0 else None\n"
+        "os.setpriority(os.PRIO_PROCESS, 0, 0) if os.getuid() == 0 else None\n"
         "os.setuid(65534) if os.getuid() == 0 else None\n"
         "try: guardrails.rlimits(nice=-5).apply()\n"
         "except guardrails.ConfigurationError as error: print(json.dumps(str(error)))"
@@ -485,6 +486,7 @@ def test_what_is_refused_leaves_all_as_it_was():
 NOBODY = """
 if os.getuid() == 0:
     os.setgroups([])
+    os.setpriority(os.PRIO_PROCESS, 0, 0)  # whatever this test runs with
     os.setuid(65534)
 before = [resource.getrlimit(resource.RLIMIT_NOFILE), os.getpriority(os.PRIO_PROCESS, 0)]
 try: guardrails.rlimits(NOFILE='64:', {refused}).apply()
