@@ -303,7 +303,7 @@ WRONG_THROTTLES = [
     wrong(
         "unknown store",
         lambda: throttle(hello, store="mem"),
-        f"store: nothing handles 'mem': {WRITE_A_STORE}",
+        f"store: nothing handles 'mem': {WRITE_A_STORE}; the store of that name is \"shm:mem\"",
     ),
     wrong(
         "redis",
@@ -633,3 +633,27 @@ def test_a_guard_with_arguments_of_its_own_can_be_copied_by_pickle():
     assert again == Tier("paid")
     assert again.tier == "paid"
     assert again.rate == "10/second"
+
+
+def test_a_guard_that_is_given_twice_is_refused_since_the_second_does_nothing():
+    with pytest.raises(
+        ConfigurationError, match="is given twice, and the second does nothing: leave one"
+    ):
+        throttle(hello, SpeedLimit("5/minute"), SpeedLimit("5/minute"))
+
+
+def test_two_equal_rates_with_other_keys_are_two_guards():
+    throttle(hello, SpeedLimit("5/minute"), SpeedLimit("5/minute", by="all"))
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("shop", 'the store of that name is "shm:shop"'),
+        ("shm:shop?client=1000", "client=1000 in 'shm:shop?client=1000' is unknown: write clients; "),
+    ],
+)
+def test_a_misspelt_store_is_told_with_what_was_meant(url, remedy):
+    with pytest.raises(ConfigurationError) as raised:
+        throttle(hello, SpeedLimit("5/minute"), store=url)
+    assert remedy in str(raised.value)

@@ -312,9 +312,17 @@ def test_other_users_of_a_name_have_other_files(folder):
 
 
 def test_reading_makes_no_store(folder):
-    with pytest.raises(StoreError, match="there is no store 'nobody' of uid"):
+    with pytest.raises(StoreError, match=r"no store 'nobody' of uid \d+, which has none: only"):
         open_store("shm:nobody").requests()
     assert not folder.exists()
+
+
+def test_a_misspelt_name_is_told_with_the_stores_that_there_are(folder):
+    store = small("shop")
+    store.requests()
+    with pytest.raises(StoreError, match=r"no store 'shpo' of uid \d+, which has shop: only"):
+        open_store("shm:shpo").requests()
+    store.close()
 
 
 def test_the_only_store_is_found_without_its_name(folder):

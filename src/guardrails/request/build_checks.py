@@ -43,6 +43,11 @@ def check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
                 f"guards: {guard!r} is not a guard: build one first, as in "
                 'throttle(app, SpeedLimit("120/minute"))'
             )
+    for number, guard in enumerate(guards):
+        if guard.name is None and guard in guards[:number]:
+            raise ConfigurationError(
+                f"guards: {guard!r} is given twice, and the second does nothing: leave one of them out"
+            )
     return guards
 
 

@@ -51,6 +51,7 @@ DEFAULT_CLIENTS = 50_000
 DEFAULT_ROWS = 4096
 _PRIVATE = ".private"
 _RESIZE_ATTEMPTS = 2_000
+_MOST_NAMES = 10
 
 
 class FileSpec(NamedTuple):
@@ -96,9 +97,16 @@ def open_store_file(spec: FileSpec, *, create: bool = True) -> StoreFile:
             return file
     raise StoreError(
         "; ".join(problems)
-        or f"store: there is no store {spec.name!r} of uid {os.geteuid()}: only the user that made a "
-        "store can open it, so run this as that user"
+        or f"store: there is no store {spec.name!r} of uid {os.geteuid()}, which has {_names()}: "
+        "only the user that made a store can open it, so correct the name, or run this as that user"
     )
+
+
+def _names() -> str:
+    """Return the names of this user's stores, for a message."""
+    names = sorted({name for folder in directory.folders() for name in stores_in(folder)})
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (", ".join(names[:_MOST_NAMES]) or "none") + more
 
 
 def condemn(file: StoreFile) -> StoreFile | None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -38,6 +39,8 @@ def store_from_url(url: str) -> Store:
     if scheme == "shm" and colon:
         return _shared_store(url, rest)
     remedy = f"use {_HANDLED}"
+    if not colon and _NAME.fullmatch(url):
+        remedy += f'; the store of that name is "shm:{url}"'
     if scheme in ("redis", "rediss", "valkey", "valkeys", "unix"):
         remedy = (
             f"this version has no store for Redis or Valkey yet, which comes as the extra [redis]: "
@@ -152,8 +155,10 @@ def _shared_store(url: str, rest: str) -> Store:
         elif option == "lock" and value in ("mutex", "flock"):
             lock = value
         else:
+            nearest = get_close_matches(option, ("clients", "rows", "private", "lock"), n=1)
+            remedy = f"write {nearest[0]}; " if nearest and nearest[0] != option else ""
             raise ConfigurationError(
-                f"store: {option}={value} in {url!r} is unknown: the options are clients=NUMBER, "
-                "rows=NUMBER, private and lock=flock"
+                f"store: {option}={value} in {url!r} is unknown: {remedy}the options are "
+                "clients=NUMBER, rows=NUMBER, private and lock=flock"
             )
     return SharedStore(name, clients=clients, rows=rows, private=private, lock=lock)
