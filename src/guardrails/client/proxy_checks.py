@@ -111,8 +111,8 @@ class ProxyChecks:
             self._client_is_proxy(
                 proxy,
                 f"its {self._header} {_shown(header)} names no address but those of trusted proxies",
-                "name the proxies alone in trusted_proxies, without the networks of clients; if a program "
-                "on such a host sent it through the proxy, such as curl, nothing is wrong",
+                "name the proxies alone in trusted_proxies, without the networks of clients; if a "
+                "program on such a host sent it through the proxy, such as curl, nothing is wrong",
             )
 
     def junk(self, proxy: bytes | None, header: str) -> None:
