@@ -62,6 +62,8 @@ def on_one_connection(site, target):
                 answers.append(wire.answer())
             except OSError:
                 break
+            if answers[-1].headers.get("connection", "").lower() == "close":
+                break  # werkzeug would read the next request as the rest of this one's body
         return answers
 
 
