@@ -115,7 +115,10 @@ def compare(project, folder):
     for way, base in WAYS.items():
         expected, results = bases[base], run(folder, way, tests)
         failures = new_failures(folder, way, results, expected)
-        say(f"{folder.name}, {way}: {len(failures)} new failures")
+        say(
+            f"{folder.name}, {way}: {results.count('passed')} tests pass, "
+            f"{expected.count('passed')} without guardrails"
+        )
         told = [one for one in (expected.trouble, results.trouble) if one]
         if not expected.count("passed"):
             told.append(f"no test passes even in the way {base!r}")
