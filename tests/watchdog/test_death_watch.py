@@ -62,10 +62,18 @@ def test_a_worker_that_the_watchdog_ends_has_not_died():
 
 
 def test_deaths_from_before_the_watchdog_began_are_not_told():
-    host = Host().dies(7, "/report").worker(8).look()
+    host = Host().dies(7, "/report", seconds_ago=60.0).worker(8).look()
     host.dies(8, "/export").passes(5)
     (told,) = host.told("died")
     assert "/export" in told
+
+
+def test_a_death_between_the_beginning_and_the_first_look_is_told():
+    """A site may make its store, and lose a worker, before the watchdog has looked."""
+    host = Host().worker(7)
+    host.now += 2
+    host.dies(7, "/report", seconds_ago=1.0).look()
+    assert len(host.told("died")) == 1
 
 
 def test_workers_of_other_servers_are_left_to_their_own_watchdogs():

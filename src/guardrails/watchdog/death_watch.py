@@ -66,6 +66,7 @@ class DeathWatch:
         self._view = view
         self._is_mine = is_mine
         self._monotonic = monotonic
+        self._began = monotonic()
         self._last_numbers: dict[str, int] = {}
         self._last_seen: dict[Owner, LastSeen] = {}
         self._oom_kills: dict[Path, int] = {}
@@ -81,10 +82,12 @@ class DeathWatch:
             if watched.name in self._view.failed:
                 continue
             known = self._last_numbers.get(watched.name)
-            deaths = watched.store.deaths(known or 0)
+            deaths = list(watched.store.deaths(known or 0))
             self._last_numbers[watched.name] = deaths[-1].number if deaths else known or 0
             if known is None:
-                continue  # they died before this watchdog began
+                # The others were found dead before this watchdog began.
+                since = self._monotonic() - self._began
+                deaths = [death for death in deaths if death.seconds_ago <= since]
             for owner in dict.fromkeys(death.owner for death in deaths):
                 found = [death for death in deaths if death.owner == owner]
                 # One request may have passed through several stores.
