@@ -7,11 +7,12 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,7 +117,13 @@ def started(stack, command, folder, environ=None):
     """Start a process that is ended with the test."""
     log = stack.enter_context((folder / "log").open("ab"))
     process = subprocess.Popen(
-        command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        command,
+        cwd=folder,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
 
     def end():
@@ -126,6 +133,8 @@ def started(stack, command, folder, environ=None):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
     stack.callback(end)
 
