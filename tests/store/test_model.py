@@ -82,7 +82,7 @@ class StoresAgree(RuleBasedStateMachine):
         names=st.lists(
             st.sampled_from(sorted(REQUIREMENTS)),
             max_size=4,
-            unique_by=lambda name: REQUIREMENTS[name].meters or name,
+            unique_by=lambda name: tuple(each.name for each in REQUIREMENTS[name].meters) or name,
         ),
         key=st.sampled_from(KEYS),
         ban_key=st.sampled_from(KEYS),
