@@ -13,6 +13,7 @@ from pathlib import Path
 from guardrails.store import directory
 from guardrails.store.process_files import is_used
 from guardrails.store.shared import SharedStore
+from guardrails.watchdog.lock import remove_abandoned
 
 FOLDERS = [
     Path(parent, f"guardrails-{os.geteuid()}")
@@ -43,7 +44,11 @@ def left_since(before, seconds=LONGEST_SECONDS):
 
 
 def start_a_worker():
-    """Make a store and look at its workers, as a worker does: both remove what killed ones left."""
+    """Make a store and look at its workers, as a worker does: both remove what killed ones left.
+
+    The files of killed watchdogs, which are kept for a while, are removed too.
+    """
+    remove_abandoned(0)
     store = SharedStore(f"test-leftovers-{os.getpid()}", private=True, clients=16, rows=16)
     try:
         store.workers()

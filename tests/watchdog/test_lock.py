@@ -34,7 +34,7 @@ taken = 0
 while taken < times:
     lock = Lock(name)
     lock.owner()
-    remove_abandoned()
+    remove_abandoned(0)
     if lock.take():
         os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where another process is inside
         taken += 1

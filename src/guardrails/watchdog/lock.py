@@ -26,6 +26,9 @@ from guardrails.store import directory
 from guardrails.store.processes import Owner, is_dead, pid_namespace, this_process
 from guardrails.watchdog.watched import Watched
 
+KEPT_SECONDS = 3600.0
+"""How long the file of a killed watchdog is kept."""
+
 _NOTE_SECONDS = 0.5
 """How long a process may hold the lock before the file says which process that is."""
 
@@ -172,12 +175,18 @@ def owner_text(owner: Owner) -> str:
     return f", pid {owner.pid}" if owner.pid else ", in another container or of an unknown pid"
 
 
-def remove_abandoned() -> None:
-    """Remove the lock files that killed watchdogs of this user have left. Never raises."""
+def remove_abandoned(least_age: float = KEPT_SECONDS) -> None:
+    """Remove the lock files that killed watchdogs of this user have left. Never raises.
+
+    Args:
+        least_age: how long ago a file was last written, in seconds. Newer files are kept, since
+            `restart` finds there the options of a watchdog that was killed.
+    """
     with suppress(OSError, StoreError):
         for path in directory.own_folder().glob("watch-*.lock"):
             with suppress(OSError, StoreError):
-                _remove_abandoned(path)
+                if time.time() - path.stat().st_mtime >= least_age:
+                    _remove_abandoned(path)
 
 
 def _remove_abandoned(path: Path) -> None:
