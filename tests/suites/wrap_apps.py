@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
+import _pytest.monkeypatch
+
 import guardrails
 from guardrails import BlockAgents, CPUThrottle, MaxConcurrentReqs, SpeedLimit, testing
 from guardrails.store.memory import MemoryStore
@@ -94,8 +96,11 @@ def call_wrapped(owner, name, position):
 
 
 def pytest_configure():
-    begin()
+    if not hasattr(_pytest.monkeypatch, "notset"):
+        # Flask's tests import the name that it had before pytest 9.2.
+        _pytest.monkeypatch.notset = _pytest.monkeypatch.NOTSET
     logging.getLogger("guardrails").disabled = True  # the suites look at what is logged
+    begin()
     # Falcon's client and Bottle's tests call every app through this.
     call_wrapped(wsgiref.validate, "validator", 0)
     call_wrapped(wsgiref.simple_server.WSGIServer, "set_app", 1)
