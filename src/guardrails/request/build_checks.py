@@ -53,7 +53,7 @@ def check_guards(guards: Sequence[Guard]) -> Sequence[Guard]:
 
 def check_store(store: Store) -> Store:
     """Return a store that was built. Raises ConfigurationError for anything else."""
-    if not hasattr(store, "enter") or not hasattr(store, "leave"):
+    if not all(hasattr(store, verb) for verb in ("enter", "leave", "declare")):
         raise ConfigurationError(
             f'store: {store!r} is not a store: write a URL, such as "memory:" or "shm:NAME"'
         )

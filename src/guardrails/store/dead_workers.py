@@ -89,6 +89,9 @@ def bury(file: StoreFile, dead: Dead, now: int, number: int) -> tuple[int, int]:
     Returns:
         The numbers of the last record before, and of the last one now.
     """
+    if not (dead.rows or dead.workers):
+        file.drop_rows([], now, number)  # slots that were held for too long
+        return 0, 0
     words = file.words
     entries = {scoreboard.owner_of_entry(file, at): at for at in scoreboard.entries(file)}
     rows_of: dict[Owner, list[int]] = {}

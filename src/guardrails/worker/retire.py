@@ -91,10 +91,10 @@ def retire(say: Callable[[], object], *, one_at_a_time: bool = False) -> bool:
 
 def _is_last(process: WorkerProcess, server: Server) -> bool:
     """Whether nobody is served once this worker retires, as far as is known."""
-    if server.accepts_until_idle or (server.threads == 1 and not can_add_worker(server.name)):
-        return (
-            False  # mod_wsgi goes on accepting; and one request at a time leaves no other to wait for
-        )
+    if server.accepts_until_idle:
+        return False  # mod_wsgi goes on accepting
+    if server.threads == 1 and not can_add_worker(server.name):
+        return False  # a worker with one thread has no other request to wait for
     if not hasattr(process.store, "name"):
         return server.processes == 1  # its store shows this worker alone
     try:
