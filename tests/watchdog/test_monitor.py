@@ -101,6 +101,32 @@ def test_its_loop_looks_until_it_is_told_to_stop(told):
     assert before <= part.looked[0] <= part.looked[1] <= part.looked[2] <= time.monotonic()
 
 
+@pytest.mark.parametrize("hanging_first", [True, False])
+def test_a_part_that_hangs_holds_up_no_other(told, hanging_first):
+    """A file system whose server does not answer, for instance."""
+    stop, hangs, answers = threading.Event(), threading.Event(), threading.Event()
+
+    class Hanging(Part):
+        def look(self, now):
+            super().look(now)
+            hangs.set()
+            answers.wait(JOIN_SECONDS)
+
+    class Last(Part):
+        def look(self, now):
+            assert hangs.wait(JOIN_SECONDS)
+            super().look(now)
+            if len(self.looked) == 3:
+                stop.set()
+                answers.set()
+
+    hanging, other = Hanging(), Last()
+    parts = [hanging, other] if hanging_first else [other, hanging]
+    Monitor(parts, told).run(stop, poll=0)
+
+    assert (len(hanging.looked), len(other.looked)) == (1, 3)
+
+
 def test_its_loop_ends_at_once_in_the_middle_of_a_long_wait(told):
     """Not after `poll`: the test would not come to its end."""
     stop, part = threading.Event(), Part()

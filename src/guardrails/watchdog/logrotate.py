@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from contextlib import suppress
 
 from guardrails.errors import ConfigurationError
@@ -31,6 +32,7 @@ class Logrotate:
     def __init__(self, configuration: str | os.PathLike[str]) -> None:
         self._configuration = absolute_path(configuration, "logrotate")
         self._running: Rotation | None = None
+        self._lock = threading.Lock()  # each log is looked at in a thread of its own
 
     def check(self) -> None:
         """Refuse what cannot work.
@@ -59,13 +61,14 @@ class Logrotate:
         Raises:
             OSError: it cannot be run.
         """
-        if self._running is not None and self._running.error(now) is None:
-            return None
-        # Without a state file, which --force does not need: the usual one belongs to root, and
-        # another logrotate may have it locked.
-        words = [_program() or "logrotate", "--state", "/dev/null", "--force"]
-        self._running = Rotation([*words, str(self._configuration)], now)
-        return self._running
+        with self._lock:
+            if self._running is not None and self._running.error(now) is None:
+                return None
+            # Without a state file, which --force does not need: the usual one belongs to root, and
+            # another logrotate may have it locked.
+            words = [_program() or "logrotate", "--state", "/dev/null", "--force"]
+            self._running = Rotation([*words, str(self._configuration)], now)
+            return self._running
 
 
 class Rotation:
@@ -84,6 +87,7 @@ class Rotation:
         self._until = now + LONGEST_ROTATION
         self._said = b""
         self._error: str | None = None
+        self._lock = threading.Lock()  # other logs ask whether it is over
         self._process = subprocess.Popen(  # noqa: S603 - the operator's own configuration, and no shell
             words,
             stdin=subprocess.DEVNULL,
@@ -104,19 +108,22 @@ class Rotation:
         Args:
             now: monotonic seconds.
         """
-        if self._error is None:
-            status = self._process.poll()
-            self._read()
-            if status is None and now >= self._until:
-                with suppress(OSError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(1)
-                self._end(f"logrotate was killed, since it ran for more than {LONGEST_ROTATION:g} s")
-            elif status is not None:
-                said = brief(self._said.decode(errors="replace").strip().replace("\n", "; "))
-                self._end(f"logrotate ended with status {status}: {said}" if status else "")
-        return self._error
+        with self._lock:
+            if self._error is None:
+                status = self._process.poll()
+                self._read()
+                if status is None and now >= self._until:
+                    with suppress(OSError):
+                        os.killpg(self._process.pid, signal.SIGKILL)
+                    with suppress(subprocess.TimeoutExpired):
+                        self._process.wait(1)
+                    self._end(
+                        f"logrotate was killed, since it ran for more than {LONGEST_ROTATION:g} s"
+                    )
+                elif status is not None:
+                    said = brief(self._said.decode(errors="replace").strip().replace("\n", "; "))
+                    self._end(f"logrotate ended with status {status}: {said}" if status else "")
+            return self._error
 
     def _read(self) -> None:
         """Read what it says, so that it does not wait for a reader. The end of that is kept."""

@@ -66,25 +66,41 @@ class Monitor:
         Args:
             now: monotonic seconds.
         """
-        if isinstance(self._notify, Notifier):
-            self._notify.commands.tidy()
         for number, part in enumerate(self._parts):
-            try:
-                part.look(now)
-            except Exception as error:
-                with suppress(Exception):
-                    self._report(number, part, error, now)
+            self._look_at(number, part, now)
 
     def run(self, stop: threading.Event, poll: float = 1.0) -> None:
         """Look again and again until `stop` is set: the loop of the monitor's thread.
+
+        Each further part looks in a thread of its own. A call of the system can last without end, as
+        on a file system whose server does not answer. It then holds up no other part.
 
         Args:
             stop: ends the loop, also while it waits.
             poll: seconds between two looks.
         """
+        for number, part in list(enumerate(self._parts))[1:]:
+            try:
+                threading.Thread(
+                    target=self._run_part, args=(number, part, stop, poll), name="monitor", daemon=True
+                ).start()
+            except RuntimeError as error:  # too many threads
+                self._report(number, part, error, time.monotonic())
+        self._run_part(0, self._parts[0], stop, poll)
+
+    def _run_part(self, number: int, part: Part, stop: threading.Event, poll: float) -> None:
         while not stop.is_set():
-            self.look(time.monotonic())
+            self._look_at(number, part, time.monotonic())
             stop.wait(poll)
+
+    def _look_at(self, number: int, part: Part, now: float) -> None:
+        if isinstance(self._notify, Notifier):
+            self._notify.commands.tidy()
+        try:
+            part.look(now)
+        except Exception as error:
+            with suppress(Exception):
+                self._report(number, part, error, now)
 
     def _report(self, number: int, part: Part, error: Exception, now: float) -> None:
         kind, name = type(error).__name__, type(part).__name__
@@ -152,8 +168,9 @@ def monitor_from(
     else:
         _needs("logrotate", logrotate, "log")
     disks, pressures = _pairs(disk, "disk", "/var=10%"), _pairs(pressure, "pressure", "memory=20")
-    if disks or pressures or memory is not None or load is not None:
-        parts.append(HostPressure(notify, disk=disks, memory=memory, load=load, pressure=pressures))
+    parts += [HostPressure(notify, disk={path: least}) for path, least in disks.items()]
+    if pressures or memory is not None or load is not None:
+        parts.append(HostPressure(notify, memory=memory, load=load, pressure=pressures))
     return Monitor(parts, notify) if parts else None
 
 
