@@ -30,6 +30,7 @@ OLD_AND_NEW = [
     ("exempt_path", "exempt_paths", ["/upload", "/download"]),
 ]
 PROBED = {
+    "probe_rest": {"probe": "http://127.0.0.1/"},
     "probe_command": {"probe": "http://127.0.0.1/"},
     "probe_signal": {"probe": "http://127.0.0.1/"},
 }
@@ -289,3 +290,21 @@ def test_where_no_command_is_named_a_probe_that_fails_signals_the_master(absent,
             master.kill()
     assert "probe-failed" in told.events
     assert "probe-not-signalled" not in told.events
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "other"),
+    [
+        ("probe_every", "5s", "probe"),
+        ("probe_timeout", "5s", "probe"),
+        ("probe_failures", 2, "probe"),
+        ("probe_cooldown", "5m", "probe"),
+        ("log_max", "1G", "log"),
+        ("growth", "1G", "log"),
+    ],
+)
+def test_an_option_of_what_is_not_watched_is_refused(option, value, other):
+    with pytest.raises(
+        guardrails.ConfigurationError, match=f"^{option}: .* has no effect without {other}:"
+    ):
+        guardrails.watchdog(disk=["/=1%"], **{option: value})

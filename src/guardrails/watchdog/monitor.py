@@ -163,15 +163,26 @@ def monitor_from(
     else:
         _needs("on_failure", on_failure[0] if on_failure else None, "probe")
         _needs("master", master, "probe")
+        _needs("probe_every", _changed(probe_every, "30s"), "probe")
+        _needs("probe_timeout", _changed(probe_timeout, "10s"), "probe")
+        _needs("probe_failures", _changed(probe_failures, 3), "probe")
+        _needs("probe_cooldown", _changed(probe_cooldown, "2m"), "probe")
     if log:
         parts += logs
     else:
         _needs("logrotate", logrotate, "log")
+        _needs("log_max", _changed(log_max, "100M"), "log")
+        _needs("growth", _changed(growth, "50M"), "log")
     disks, pressures = _pairs(disk, "disk", "/var=10%"), _pairs(pressure, "pressure", "memory=20")
     parts += [HostPressure(notify, disk={path: least}) for path, least in disks.items()]
     if pressures or memory is not None or load is not None:
         parts.append(HostPressure(notify, memory=memory, load=load, pressure=pressures))
     return Monitor(parts, notify) if parts else None
+
+
+def _changed(value: object, default: object) -> object:
+    """Return a value that is not the default of its option, and None for the default."""
+    return None if str(value) == str(default) else value
 
 
 def _needs(argument: str, value: object, other: str) -> None:
