@@ -1,6 +1,6 @@
-"""What is checked when a throttle is built: a mistake is a ConfigurationError.
+"""Checks of the arguments of `throttle()`. A mistake is a ConfigurationError.
 
-What only shows while requests come is in setup_checks.py.
+setup_checks.py has the checks of what only requests show.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def left_by_dead(file: StoreFile, *, this_process_too: bool = False) -> Dead:
     return Dead(inspection.rows_of_dead(file, this_process_too=this_process_too), workers)
 
 
-def bury(file: StoreFile, dead: Dead, now: int, number: int) -> tuple[int, int]:
+def record_deaths(file: StoreFile, dead: Dead, now: int, number: int) -> tuple[int, int]:
     """Record the deaths of workers, and free what the workers have left.
 
     A worker that has exited in order, and had no request in flight, is not recorded.

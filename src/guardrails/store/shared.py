@@ -345,7 +345,7 @@ class SharedStore:
             file = self._usable(os.getpid())
         dead = dead_workers.left_by_dead(file)
         if dead.rows or dead.workers:
-            self._bury(file, dead, 0)
+            self._record_deaths(file, dead, 0)
         return file
 
     def _lock_timed_out(self, file: StoreFile, now: float) -> None:
@@ -407,12 +407,14 @@ class SharedStore:
         now = file.clock()
         file.reap_at = now + REAP_INTERVAL
         now = now if self.create else 0
-        self._bury(file, dead_workers.left_by_dead(file, this_process_too=this_process_too), now)
+        self._record_deaths(
+            file, dead_workers.left_by_dead(file, this_process_too=this_process_too), now
+        )
 
-    def _bury(self, file: StoreFile, dead: dead_workers.Dead, now: int) -> None:
+    def _record_deaths(self, file: StoreFile, dead: dead_workers.Dead, now: int) -> None:
         """Record the deaths of workers, free what they have left, and log what their requests were."""
         with suppress(StoreBusyError):
-            before, last = self._call(file.pid, dead_workers.bury, dead, now)
+            before, last = self._call(file.pid, dead_workers.record_deaths, dead, now)
             if last > before and self.create:  # a watchdog tells of them in its own log
                 dead_workers.report(dead_workers.deaths(file, before))
 
