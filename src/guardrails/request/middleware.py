@@ -249,7 +249,7 @@ class Throttle:
             worker.hooks.request_comes()
         client = self._one_client.read(environ)
         # Before the first callable of the user's, which may count by it.
-        environ["guardrails.client"] = (client.text or None) if client is not None else None
+        environ["guardrails.client"] = None if client is None else client.text
         route = self._routes.find(environ)
         requirements = self._routes.requirements(route, client, environ)
         open_request = OpenRequest(
@@ -290,8 +290,9 @@ class Throttle:
         if self._until_checks <= 0:
             self._until_checks = _REQUESTS_BETWEEN_CHECKS
             self._one_client.begin()
-            requests = _REQUESTS_BETWEEN_CHECKS
-            self._check(self._checks.check_traffic, self._bound_by_name, store, requests)
+            self._check(
+                self._checks.check_traffic, self._bound_by_name, store, _REQUESTS_BETWEEN_CHECKS
+            )
 
     def _start_process(self, worker: WorkerProcess, environ: dict[str, Any], store: Store) -> None:
         """At the first request of a process, and so after every fork."""

@@ -124,7 +124,7 @@ class Nesting:
         else:
             client = outer.who and throttle._clients.same(outer.who)
         if self._own_client:
-            environ["guardrails.client"] = (client.text or None) if client is not None else None
+            environ["guardrails.client"] = None if client is None else client.text
         same_store = not self._own_store or _is_same(throttle.store, outer.store)
         asked_there = same_store and outer.is_open() and outer.worker is worker
         # A request is charged to its client, and its client is banned: another client has its own.
